@@ -1,0 +1,50 @@
+# Everything runs from a fresh clone with Python >= 3.11 and make:
+#   make table   the label-noise table on digits (a few minutes on two cores)
+#   make test    the tests
+#   make lint    ruff, mypy, import-linter
+# PYTHON picks the interpreter, VENV the environment's folder, PIP_ARGS goes to pip as it is
+# (for example a constraints file, or an index that holds CPU-only builds of PyTorch),
+# TABLE_ARGS goes to `mcr2 table` (for example TABLE_ARGS="--seeds 0 1 2").
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+TABLE_ARGS ?=
+BIN := $(VENV)/bin
+
+.PHONY: table test slow lint format clean
+
+table: $(VENV)/.installed
+	$(BIN)/mcr2 table --out results/quick $(TABLE_ARGS)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# The stamps are written last, so that an interrupted installation is begun again.
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit("mcr2 needs Python >= 3.11; %s is %s (make PYTHON=... picks another)" % (sys.executable, sys.version.split()[0]) if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[dev]'
+	@touch $(VENV)/.installed $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
