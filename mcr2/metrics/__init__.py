@@ -1,0 +1,13 @@
+"""Measures of predictions and features: pure functions, one file a family.
+
+- :mod:`~mcr2.metrics.accuracy`: accuracy and its standard error;
+- :mod:`~mcr2.metrics.coding`: R, R_c, ΔR on unit-norm features;
+- :mod:`~mcr2.metrics.memorization`: what became of wrong labels, and the terminal phase;
+- :mod:`~mcr2.metrics.rank`: in how many dimensions features spread.
+
+Families are used by their module (``rank.feature_rank``): two of them share a function's name.
+"""
+
+from mcr2.metrics import accuracy, coding, memorization, rank
+
+__all__ = ["accuracy", "coding", "memorization", "rank"]

@@ -1,0 +1,103 @@
+"""Memorization: how many labels a network has fitted, and what became of the wrong ones.
+
+A training label is *wrong* where it differs from the clean one; redrawing a label can hit the
+true class, so wrong labels are fewer than redrawn ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from mcr2.metrics.accuracy import accuracy
+
+
+@dataclass(frozen=True)
+class Memorization:
+    """Fit of the noisy training labels, and of the wrong ones among them.
+
+    Args:
+        fit_noisy: accuracy on all noisy training labels.
+        fit_corrupted: share of wrong-labelled samples predicted as their wrong label; None where
+            no label is wrong or clean labels are unknown.
+        recovered: share of them predicted as their true label; None likewise. The two sum to at
+            most 1.
+    """
+
+    fit_noisy: float
+    fit_corrupted: float | None
+    recovered: float | None
+
+
+def memorization(
+    predictions: Tensor, noisy_labels: Tensor, clean_labels: Tensor | None
+) -> Memorization:
+    """Measure how predictions on *training* samples relate to noisy and clean labels.
+
+    ``fit_corrupted = mean_{i: y_i ≠ y*_i} 1[ŷ_i = y_i]``, ``recovered`` the same with ``y*_i``.
+
+    Args:
+        predictions: ŷ ``(N,)``.
+        noisy_labels: y ``(N,)``, as trained on.
+        clean_labels: y* ``(N,)``, or None where unknown.
+
+    Raises:
+        TypeError, ValueError: as :func:`mcr2.metrics.accuracy.accuracy`.
+
+    Example:
+        >>> import torch
+        >>> noisy, clean = torch.tensor([0, 1, 2, 0]), torch.tensor([0, 1, 1, 2])
+        >>> memorization(torch.tensor([0, 1, 2, 2]), noisy, clean)
+        Memorization(fit_noisy=0.75, fit_corrupted=0.5, recovered=0.5)
+    """
+    fit_noisy = accuracy(predictions, noisy_labels)
+    if clean_labels is None:
+        return Memorization(fit_noisy, None, None)
+    accuracy(predictions, clean_labels)  # the same checks for the clean labels
+    noisy, clean = noisy_labels.to(predictions.device), clean_labels.to(predictions.device)
+    wrong = noisy != clean
+    if not bool(wrong.any()):
+        return Memorization(fit_noisy, None, None)
+    predicted = predictions[wrong]
+    return Memorization(
+        fit_noisy, accuracy(predicted, noisy[wrong]), accuracy(predicted, clean[wrong])
+    )
+
+
+def terminal_phase(
+    fit_noisy: Sequence[float], *, threshold: float = 0.99, patience: int = 3
+) -> int | None:
+    """Return where the terminal phase began, or None where it never did.
+
+    It is the first evaluation of the first ``patience`` consecutive ones with
+    ``fit_noisy >= threshold`` (the phase past zero training error of Papyan, Han & Donoho 2020,
+    read off noisy labels). NaN counts as below.
+
+    Args:
+        fit_noisy: accuracy on the noisy training labels, one number an evaluation.
+        threshold: in [0, 1].
+        patience: at least 1.
+
+    Returns:
+        An index into ``fit_noisy``, or None.
+
+    Raises:
+        ValueError: ``threshold`` or ``patience`` out of range.
+
+    Example:
+        >>> terminal_phase([0.2, 0.99, 0.98, 0.99, 1.0, 1.0])
+        3
+    """
+    if not 0 <= threshold <= 1 or patience < 1:
+        raise ValueError(
+            "threshold lies in [0, 1] and patience is at least 1; got "
+            f"threshold={threshold}, patience={patience}"
+        )
+    run = 0
+    for index, fit in enumerate(fit_noisy):
+        run = run + 1 if fit >= threshold else 0
+        if run == patience:
+            return index - patience + 1
+    return None

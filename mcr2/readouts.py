@@ -1,0 +1,460 @@
+"""Classifiers on frozen features: fitted once on ``(features, labels)``, in closed form.
+
+A readout turns features ``(N, d)`` into class scores ``(N, K)``. :data:`READOUTS` maps a name to
+its fit function; :func:`fit_readout` fits by name, with the number of components of a subspace
+behind an ``@`` (``nearest_subspace@3``), and also knows ``head``, the objective's own linear
+classifier. Fit on the *noisy* training labels, as a user would have them; on clean labels only
+as a named diagnostic.
+
+All of it is computed in float64, on the features' device: features of a collapsed network differ
+from their class mean by less than float32 resolves, and the cost is a few milliseconds. (MPS has
+no float64; there the readout lives on the CPU and predictions are brought back.) A class without
+a training sample scores -inf and is never predicted.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+#: The ridge penalty in units of the features' mean variance.
+RIDGE = 1e-3
+
+#: Scores of a nearest-subspace readout are computed for this many numbers at a time.
+_CHUNK = 1 << 22
+
+
+class Readout(ABC):
+    """What every readout offers: ``scores`` and the class that scores highest."""
+
+    @abstractmethod
+    def scores(self, features: Tensor) -> Tensor:
+        """Map features ``(N, d)`` to float64 scores ``(N, K)``; higher is better."""
+
+    def predict(self, features: Tensor) -> Tensor:
+        """Return the best-scoring class of each sample, int64 ``(N,)`` on the features' device."""
+        return self.scores(features).argmax(dim=1).to(features.device)
+
+
+@dataclass(frozen=True, eq=False)
+class LinearClassifier(Readout):
+    """Scores ``W h + b``: a ridge fit, or the objective's own head.
+
+    Args:
+        weight: W, ``(K, d)``.
+        bias: b, ``(K,)``; -inf for a class never to be predicted.
+
+    Raises:
+        ValueError: shapes that do not fit each other.
+
+    Example:
+        >>> head = LinearClassifier(torch.eye(2), torch.tensor([0.0, 3.0]))
+        >>> head.predict(torch.tensor([[5.0, 1.0], [1.0, 0.0]]))
+        tensor([0, 1])
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __post_init__(self) -> None:
+        if self.weight.ndim != 2 or self.bias.shape != self.weight.shape[:1]:
+            raise ValueError(
+                "weight must be (K, d) and bias (K,); got "
+                f"{tuple(self.weight.shape)} and {tuple(self.bias.shape)}"
+            )
+
+    def scores(self, features: Tensor) -> Tensor:
+        """Return ``H Wᵀ + b``."""
+        H = _features(features, self.weight.shape[1])
+        return H @ self.weight.to(H).T + self.bias.to(H)
+
+
+@dataclass(frozen=True, eq=False)
+class ClassMeans(Readout):
+    """Scores ``-‖h - μ_k‖²``: the nearest class mean.
+
+    Args:
+        means: ``(K, d)``.
+        present: bool ``(K,)``; False for a class without training samples.
+
+    Example:
+        >>> means = ClassMeans(torch.tensor([[0.0], [4.0]]), torch.tensor([True, True]))
+        >>> means.scores(torch.tensor([[1.0]]))
+        tensor([[-1., -9.]], dtype=torch.float64)
+    """
+
+    means: Tensor
+    present: Tensor
+
+    def scores(self, features: Tensor) -> Tensor:
+        """Return minus the squared distances to the class means."""
+        H, M, present = _about_centre(features, self.means, self.present)
+        return (-_sq_distances(H, M)).masked_fill_(~present, -torch.inf)
+
+
+@dataclass(frozen=True, eq=False)
+class ClassSubspaces(Readout):
+    """Scores ``-‖(I - U_k U_kᵀ)(h - μ_k)‖²``: the nearest class subspace.
+
+    Args:
+        means: the points μ_k the subspaces pass through, ``(K, d)``; zero where uncentred.
+        bases: U_k, ``(K, d, n)``; columns are orthonormal, or zero where the class has fewer
+            than n directions.
+        present: bool ``(K,)``; False for a class without training samples.
+
+    Example:
+        >>> axes = torch.eye(2)[:, :, None]
+        >>> lines = ClassSubspaces(torch.zeros(2, 2), axes, torch.tensor([True, True]))
+        >>> lines.scores(torch.tensor([[3.0, 1.0], [-1.0, -2.0]]))
+        tensor([[-1., -9.], [-4., -1.]], dtype=torch.float64)
+    """
+
+    means: Tensor
+    bases: Tensor
+    present: Tensor
+
+    def scores(self, features: Tensor) -> Tensor:
+        """Return minus the squared residuals ``‖h - μ_k‖² - ‖U_kᵀ(h - μ_k)‖²``."""
+        H, M, present = _about_centre(features, self.means, self.present)
+        K, d, n = self.bases.shape
+        U = self.bases.to(H)
+        columns = U.transpose(0, 1).reshape(d, K * n)
+        offsets = torch.einsum("kd,kdn->kn", M, U)
+        residuals = torch.empty(len(H), K, dtype=H.dtype, device=H.device)
+        rows = max(1, _CHUNK // (K * n))
+        for part, out in zip(torch.split(H, rows), torch.split(residuals, rows), strict=True):
+            inside = ((part @ columns).view(-1, K, n) - offsets).square_().sum(dim=2)
+            torch.sub(_sq_distances(part, M), inside, out=out)
+        return residuals.clamp_(min=0).neg_().masked_fill_(~present, -torch.inf)
+
+
+@dataclass(frozen=True, eq=False)
+class ClassBases:
+    """All principal directions of every class, from which any ``n_components`` is a slice.
+
+    Args:
+        means: class means ``(K, d)``, or zeros where uncentred.
+        bases: ``(K, d, d)``, columns by falling energy; zero past the rank of the class.
+        energies: eigenvalues of the class second moments ``(K, d)``, falling.
+        present: bool ``(K,)``.
+    """
+
+    means: Tensor
+    bases: Tensor
+    energies: Tensor
+    present: Tensor
+
+    def subspaces(self, n_components: int) -> ClassSubspaces:
+        """Return the nearest-subspace readout on the leading ``n_components`` directions.
+
+        A class of lower rank keeps the directions it has.
+
+        Raises:
+            ValueError: ``n_components`` outside 1 ... d - 1; with d of them nothing is left over
+                and every class fits every sample.
+        """
+        d = self.bases.shape[1]
+        if not 1 <= n_components < d:
+            raise ValueError(
+                f"n_components is {n_components}; with {d}-dimensional features it must be at "
+                f"least 1 and below {d}"
+            )
+        # A copy, so that a kept readout does not keep the full bases alive.
+        leading = self.bases[:, :, :n_components].clone()
+        return ClassSubspaces(self.means, leading, self.present)
+
+
+def class_bases(
+    features: Tensor, labels: Tensor, *, num_classes: int, centred: bool = False
+) -> ClassBases:
+    """Diagonalise the second moment of every class.
+
+    ``S_k = (1/n_k) Σ_{y=k} (h - μ_k)(h - μ_k)ᵀ``, with ``μ_k = 0`` where not ``centred``. One
+    eigendecomposition serves every number of components (a sensitivity curve is free).
+
+    Args:
+        features: ``(N, d)``, floating.
+        labels: ``(N,)``, integers in 0 ... num_classes - 1.
+        num_classes: K.
+        centred: subtract class means first (PCA); otherwise subspaces through the origin.
+
+    Returns:
+        ``ClassBases``, float64.
+
+    Raises:
+        TypeError: features not floating or labels not integers.
+        ValueError: shapes, labels out of range, features that are not finite.
+
+    Example:
+        >>> H = torch.tensor([[2.0, 0.0], [-2.0, 0.0], [1.0, 1.0]])
+        >>> bases = class_bases(H, torch.tensor([0, 0, 1]), num_classes=2)
+        >>> bases.energies
+        tensor([[4., 0.], [2., 0.]], dtype=torch.float64)
+        >>> bases.subspaces(1).predict(torch.tensor([[-3.0, 0.1], [-1.0, -1.2]]))
+        tensor([0, 1])
+    """
+    H, y = _training_set(features, labels, num_classes)
+    d = H.shape[1]
+    means, counts = _class_means(H, y, num_classes)
+    if centred:
+        # Before the products, not S - μμᵀ after them: that cancels where the mean is large.
+        H = H - means[y]
+    else:
+        means = torch.zeros_like(means)
+    by_class = torch.split(H[torch.argsort(y)], counts.tolist())
+    moments = torch.stack([block.T @ block for block in by_class])
+    energies, bases = torch.linalg.eigh(moments / counts.clamp(min=1).view(-1, 1, 1))
+    energies, bases = energies.flip(1).clamp_(min=0), bases.flip(2)
+    # Past the rank of a class the eigenvectors are arbitrary and would absorb test samples.
+    eps = torch.finfo(energies.dtype).eps
+    order = torch.arange(d, device=H.device)
+    rank = (counts - int(centred)).view(-1, 1)
+    real = (energies > d * eps * energies[:, :1]) & (order < rank)
+    return ClassBases(means, bases * real.unsqueeze(1), energies * real, counts > 0)
+
+
+def fit_nearest_subspace(
+    features: Tensor, labels: Tensor, *, num_classes: int, n_components: int
+) -> ClassSubspaces:
+    """Fit subspaces through the origin: the leading right singular vectors of each class.
+
+    ``score_k(h) = -‖(I - U_k U_kᵀ) h‖²``, as in Yu et al. (2020), "Learning Diverse and
+    Discriminative Representations via the Principle of Maximal Coding Rate Reduction".
+
+    Arguments and errors as :func:`class_bases`; ``n_components`` from 1 to d - 1, and a class of
+    lower rank keeps the directions it has.
+
+    Example:
+        >>> H = torch.tensor([[2.0, 0.0], [-2.0, 0.0], [0.0, 1.0]])
+        >>> readout = fit_nearest_subspace(
+        ...     H, torch.tensor([0, 0, 1]), num_classes=2, n_components=1
+        ... )
+        >>> readout.predict(torch.tensor([[-5.0, 1.0], [1.0, -5.0]]))
+        tensor([0, 1])
+    """
+    return class_bases(features, labels, num_classes=num_classes).subspaces(n_components)
+
+
+def fit_nearest_subspace_centred(
+    features: Tensor, labels: Tensor, *, num_classes: int, n_components: int
+) -> ClassSubspaces:
+    """Fit affine subspaces: the class mean and the leading PCA directions about it.
+
+    ``score_k(h) = -‖(I - U_k U_kᵀ)(h - μ_k)‖²``, the variant with PCA. Arguments and errors as
+    :func:`class_bases`; ``n_components`` from 1 to d - 1.
+
+    Example:
+        >>> H = torch.tensor([[-1.0, 1.0], [1.0, 1.0], [-1.0, 3.0], [1.0, 3.0]])
+        >>> H += torch.tensor([[0.0, 0.1], [0.0, 0.1], [0.0, 0.0], [0.0, 0.0]])
+        >>> readout = fit_nearest_subspace_centred(
+        ...     H, torch.tensor([0, 0, 1, 1]), num_classes=2, n_components=1
+        ... )
+        >>> readout.predict(torch.tensor([[9.0, 1.0], [-9.0, 3.0]]))
+        tensor([0, 1])
+    """
+    bases = class_bases(features, labels, num_classes=num_classes, centred=True)
+    return bases.subspaces(n_components)
+
+
+def fit_class_mean(features: Tensor, labels: Tensor, *, num_classes: int) -> ClassMeans:
+    """Fit the nearest-class-mean classifier, ``score_k(h) = -‖h - μ_k‖²``.
+
+    Arguments and errors as :func:`class_bases`.
+
+    Example:
+        >>> H = torch.tensor([[0.0], [2.0], [9.0]])
+        >>> fit_class_mean(H, torch.tensor([0, 0, 2]), num_classes=3).means.flatten()
+        tensor([1., 0., 9.], dtype=torch.float64)
+    """
+    H, y = _training_set(features, labels, num_classes)
+    means, counts = _class_means(H, y, num_classes)
+    return ClassMeans(means, counts > 0)
+
+
+def fit_ridge(features: Tensor, labels: Tensor, *, num_classes: int) -> LinearClassifier:
+    """Fit ridge regression on one-hot labels, bias unpenalised.
+
+    ``min_{W,b} (1/N) ‖H Wᵀ + 1 bᵀ - Y‖_F² + λ ‖W‖_F²`` with ``λ = 1e-3 · tr(H̄ᵀH̄)/(N d)``: the
+    penalty is a thousandth of the features' mean variance, so that scaling the features changes
+    no prediction and copying the data set changes nothing. Solved by
+    ``(H̄ᵀH̄/N + λI) Wᵀ = H̄ᵀȲ/N``, ``b = ȳ - W h̄``, bars for "minus the mean over samples".
+    (scikit-learn's ``Ridge(alpha)`` has ``alpha = λ N``.) A class without samples has W = 0
+    and b = -inf. Arguments and errors as :func:`class_bases`.
+
+    Example:
+        >>> H = torch.tensor([[0.0], [1.0], [4.0], [5.0]])
+        >>> readout = fit_ridge(H, torch.tensor([0, 0, 1, 1]), num_classes=2)
+        >>> readout.predict(torch.tensor([[2.4], [2.6]]))
+        tensor([0, 1])
+    """
+    H, y = _training_set(features, labels, num_classes)
+    N, d = H.shape
+    Y = torch.nn.functional.one_hot(y, num_classes).to(H)
+    mean, share = H.mean(dim=0), Y.mean(dim=0)
+    H = H - mean
+    gram = H.T @ H / N
+    penalty = RIDGE * gram.trace() / d
+    # Features without spread carry nothing: any positive penalty then gives W = 0.
+    penalty = torch.where(penalty > 0, penalty, torch.ones_like(penalty))
+    gram.diagonal().add_(penalty)
+    # H is centred, so H̄ᵀY = H̄ᵀȲ.
+    weight = torch.linalg.solve(gram, H.T @ Y / N).T.contiguous()
+    bias = (share - weight @ mean).masked_fill(share == 0, -torch.inf)
+    return LinearClassifier(weight, bias)
+
+
+#: Fit functions by name, ``fit(features, labels, *, num_classes[, n_components])``.
+READOUTS: dict[str, Callable[..., Readout]] = {
+    "nearest_subspace": fit_nearest_subspace,
+    "nearest_subspace_centred": fit_nearest_subspace_centred,
+    "class_mean": fit_class_mean,
+    "ridge": fit_ridge,
+}
+
+#: The members of :data:`READOUTS` that need a number of components behind an ``@``.
+WITH_COMPONENTS = frozenset({"nearest_subspace", "nearest_subspace_centred"})
+
+
+def parse_readout(name: str) -> tuple[str, int | None]:
+    """Split a readout's name into its kind and its number of components.
+
+    Args:
+        name: ``"head"``, a member of :data:`READOUTS`, or for the subspaces ``"kind@n"``.
+
+    Returns:
+        The kind, and n or None.
+
+    Raises:
+        TypeError: not a string.
+        ValueError: an unknown kind; a number missing, unwanted, or no positive integer. That n
+            is below d is checked at the fit.
+
+    Example:
+        >>> parse_readout("nearest_subspace@3"), parse_readout("head")
+        (('nearest_subspace', 3), ('head', None))
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"a readout's name is a string; got {type(name).__name__}")
+    kind, at, number = name.partition("@")
+    if kind not in READOUTS and kind != "head":
+        allowed = ["head", *(k + "@n" * (k in WITH_COMPONENTS) for k in READOUTS)]
+        raise ValueError(f"unknown readout {name!r}; choose from {', '.join(allowed)}")
+    if kind not in WITH_COMPONENTS:
+        if at:
+            raise ValueError(f"readout {name!r}: {kind} takes no number of components")
+        return kind, None
+    # One spelling for one readout, since names are keys in records: no sign, no leading zero.
+    if not (number.isascii() and number.isdigit() and number[0] != "0"):
+        raise ValueError(
+            f"readout {name!r}: {kind} needs a number of components from 1, as in {kind}@3"
+        )
+    return kind, int(number)
+
+
+def fit_readout(
+    name: str,
+    features: Tensor,
+    labels: Tensor,
+    *,
+    num_classes: int,
+    head: tuple[Tensor, Tensor | None] | None = None,
+) -> Readout:
+    """Fit the named readout.
+
+    Args:
+        name: as for :func:`parse_readout`.
+        features: training features ``(N, d)``.
+        labels: their labels ``(N,)``, as trained on.
+        num_classes: K.
+        head: the objective's own ``(W, b)``, ``(K, d)`` and ``(K,)`` or None for no bias; read by
+            ``"head"`` only.
+
+    Returns:
+        A :class:`Readout`.
+
+    Raises:
+        TypeError, ValueError: as :func:`parse_readout` and the fit functions; ``"head"`` without
+            a head, or with one of other than K classes and d features.
+
+    Example:
+        >>> H = torch.tensor([[1.0, 0.0], [2.0, 0.1], [0.0, -1.0]])
+        >>> y = torch.tensor([0, 0, 1])
+        >>> fit_readout("nearest_subspace@1", H, y, num_classes=2).predict(H)
+        tensor([0, 0, 1])
+    """
+    kind, n_components = parse_readout(name)
+    if n_components is not None:
+        return READOUTS[kind](features, labels, num_classes=num_classes, n_components=n_components)
+    if kind != "head":
+        return READOUTS[kind](features, labels, num_classes=num_classes)
+    if head is None:
+        raise ValueError("readout 'head' needs the objective's own classifier (W, b); it has none")
+    weight, bias = head
+    _training_set(features, labels, num_classes)
+    if weight.shape != (num_classes, features.shape[1]):
+        raise ValueError(
+            f"the head's weight must be {(num_classes, features.shape[1])}; "
+            f"got {tuple(weight.shape)}"
+        )
+    bias = weight.new_zeros(num_classes) if bias is None else bias
+    # Cloned: a readout keeps its answer when training goes on.
+    return LinearClassifier(weight.detach().clone(), bias.detach().clone())
+
+
+def _features(features: Tensor, width: int | None = None) -> Tensor:
+    """Check features ``(N, d)`` and return them in float64."""
+    if not isinstance(features, Tensor) or not features.is_floating_point():
+        given = features.dtype if isinstance(features, Tensor) else type(features).__name__
+        raise TypeError(f"features must be a floating tensor; got {given}")
+    if features.ndim != 2 or (width is not None and features.shape[1] != width):
+        wanted = "(N, d)" if width is None else f"(N, {width})"
+        raise ValueError(f"features must have shape {wanted}; got {tuple(features.shape)}")
+    if not bool(torch.isfinite(features).all()):
+        raise ValueError("features must be finite; got NaN or infinity")
+    features = features.detach()
+    return (features.cpu() if features.device.type == "mps" else features).double()
+
+
+def _training_set(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Check a training set and return float64 features and int64 labels on one device."""
+    H = _features(features)
+    if min(H.shape) < 1:
+        raise ValueError(f"features need a sample and a dimension; got shape {tuple(H.shape)}")
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
+        given = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        raise TypeError(f"labels must be an integer tensor; got {given}")
+    if labels.shape != H.shape[:1]:
+        raise ValueError(f"labels must have shape ({len(H)},); got {tuple(labels.shape)}")
+    y = labels.to(H.device, torch.int64)
+    low, high = int(y.min()), int(y.max())
+    if low < 0 or high >= num_classes:
+        raise ValueError(f"labels must be in 0 ... {num_classes - 1}; got {low} ... {high}")
+    return H, y
+
+
+def _class_means(H: Tensor, y: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Return the class means ``(K, d)``, zero for an absent class, and the counts ``(K,)``."""
+    counts = torch.bincount(y, minlength=num_classes)
+    sums = H.new_zeros(num_classes, H.shape[1]).index_add_(0, y, H)
+    return sums / counts.clamp(min=1).unsqueeze(1), counts
+
+
+def _about_centre(
+    features: Tensor, means: Tensor, present: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return features and means relative to the mean of the present means, on one device."""
+    H = _features(features, means.shape[1])
+    M, present = means.to(H), present.to(H.device)
+    # Distances are expanded into products below; about the origin those cancel for large means.
+    centre = M[present].mean(dim=0)
+    return H - centre, M - centre, present
+
+
+def _sq_distances(H: Tensor, M: Tensor) -> Tensor:
+    """Return ``‖h_i - m_k‖²``, ``(N, K)``."""
+    sq = H.square().sum(dim=1, keepdim=True) + M.square().sum(dim=1) - 2 * (H @ M.T)
+    return sq.clamp_(min=0)

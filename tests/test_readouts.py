@@ -1,0 +1,236 @@
+"""Readouts agree with scikit-learn and with float64 loops, and never predict an absent class."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.decomposition import PCA, TruncatedSVD
+from sklearn.linear_model import Ridge
+from sklearn.neighbors import NearestCentroid
+
+from mcr2.readouts import (
+    READOUTS,
+    WITH_COMPONENTS,
+    ClassMeans,
+    LinearClassifier,
+    class_bases,
+    fit_class_mean,
+    fit_readout,
+    fit_ridge,
+    parse_readout,
+)
+
+K, D = 4, 7
+NAMES = [f"{kind}@2" if kind in WITH_COMPONENTS else kind for kind in READOUTS]
+
+
+def blobs(n=300, seed=0, d=D, classes=K):
+    """Overlapping, imbalanced, anisotropic classes: no classifier is perfect on them."""
+    rng = np.random.RandomState(seed)
+    y = np.concatenate([np.arange(classes), rng.binomial(classes - 1, 0.35, n - classes)])
+    mixing = rng.randn(classes, d, d)
+    X = rng.randn(classes, d)[y] + np.einsum("nd,nde->ne", rng.randn(n, d), mixing[y]) / 2
+    return torch.tensor(X, dtype=torch.float32), torch.tensor(y)
+
+
+X, Y = blobs()
+TEST, _ = blobs(seed=1)
+
+
+@pytest.mark.parametrize("n", [1, 3, D - 1])
+def test_the_centred_subspace_is_pca_of_each_class(n):
+    got = fit_readout(f"nearest_subspace_centred@{n}", X, Y, num_classes=K).scores(TEST)
+    for k in range(K):
+        pca = PCA(n, svd_solver="full").fit(X[k == Y].double().numpy())
+        T = TEST.double().numpy()
+        residual = T - pca.inverse_transform(pca.transform(T))
+        np.testing.assert_allclose(got[:, k], -(residual**2).sum(1), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("n", [1, 3, D - 1])
+def test_the_uncentred_subspace_is_the_truncated_svd_of_each_class(n):
+    got = fit_readout(f"nearest_subspace@{n}", X, Y, num_classes=K).scores(TEST)
+    T = TEST.double().numpy()
+    for k in range(K):
+        svd = TruncatedSVD(n, algorithm="arpack").fit(X[k == Y].double().numpy())
+        residual = T - svd.inverse_transform(svd.transform(T))
+        np.testing.assert_allclose(got[:, k], -(residual**2).sum(1), rtol=1e-7, atol=1e-7)
+
+
+def test_class_mean_is_nearest_centroid():
+    oracle = NearestCentroid().fit(X.double().numpy(), Y.numpy())
+    readout = fit_class_mean(X, Y, num_classes=K)
+    np.testing.assert_allclose(readout.means, oracle.centroids_, atol=1e-12)
+    np.testing.assert_array_equal(readout.predict(TEST), oracle.predict(TEST.double().numpy()))
+
+
+def test_ridge_is_ridge_on_one_hot_labels_with_a_free_bias():
+    H, onehot = X.double().numpy(), np.eye(K)[Y.numpy()]
+    penalty = 1e-3 * ((H - H.mean(0)) ** 2).sum() / H.size
+    oracle = Ridge(alpha=penalty * len(H)).fit(H, onehot)
+    readout = fit_ridge(X, Y, num_classes=K)
+    np.testing.assert_allclose(readout.weight, oracle.coef_, atol=1e-10)
+    np.testing.assert_allclose(readout.bias, oracle.intercept_, atol=1e-10)
+
+
+def test_ridge_does_not_change_with_the_scale_or_copies_of_the_data():
+    reference = fit_ridge(X, Y, num_classes=K).scores(TEST)
+    scaled = fit_ridge(X * 64, Y, num_classes=K).scores(TEST * 64)
+    copied = fit_ridge(torch.cat([X, X]), torch.cat([Y, Y]), num_classes=K).scores(TEST)
+    torch.testing.assert_close(scaled, reference)
+    torch.testing.assert_close(copied, reference)
+
+
+def test_ridge_on_constant_features_predicts_the_majority():
+    y = torch.tensor([1, 1, 0])
+    assert fit_ridge(torch.ones(3, 2), y, num_classes=2).predict(torch.randn(4, 2)).eq(1).all()
+
+
+def test_one_eigendecomposition_serves_every_number_of_components():
+    for centred, kind in ((False, "nearest_subspace"), (True, "nearest_subspace_centred")):
+        bases = class_bases(X, Y, num_classes=K, centred=centred)
+        for n in range(1, D):
+            want = fit_readout(f"{kind}@{n}", X, Y, num_classes=K).scores(TEST)
+            torch.testing.assert_close(bases.subspaces(n).scores(TEST), want)
+
+
+def test_energies_are_squared_singular_values_over_the_class_size():
+    bases = class_bases(X, Y, num_classes=K)
+    for k in range(K):
+        block = X[k == Y].double().numpy()
+        s = np.linalg.svd(block, compute_uv=False)
+        np.testing.assert_allclose(bases.energies[k][: len(s)], s**2 / len(block), atol=1e-10)
+        U = bases.bases[k][:, : len(s)]
+        torch.testing.assert_close(U.T @ U, torch.eye(len(s), dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_absent_class_is_never_predicted(name):
+    readout = fit_readout(name, X, Y, num_classes=K + 2)
+    scores = readout.scores(torch.cat([TEST, torch.zeros(1, D)]))
+    assert scores[:, K:].eq(-torch.inf).all()
+    assert scores[:, :K].isfinite().all()
+    assert readout.predict(TEST).max() < K
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_order_of_samples_and_a_rotation_change_no_score(name):
+    permutation = torch.randperm(len(X), generator=torch.Generator().manual_seed(0))
+    Q = torch.linalg.qr(torch.randn(D, D, dtype=torch.float64)).Q
+    reference = fit_readout(name, X, Y, num_classes=K).scores(TEST)
+    moved = fit_readout(name, (X.double() @ Q)[permutation], Y[permutation], num_classes=K)
+    torch.testing.assert_close(moved.scores(TEST.double() @ Q), reference)
+
+
+@pytest.mark.parametrize("name", ["nearest_subspace_centred@2", "class_mean", "ridge"])
+def test_means_of_1e4_beside_a_spread_of_1_change_no_prediction(name):
+    shifted, test = X.double() + 1e4, TEST.double() + 1e4
+    want = fit_readout(name, X, Y, num_classes=K).scores(TEST)
+    got = fit_readout(name, shifted, Y, num_classes=K).scores(test)
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
+
+
+def test_a_class_of_one_sample_is_its_line_or_its_point():
+    H = torch.cat([X, torch.full((1, D), 2.0)])
+    y = torch.cat([Y, torch.tensor([K])])
+    line = fit_readout("nearest_subspace@3", H, y, num_classes=K + 1).scores(TEST)[:, K].double()
+    u = torch.full((D,), D**-0.5, dtype=torch.float64)
+    T = TEST.double()
+    torch.testing.assert_close(line, -(T - torch.outer(T @ u, u)).square().sum(1))
+    point = fit_readout("nearest_subspace_centred@3", H, y, num_classes=K + 1).scores(TEST)[:, K]
+    torch.testing.assert_close(point, -(T - 2).square().sum(1))
+
+
+def test_with_fewer_samples_than_dimensions_every_sample_is_in_its_own_subspace():
+    H, y = torch.randn(6, 20, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 2
+    for name in ("nearest_subspace@10", "nearest_subspace_centred@10", "ridge", "class_mean"):
+        readout = fit_readout(name, H, y, num_classes=2)
+        assert readout.predict(H).equal(y)
+    inside = fit_readout("nearest_subspace@10", H, y, num_classes=2).scores(H)
+    assert inside.gather(1, y[:, None]).abs().max() < 1e-12
+
+
+def test_many_samples_are_scored_in_chunks_as_in_one(monkeypatch):
+    readout = fit_readout("nearest_subspace@2", X, Y, num_classes=K)
+    whole = readout.scores(TEST)
+    monkeypatch.setattr("mcr2.readouts._CHUNK", 100)
+    torch.testing.assert_close(readout.scores(TEST), whole)
+
+
+def test_half_precision_features_give_the_scores_of_their_exact_values():
+    H = X.bfloat16()
+    got = fit_readout("nearest_subspace@2", H, Y, num_classes=K).scores(TEST)
+    want = fit_readout("nearest_subspace@2", H.double(), Y, num_classes=K).scores(TEST)
+    assert torch.equal(got, want)
+
+
+def test_the_head_is_used_as_it_is_and_copied():
+    W, b = torch.randn(K, D), torch.randn(K)
+    readout = fit_readout("head", X, Y, num_classes=K, head=(W, b))
+    want = (TEST @ W.T + b).double()
+    W.zero_()
+    torch.testing.assert_close(readout.scores(TEST), want, rtol=1e-5, atol=1e-5)
+    unbiased = fit_readout("head", X, Y, num_classes=K, head=(torch.eye(K, D), None))
+    torch.testing.assert_close(unbiased.scores(TEST), TEST[:, :K].double())
+
+
+def test_a_fit_needs_no_gradient_and_keeps_none():
+    readout = fit_readout("ridge", X.clone().requires_grad_(), Y, num_classes=K)
+    assert not readout.scores(TEST.clone().requires_grad_()).requires_grad
+
+
+def test_names_parse():
+    assert parse_readout("nearest_subspace_centred@10") == ("nearest_subspace_centred", 10)
+    assert [parse_readout(n)[1] for n in ("head", "ridge", "class_mean")] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("svm", "choose from head, nearest_subspace@n, .*, class_mean, ridge"),
+        ("", "choose from"),
+        ("nearest_subspace", "needs a number"),
+        ("nearest_subspace@", "needs a number"),
+        ("nearest_subspace@0", "needs a number"),
+        ("nearest_subspace@-1", "needs a number"),
+        ("nearest_subspace@03", "needs a number"),
+        ("nearest_subspace@2.5", "needs a number"),
+        ("ridge@3", "takes no number"),
+        ("head@", "takes no number"),
+    ],
+)
+def test_a_wrong_name_is_refused_with_what_is_allowed(name, message):
+    with pytest.raises(ValueError, match=message):
+        parse_readout(name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "features, labels, error, message",
+    [
+        (X[:, 0], Y, ValueError, r"\(N, d\)"),
+        (X[:0], Y[:0], ValueError, "a sample"),
+        (X, Y[1:], ValueError, r"shape \(300,\)"),
+        (X, Y - 1, ValueError, r"0 \.\.\. 3; got -1"),
+        (X, Y + 1, ValueError, r"0 \.\.\. 3; got 1 \.\.\. 4"),
+        (X, Y.float(), TypeError, "integer"),
+        (X.long(), Y, TypeError, "floating"),
+        (X.numpy(), Y, TypeError, "ndarray"),
+        (X.log(), Y, ValueError, "finite"),
+    ],
+)
+def test_bad_training_sets_are_refused(name, features, labels, error, message):
+    with pytest.raises(error, match=message):
+        fit_readout(name, features, labels, num_classes=K)
+
+
+def test_bad_numbers_heads_and_widths_are_refused():
+    with pytest.raises(ValueError, match="below 7"):
+        fit_readout(f"nearest_subspace@{D}", X, Y, num_classes=K)
+    with pytest.raises(ValueError, match="needs the objective's own"):
+        fit_readout("head", X, Y, num_classes=K)
+    with pytest.raises(ValueError, match=r"must be \(4, 7\)"):
+        fit_readout("head", X, Y, num_classes=K, head=(torch.eye(D), torch.zeros(D)))
+    with pytest.raises(ValueError, match=r"\(K, d\)"):
+        LinearClassifier(torch.eye(3), torch.zeros(2))
+    with pytest.raises(ValueError, match=r"\(N, 2\)"):
+        ClassMeans(torch.eye(2), torch.ones(2, dtype=torch.bool)).predict(TEST)

@@ -1,0 +1,97 @@
+"""Selection rules name the right evaluation, and never need a checkpoint already dropped."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcr2.selection import SELECTIONS, Candidate, Selection, make_selection, select
+
+shares = st.one_of(st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.floats(0, 1))
+
+
+def history(validation, test=None):
+    test = validation if test is None else test
+    return [Candidate(5 * i, v, t) for i, (v, t) in enumerate(zip(validation, test, strict=True))]
+
+
+def test_each_rule_reads_its_own_accuracy():
+    h = history([0.1, 0.6, 0.5, 0.4], [0.1, 0.7, 0.9, 0.6])
+    assert {rule: select(rule, h) for rule in SELECTIONS} == {
+        "last": 3,
+        "noisy_validation": 1,
+        "oracle": 2,
+    }
+
+
+def test_ties_go_to_the_earliest():
+    assert select("noisy_validation", history([0.2, 0.5, 0.5, 0.5])) == 1
+    assert select("oracle", history([0.2, 0.5, 0.5, 0.5])) == 1
+
+
+def test_the_evaluation_before_training_can_be_selected():
+    assert [select(rule, history([0.3])) for rule in SELECTIONS] == [0, 0, 0]
+    assert select("noisy_validation", history([0.3, 0.2])) == 0
+
+
+def test_nan_and_missing_accuracies_are_never_selected():
+    for rule in ("noisy_validation", "oracle"):
+        assert select(rule, history([math.nan, None, 0.1, math.nan, 0.3, math.nan])) == 4
+    assert select("last", history([0.1, math.nan])) == 1
+
+
+@given(st.lists(st.tuples(shares, shares), min_size=1, max_size=20))
+def test_a_growing_history_selects_the_newest_or_what_it_selected_before(pairs):
+    h = history(*zip(*pairs, strict=True))
+    for rule in SELECTIONS:
+        kept = None
+        for n in range(1, len(h) + 1):
+            chosen = select(rule, h[:n])
+            assert chosen in (n - 1, kept)
+            kept = chosen
+
+
+@given(st.lists(st.tuples(shares, shares), min_size=1, max_size=20))
+def test_the_selected_accuracy_is_the_largest_and_the_first_such(pairs):
+    validation, test = zip(*pairs, strict=True)
+    h = history(validation, test)
+    assert select("noisy_validation", h) == validation.index(max(validation))
+    assert select("oracle", h) == test.index(max(test))
+
+
+@given(st.lists(st.tuples(shares, shares, shares), min_size=1, max_size=10))
+def test_honest_rules_do_not_see_the_test_set(triples):
+    validation, test, other = zip(*triples, strict=True)
+    for rule in ("last", "noisy_validation"):
+        assert select(rule, history(validation, test)) == select(rule, history(validation, other))
+
+
+def test_a_selection_carries_the_standard_error_of_the_validation_accuracy():
+    h = history([0.1, 0.8, 0.5])
+    got = make_selection("noisy_validation", h, n_validation=100)
+    assert got == Selection("noisy_validation", 5, 1, 0.8, pytest.approx(0.04))
+    unheld = make_selection("last", history([None, None], [0.1, 0.2]), n_validation=0)
+    assert unheld == Selection("last", 5, 1, None, None)
+
+
+@pytest.mark.parametrize(
+    "rule, h, message",
+    [
+        ("best", history([0.1]), "choose from last, noisy_validation, oracle"),
+        ("last", [], "empty"),
+        ("last", [Candidate(5), Candidate(5)], "rise"),
+        ("noisy_validation", history([None, None], [0.1, 0.2]), "held out"),
+        ("noisy_validation", history([math.nan]), "validation accuracy"),
+        ("oracle", [Candidate(0, 0.5)], "test accuracy"),
+    ],
+)
+def test_what_cannot_be_selected_is_named(rule, h, message):
+    with pytest.raises(ValueError, match=message):
+        select(rule, h)
+
+
+@pytest.mark.parametrize("n", [0, -1])
+def test_a_validation_accuracy_needs_validation_samples(n):
+    with pytest.raises(ValueError, match="n_validation"):
+        make_selection("last", history([0.5]), n_validation=n)
