@@ -1,0 +1,290 @@
+"""The contract of an objective, and the two losses that the project compares."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import ce_baseline
+from ce_baseline import CrossEntropy
+from mcr2 import objectives
+from mcr2.objectives import Context, Objective, RateReduction
+
+
+def batch(m: int = 24, d: int = 5, K: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(m)
+    return torch.randn(m, d, generator=generator, dtype=torch.float64), torch.arange(m) % K
+
+
+class Returning(Objective):
+    """Returns what it was told to, whatever the features."""
+
+    def __init__(self, returned, num_classes=3):
+        super().__init__(num_classes)
+        self.returned = returned
+
+    def loss(self, features, labels, context):
+        return self.returned
+
+
+# --- the contract -------------------------------------------------------------------------------
+
+
+class Ramped(Objective):
+    """Fifteen lines: a squared error on a head of its own that grows while training goes on."""
+
+    def __init__(self, num_classes, feature_dim):
+        super().__init__(num_classes)
+        self.head = nn.Linear(feature_dim, num_classes, bias=False)
+
+    def loss(self, features, labels, context):
+        targets = nn.functional.one_hot(labels, self.num_classes).to(features)
+        error = (self.head(features) - targets).square().mean()
+        return context.progress * error, {"error": error, "progress": context.progress}
+
+    def classifier(self):
+        return self.head.weight, None
+
+
+def test_a_loss_of_fifteen_lines_is_an_objective():
+    Z, y = batch()
+    objective = Ramped(num_classes=3, feature_dim=5).double()
+    loss, terms = objective(Z.requires_grad_(), y, Context(progress=0.5))
+    assert float(loss) == pytest.approx(float(terms["error"]) / 2)
+    loss.backward()
+    assert Z.grad.any()
+    assert objective.head.weight.grad.any()
+    assert float(objective(Z, y)[0]) == 0  # no context is one without progress
+    assert objective.embed(Z) is Z
+    assert objective.param_groups() == [{"params": [objective.head.weight]}]
+
+
+def test_terms_come_back_as_detached_scalar_tensors():
+    Z, y = batch()
+    terms = Ramped(num_classes=3, feature_dim=5).double()(Z, y, Context(progress=0.5))[1]
+    assert all(t.shape == () and not t.requires_grad for t in terms.values())
+    assert float(terms["progress"]) == 0.5
+
+
+def test_defaults_without_parameters_and_state():
+    objective = RateReduction(3)
+    assert objective.param_groups() == []
+    assert objective.classifier() is None
+    assert not objective.needs_epoch_features
+    objective.on_epoch(*batch())
+
+
+def test_overriding_on_epoch_asks_for_epoch_features():
+    class Latching(RateReduction):
+        def on_epoch(self, features, labels):
+            self.seen = len(features)
+
+    assert Latching(3).needs_epoch_features
+
+
+def test_an_objective_without_a_loss_cannot_be_made():
+    class Nothing(Objective):
+        pass
+
+    with pytest.raises(TypeError, match=r"Nothing.*loss"):
+        Nothing(3)
+
+
+SCALAR = torch.tensor(1.0)
+
+
+@pytest.mark.parametrize(
+    "returned, message",
+    [
+        (SCALAR, "must return (loss, terms)"),
+        (None, "must return (loss, terms), not NoneType"),
+        (
+            (torch.ones(3), {}),
+            "floating scalar tensor first, not a torch.float32 tensor of shape (3,)",
+        ),
+        ((1.0, {}), "floating scalar tensor first, not float 1.0"),
+        ((torch.tensor(1), {}), "torch.int64"),
+        ((SCALAR, [SCALAR]), "dict of named scalars second, not list"),
+        ((SCALAR, {"z": torch.ones(2)}), "term 'z': a torch.float32 tensor of shape (2,)"),
+        ((SCALAR, {1: SCALAR}), "term 1"),
+        ((SCALAR, {"z": "high"}), "term 'z': str 'high'"),
+    ],
+)
+def test_a_loss_that_returns_something_else_is_refused_by_name(returned, message):
+    with pytest.raises(TypeError, match=r"^Returning\.loss.*" + re.escape(message)):
+        Returning(returned)(*batch())
+
+
+@pytest.mark.parametrize(
+    "features, labels, error, message",
+    [
+        (np.ones((4, 2)), torch.zeros(4).long(), TypeError, "ndarray"),
+        (torch.ones(4, 2).long(), torch.zeros(4).long(), TypeError, "torch.int64"),
+        (torch.ones(4, 2), torch.zeros(4), TypeError, "torch.float32"),
+        (torch.ones(4, 2), torch.zeros(4).bool(), TypeError, "torch.bool"),
+        (torch.ones(4, 2), [0, 1, 0, 1], TypeError, "list"),
+        (torch.ones(4), torch.zeros(4).long(), ValueError, "(4,)"),
+        (torch.ones(0, 2), torch.zeros(0).long(), ValueError, "(0, 2)"),
+        (torch.ones(4, 2), torch.zeros(3).long(), ValueError, "(3,)"),
+        (torch.ones(4, 2), torch.zeros(4, 2).long(), ValueError, "(4, 2)"),
+        (torch.ones(4, 2), torch.zeros(4, device="meta").long(), ValueError, "meta"),
+        (torch.ones(4, 2), torch.tensor([0, 1, 2, 3]), ValueError, "from 0 to 3"),
+        # -100 is a label that PyTorch's cross-entropy would pass over in silence
+        (torch.ones(4, 2), torch.tensor([0, 1, 2, -100]), ValueError, "from -100 to 2"),
+    ],
+)
+@pytest.mark.parametrize("objective", [RateReduction(3), CrossEntropy(3, 2)])
+def test_bad_batches_are_named(objective, features, labels, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        objective(features, labels)
+
+
+@pytest.mark.parametrize(
+    "make, error, message",
+    [
+        (lambda: RateReduction(1), ValueError, "num_classes is 1"),
+        (lambda: RateReduction("3"), TypeError, "num_classes must be an integer, not str"),
+        (lambda: RateReduction(3, eps_sq=0), ValueError, "eps_sq is 0"),
+        (lambda: RateReduction(3, gamma1=-1), ValueError, "gamma1 is -1"),
+        (lambda: RateReduction(3, gamma2=math.nan), ValueError, "gamma2 is nan"),
+        (lambda: RateReduction(3, gamma2="1"), TypeError, "gamma2 must be a number, not str"),
+        (lambda: CrossEntropy(3, 0), ValueError, "feature_dim is 0"),
+        (lambda: CrossEntropy(3, 2.0), TypeError, "feature_dim must be an integer, not float"),
+        (lambda: CrossEntropy(3, 2, label_smoothing=1), ValueError, "label_smoothing is 1"),
+        (lambda: CrossEntropy(3, 2, label_smoothing=None), TypeError, "NoneType"),
+    ],
+)
+def test_bad_arguments_are_named(make, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        make()
+
+
+def test_objectives_are_named_in_visible_dictionaries():
+    assert {"mcr2": RateReduction} == objectives.OBJECTIVES
+    assert {"ce": CrossEntropy} == ce_baseline.OBJECTIVES
+
+
+# --- MCR² ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gamma1, gamma2", [(1, 1), (2.5, 1), (1, 0.3), (0.5, 4)])
+@pytest.mark.parametrize("m, d", [(24, 5), (5, 24)])
+def test_the_mcr2_loss_is_the_papers(m, d, gamma1, gamma2):
+    raw, y = batch(m, d)
+    objective = RateReduction(4, eps_sq=0.4, gamma1=gamma1, gamma2=gamma2)
+    Z = objective.embed(raw)
+    loss, terms = objective(Z, y)
+
+    W, a = Z.numpy().T, d / (m * 0.4)  # the paper's columns
+    expand = np.linalg.slogdet(np.eye(d) + gamma1 * a * W @ W.T)[1] / 2
+    plain = np.linalg.slogdet(np.eye(d) + a * W @ W.T)[1] / 2
+    compress = 0.0
+    for k in range(3):
+        Pi = np.diag((y.numpy() == k).astype(float))
+        trace = np.trace(Pi)
+        logdet = np.linalg.slogdet(np.eye(d) + d / (trace * 0.4) * W @ Pi @ W.T)[1]
+        compress += trace / m * logdet / 2
+    assert float(loss) == pytest.approx(-gamma2 * expand + compress, rel=1e-10)
+    assert float(terms["rate"]) == pytest.approx(plain, rel=1e-10)
+    assert float(terms["compressed_rate"]) == pytest.approx(compress, rel=1e-10)
+    assert float(terms["reduction"]) == pytest.approx(plain - compress, rel=1e-10)
+
+
+@pytest.mark.parametrize("gamma1", [1.0, 3.0])
+def test_the_mcr2_gradient_reaches_raw_features(gamma1):
+    raw, y = batch(8, 3)
+    objective = RateReduction(3, gamma1=gamma1)
+    assert torch.autograd.gradcheck(
+        lambda raw: objective(objective.embed(raw), y)[0], (raw.requires_grad_(),)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_embedded_features_have_unit_norm_and_zero_stays_zero(dtype):
+    raw = torch.tensor([[300.0, 400.0], [3e-3, 4e-3], [0.0, 0.0]], dtype=dtype, requires_grad=True)
+    Z = RateReduction(2).embed(raw)
+    assert Z.norm(dim=1).tolist() == pytest.approx([1, 1, 0], abs=1e-3)
+    RateReduction(2)(Z, torch.tensor([0, 1, 1]))[0].backward()
+    assert torch.isfinite(raw.grad).all()
+
+
+def test_scaling_raw_features_changes_nothing():
+    raw, y = batch()
+    objective = RateReduction(3)
+    torch.testing.assert_close(
+        objective(objective.embed(7 * raw), y)[0], objective(objective.embed(raw), y)[0]
+    )
+
+
+def test_descending_on_the_loss_separates_the_classes():
+    raw, y = batch(30, 6)
+    raw.requires_grad_()
+    objective = RateReduction(3)
+    optimizer = torch.optim.Adam([raw], lr=0.1)
+    for _ in range(150):
+        loss, terms = objective(objective.embed(raw), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    # The maximum for unit norm, three balanced classes of two dimensions each in six.
+    best = 6 / 2 * math.log(1 + 1 / 0.5) - 6 / 6 * math.log(1 + 3 / 0.5)
+    assert 0.98 * best < float(terms["reduction"]) <= best * (1 + 1e-9)
+    Z = objective.embed(raw).detach()
+    assert (Z[y == 0] @ Z[y == 1].T).abs().max() < 0.05
+
+
+# --- cross-entropy ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_is_the_mean_negative_log_softmax(smoothing):
+    Z, y = batch()
+    objective = CrossEntropy(3, 5, label_smoothing=smoothing).double()
+    loss, terms = objective(Z, y)
+
+    W, b = (p.detach().numpy() for p in (objective.head.weight, objective.head.bias))
+    logits = Z.numpy() @ W.T + b
+    logp = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    q = (1 - smoothing) * np.eye(3)[y] + smoothing / 3
+    assert float(loss) == pytest.approx(-(q * logp).sum(1).mean(), rel=1e-12)
+    assert float(terms["cross_entropy"]) == pytest.approx(float(loss))
+    assert float(terms["batch_accuracy"]) == pytest.approx((logits.argmax(1) == y.numpy()).mean())
+
+
+def test_cross_entropy_is_additive_and_the_rates_are_not():
+    Z, y = batch()
+    for objective in (CrossEntropy(3, 5).double(), RateReduction(3)):
+        whole = float(objective(Z, y)[0])
+        halves = (float(objective(Z[:12], y[:12])[0]) + float(objective(Z[12:], y[12:])[0])) / 2
+        assert (whole == pytest.approx(halves, rel=1e-9)) == objective.additive
+
+
+def test_the_head_is_the_classifier_and_is_trained():
+    Z, y = batch()
+    objective = CrossEntropy(3, 5).double()
+    assert objective.readout == "head"
+    assert objective.embed(Z) is Z
+    weight, bias = objective.classifier()
+    assert weight.shape == (3, 5)
+    assert bias.shape == (3,)
+    assert not weight.requires_grad
+    accuracy = ((Z @ weight.T + bias).argmax(1) == y).double().mean()
+    assert float(objective(Z, y)[1]["batch_accuracy"]) == pytest.approx(float(accuracy))
+    assert len(objective.param_groups()[0]["params"]) == 2
+    objective(Z, y)[0].backward()
+    assert objective.head.weight.grad.any()
+
+
+def test_cross_entropy_of_half_precision_features_and_short_labels():
+    Z, y = batch()
+    objective = CrossEntropy(3, 5)
+    full = objective(Z.bfloat16().float(), y)[0]
+    torch.testing.assert_close(objective(Z.bfloat16(), y.to(torch.uint8))[0], full)
+
+
+def test_features_of_another_dimension_are_refused():
+    with pytest.raises(ValueError, match="feature_dim=4"):
+        CrossEntropy(3, 4).double()(*batch())

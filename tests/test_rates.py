@@ -1,0 +1,362 @@
+"""What the coding rates must satisfy, against determinants taken in NumPy."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mcr2.rates import class_coding_rates, coding_rate, rate_reduction
+
+
+def oracle_rate(Z: np.ndarray, weights: np.ndarray, eps_sq: float) -> float:
+    """½ logdet(I + d/(tr Π ε²) Zᵀ Π Z) with Π = diag(weights) written out, in float64."""
+    trace, d = weights.sum(), Z.shape[1]
+    if trace == 0:
+        return 0.0
+    _, logdet = np.linalg.slogdet(np.eye(d) + d / (trace * eps_sq) * Z.T @ np.diag(weights) @ Z)
+    return logdet / 2
+
+
+def oracle(Z: Tensor, labels: Tensor, K: int, eps_sq: float) -> tuple[float, np.ndarray, float]:
+    """R, R_k and R_c of one (m, d) matrix."""
+    features = Z.detach().double().numpy()
+    m = len(features)
+    Pi = (torch.nn.functional.one_hot(labels, K) if labels.dim() == 1 else labels.detach()).numpy()
+    rate = oracle_rate(features, np.ones(m), eps_sq)
+    class_rates = np.array([oracle_rate(features, column, eps_sq) for column in Pi.T])
+    return rate, class_rates, float(Pi.sum(0) / m @ class_rates)
+
+
+def random_features(m: int, d: int, seed: int = 0, *, batch: tuple[int, ...] = ()) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    Z = torch.randn(*batch, m, d, generator=generator, dtype=torch.float64)
+    return torch.nn.functional.normalize(Z, dim=-1)
+
+
+def random_membership(m: int, K: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(m, K, generator=generator, dtype=torch.float64).softmax(1)
+
+
+problems = st.fixed_dictionaries(
+    {
+        "d": st.integers(1, 9),
+        "K": st.integers(1, 6),
+        # Taken modulo K: classes come out unbalanced, and often absent.
+        "labels": st.lists(st.integers(0, 5), min_size=1, max_size=24),
+        "eps_sq": st.floats(0.01, 100),
+        "seed": st.integers(0, 99),
+    }
+)
+
+
+# --- values -------------------------------------------------------------------------------------
+
+
+@settings(max_examples=80, deadline=None)
+@given(problems, st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]))
+def test_hard_rates_equal_the_determinants(problem, dtype):
+    K, labels = problem["K"], torch.tensor(problem["labels"]) % problem["K"]
+    Z = random_features(len(labels), problem["d"], problem["seed"]).to(dtype)
+    rates = rate_reduction(Z, labels, num_classes=K, eps_sq=problem["eps_sq"])
+    rate, class_rates, compressed_rate = oracle(Z, labels, K, problem["eps_sq"])
+    assert rates.rate.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    # The oracle sees the rounded features: half precision loses nothing after the input. What
+    # float32 can lose is its unit times the condition number of I + d/ε² M, at most 1 + d/ε².
+    unit = 1e-14 if dtype == torch.float64 else 5e-7
+    close = {"rtol": 10 * unit, "atol": unit * (1 + problem["d"] / problem["eps_sq"])}
+    np.testing.assert_allclose(rates.rate, rate, **close)
+    np.testing.assert_allclose(rates.class_rates, class_rates, **close)
+    np.testing.assert_allclose(rates.compressed_rate, compressed_rate, **close)
+    np.testing.assert_allclose(rates.reduction, rate - compressed_rate, **close)
+    np.testing.assert_allclose(coding_rate(Z, eps_sq=problem["eps_sq"]), rate, **close)
+    assert rates.reduction >= -close["atol"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(problems)
+def test_soft_rates_equal_the_determinants(problem):
+    m, K = len(problem["labels"]), problem["K"]
+    Z, Pi = random_features(m, problem["d"]), random_membership(m, K, problem["seed"])
+    rates = rate_reduction(Z, Pi, eps_sq=problem["eps_sq"])
+    rate, class_rates, compressed_rate = oracle(Z, Pi, K, problem["eps_sq"])
+    np.testing.assert_allclose(rates.rate, rate, rtol=1e-10)
+    np.testing.assert_allclose(rates.class_rates, class_rates, rtol=1e-10)
+    np.testing.assert_allclose(rates.compressed_rate, compressed_rate, rtol=1e-10)
+    assert rates.reduction >= -1e-12
+
+
+@pytest.mark.parametrize("m, d", [(40, 6), (6, 40)])
+def test_labels_and_their_one_hot_matrix_agree(m, d):
+    Z, labels = random_features(m, d), torch.arange(m) % 3
+    onehot = torch.nn.functional.one_hot(labels, 4).double()
+    for hard, soft in zip(
+        rate_reduction(Z, labels, num_classes=4), rate_reduction(Z, onehot), strict=True
+    ):
+        torch.testing.assert_close(hard, soft)
+
+
+@pytest.mark.parametrize("K, q, n, eps_sq", [(2, 1, 4, 0.5), (3, 4, 8, 0.5), (5, 2, 6, 2.0)])
+def test_orthogonal_isotropic_classes_have_the_closed_form(K, q, n, eps_sq):
+    # Class k: unit vectors whose second moment is I/q on its own q coordinates.
+    d = K * q + 1
+    Z = torch.zeros(K * n, d, dtype=torch.float64)
+    labels = torch.arange(K).repeat_interleave(n)
+    for i, k in enumerate(labels.tolist()):
+        Z[i, k * q + i % q] = 1
+    rates = rate_reduction(Z, labels, eps_sq=eps_sq)
+    rate = K * q / 2 * math.log(1 + d / (K * q * eps_sq))
+    class_rate = q / 2 * math.log(1 + d / (q * eps_sq))
+    assert float(rates.rate) == pytest.approx(rate, rel=1e-12)
+    assert rates.class_rates.tolist() == pytest.approx([class_rate] * K, rel=1e-12)
+    assert float(rates.reduction) == pytest.approx(rate - class_rate, rel=1e-12)
+
+
+def test_one_sample_costs_the_logarithm_of_its_norm_and_nothing_is_saved():
+    z = torch.tensor([[0.6, 0.8, 0.0]], dtype=torch.float64)
+    rates = rate_reduction(z, torch.tensor([1]), num_classes=3, eps_sq=0.5)
+    assert float(rates.rate) == pytest.approx(math.log(1 + 3 / 0.5) / 2)
+    assert rates.class_rates.tolist() == pytest.approx([0, float(rates.rate), 0])
+    assert float(rates.reduction) == pytest.approx(0, abs=1e-12)
+
+
+def test_gamma_inside_the_determinant_is_a_smaller_distortion():
+    Z, gamma = random_features(20, 5), 3.0
+    _, logdet = np.linalg.slogdet(np.eye(5) + gamma * 5 / (20 * 0.5) * (Z.T @ Z).numpy())
+    assert float(coding_rate(Z, eps_sq=0.5 / gamma)) == pytest.approx(logdet / 2, rel=1e-12)
+
+
+# --- invariances --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("m, d", [(30, 7), (7, 30)])
+def test_rotations_signs_and_orders_of_samples_change_nothing(m, d):
+    Z, labels = random_features(m, d), torch.arange(m) % 3
+    reference = rate_reduction(Z, labels)
+    rotation, _ = torch.linalg.qr(random_features(d, d, 1))
+    order = torch.randperm(m, generator=torch.Generator().manual_seed(2))
+    signs = torch.where(torch.arange(m) % 2 == 0, 1.0, -1.0).unsqueeze(1)
+    for Z2, labels2 in ((Z @ rotation, labels), (Z[order], labels[order]), (signs * Z, labels)):
+        for value, expected in zip(rate_reduction(Z2, labels2), reference, strict=True):
+            torch.testing.assert_close(value, expected)
+
+
+def test_renaming_classes_permutes_their_rates():
+    Z, labels, names = random_features(30, 4), torch.arange(30) % 3, torch.tensor([2, 0, 1])
+    renamed = class_coding_rates(Z, names[labels])
+    torch.testing.assert_close(renamed[names], class_coding_rates(Z, labels))
+
+
+@pytest.mark.parametrize("m, d", [(12, 5), (5, 12)])
+@pytest.mark.parametrize("soft", [False, True])
+def test_leading_dimensions_are_independent_problems(m, d, soft):
+    Z = random_features(m, d, batch=(2, 3))
+    labels = random_membership(m, 4) if soft else torch.arange(m) % 3
+    batched = rate_reduction(Z, labels, num_classes=4)
+    assert batched.class_rates.shape == (2, 3, 4)
+    assert batched.rate.shape == batched.compressed_rate.shape == batched.reduction.shape == (2, 3)
+    for i in range(2):
+        for j in range(3):
+            single = rate_reduction(Z[i, j], labels, num_classes=4)
+            for value, expected in zip(batched, single, strict=True):
+                torch.testing.assert_close(value[i, j], expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_any_integer_dtype_of_labels(dtype):
+    Z, labels = random_features(10, 4), torch.arange(10) % 3
+    torch.testing.assert_close(
+        class_coding_rates(Z, labels.to(dtype)), class_coding_rates(Z, labels)
+    )
+
+
+# --- gradients ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("m, d", [(9, 4), (4, 9), (1, 3)])
+def test_gradients_of_hard_rates(m, d):
+    Z, labels = random_features(m, d).requires_grad_(), torch.arange(m) % 3
+    assert torch.autograd.gradcheck(lambda Z: rate_reduction(Z, labels, num_classes=4), (Z,))
+    assert torch.autograd.gradcheck(coding_rate, (Z,))
+
+
+@pytest.mark.parametrize("m, d", [(9, 4), (4, 9)])
+def test_gradients_of_soft_rates_with_respect_to_features_and_membership(m, d):
+    Z, Pi = random_features(m, d).requires_grad_(), random_membership(m, 3).requires_grad_()
+    assert torch.autograd.gradcheck(rate_reduction, (Z, Pi))
+    assert torch.autograd.gradcheck(class_coding_rates, (Z, Pi))
+
+
+def test_second_derivatives_exist():
+    Z, labels = random_features(6, 3).requires_grad_(), torch.arange(6) % 2
+    Pi = random_membership(6, 2).requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda Z: rate_reduction(Z, labels).reduction, (Z,))
+    assert torch.autograd.gradgradcheck(lambda Z, Pi: rate_reduction(Z, Pi).reduction, (Z, Pi))
+
+
+def test_the_gradient_of_r_is_zero_with_respect_to_the_membership():
+    Pi = random_membership(8, 2).requires_grad_()
+    rate = rate_reduction(random_features(8, 3).requires_grad_(), Pi).rate
+    (gradient,) = torch.autograd.grad(rate, Pi, allow_unused=True)
+    assert gradient is None or not gradient.any()
+
+
+def test_an_absent_class_has_rate_zero_and_gradient_zero():
+    Z, labels = random_features(8, 3).requires_grad_(), torch.arange(8) % 2
+    rates = class_coding_rates(Z, labels, num_classes=4)
+    assert rates[2:].tolist() == [0, 0]
+    (gradient,) = torch.autograd.grad(rates[2:].sum(), Z)
+    assert not gradient.any()
+
+    Pi = torch.nn.functional.one_hot(labels, 3).double().requires_grad_()
+    rates = class_coding_rates(Z, Pi)
+    assert rates[2] == 0
+    gradients = torch.autograd.grad(rates[2], (Z, Pi))
+    assert not any(g.any() for g in gradients)
+    (gradient,) = torch.autograd.grad(rate_reduction(Z, Pi).reduction, Pi)
+    assert torch.isfinite(gradient).all()
+
+
+def test_half_precision_features_get_half_precision_gradients():
+    Z = random_features(16, 4).bfloat16().requires_grad_()
+    rate_reduction(Z, torch.arange(16) % 2).reduction.backward()
+    assert Z.grad is not None
+    assert Z.grad.dtype == torch.bfloat16
+    assert torch.isfinite(Z.grad).all()
+
+
+def test_autocast_does_not_lower_the_precision():
+    Z, labels = random_features(64, 8).float(), torch.arange(64) % 4
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = rate_reduction(Z, labels)
+    for value, expected in zip(inside, rate_reduction(Z, labels), strict=True):
+        torch.testing.assert_close(value, expected, rtol=0, atol=0)
+
+
+# --- edges --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_zero_features_cost_nothing(dtype):
+    Z = torch.zeros(6, 4, dtype=dtype, requires_grad=True)
+    rates = rate_reduction(Z, torch.arange(6) % 2)
+    for value in rates:
+        assert not value.any()
+    rates.reduction.backward()
+    assert not Z.grad.any()
+
+
+def test_equal_samples_are_one_direction():
+    Z = random_features(1, 5).expand(12, 5)
+    rates = rate_reduction(Z, torch.arange(12) % 3)
+    assert float(rates.rate) == pytest.approx(math.log(1 + 5 / 0.5) / 2)
+    assert float(rates.reduction) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("m, d", [(40, 6), (6, 40)])
+@pytest.mark.parametrize("eps_sq", [1e-30, 1e-9, 1e6, 1e30])
+def test_huge_and_tiny_distortions_in_float64(m, d, eps_sq):
+    # The oracle is the spectrum: determinants of I + aG leave float64 long before their logarithm.
+    Z = random_features(m, d)
+    singular = np.linalg.svd(Z.numpy(), compute_uv=False)
+    expected = np.log1p(d / (m * eps_sq) * singular**2).sum() / 2
+    assert float(coding_rate(Z, eps_sq=eps_sq)) == pytest.approx(expected, rel=1e-9, abs=1e-14)
+
+
+def test_float32_that_overflows_is_computed_in_float64():
+    Z = random_features(30, 4).float()
+    expected = float(coding_rate(Z.double(), eps_sq=1e-42))
+    got = coding_rate(Z.requires_grad_(), eps_sq=1e-42)
+    assert got.dtype == torch.float32
+    assert float(got) == pytest.approx(expected, rel=1e-6)
+    got.backward()
+    assert torch.isfinite(Z.grad).all()
+    large = 1e30 * random_features(30, 4).float()
+    assert float(coding_rate(large)) == pytest.approx(float(coding_rate(large.double())), rel=1e-6)
+
+
+def test_many_samples_need_no_dense_membership():
+    # A (K, m, m) membership would take 800 GB here.
+    Z = random_features(100_000, 4).float()
+    rates = rate_reduction(Z, torch.arange(100_000) % 20, eps_sq=0.5)
+    assert rates.class_rates.shape == (20,)
+    assert 0 <= float(rates.reduction) < 0.01
+
+
+def test_the_features_are_left_as_they_were():
+    Z, labels = random_features(9, 3), torch.tensor([2, 0, 1] * 3)
+    before = Z.clone(), labels.clone()
+    rate_reduction(Z, labels)
+    assert torch.equal(Z, before[0])
+    assert torch.equal(labels, before[1])
+
+
+# --- refusals -----------------------------------------------------------------------------------
+
+Z64 = random_features(6, 3)
+TWO = torch.arange(6) % 2
+HALVES = torch.full((6, 2), 0.5)
+
+
+@pytest.mark.parametrize(
+    "call, error, message",
+    [
+        (lambda: coding_rate(torch.ones(3, 2).long()), TypeError, "torch.int64"),
+        (lambda: coding_rate(Z64.to(torch.complex128)), TypeError, "complex128"),
+        (lambda: coding_rate(Z64.numpy()), TypeError, "ndarray"),
+        (lambda: coding_rate(torch.ones(3)), ValueError, "(3,)"),
+        (lambda: coding_rate(torch.ones(0, 3)), ValueError, "(0, 3)"),
+        (lambda: coding_rate(torch.ones(3, 0)), ValueError, "(3, 0)"),
+        (lambda: coding_rate(Z64, eps_sq=0), ValueError, "eps_sq is 0"),
+        (lambda: coding_rate(Z64, eps_sq=-1.0), ValueError, "eps_sq is -1.0"),
+        (lambda: coding_rate(Z64, eps_sq=math.nan), ValueError, "eps_sq is nan"),
+        (lambda: coding_rate(Z64, eps_sq="0.5"), TypeError, "eps_sq must be a number, not str"),
+        (lambda: coding_rate(Z64, eps_sq=5e-324), ValueError, "too small for features"),
+        (lambda: rate_reduction(Z64, TWO.tolist()), TypeError, "list"),
+        (lambda: rate_reduction(Z64, TWO.bool()), TypeError, "torch.bool"),
+        (lambda: rate_reduction(Z64, TWO.double()), TypeError, "(6,)"),
+        (lambda: rate_reduction(Z64, HALVES.long()), TypeError, "(6, 2)"),
+        (lambda: rate_reduction(Z64, TWO[:5]), ValueError, "5 labels for 6 samples"),
+        (lambda: rate_reduction(Z64, HALVES[:4]), ValueError, "4 labels for 6 samples"),
+        (lambda: rate_reduction(Z64, TWO + 1, num_classes=2), ValueError, "[0, 1]"),
+        (lambda: rate_reduction(Z64, TWO - 1), ValueError, "from -1 to 0"),
+        (lambda: rate_reduction(Z64, TWO - 5), ValueError, "from -5 to -4"),
+        (lambda: rate_reduction(Z64, TWO.to("meta")), ValueError, "on meta"),
+        (lambda: rate_reduction(Z64, TWO, num_classes=0), ValueError, "num_classes is 0"),
+        (lambda: rate_reduction(Z64, TWO, num_classes=2.0), TypeError, "num_classes is 2.0"),
+        (lambda: rate_reduction(Z64, HALVES, num_classes=3), ValueError, "2 columns for 3"),
+        (lambda: rate_reduction(Z64, HALVES * 1.01), ValueError, "sum to one"),
+        (lambda: rate_reduction(Z64, HALVES * math.nan), ValueError, "sum to one"),
+        (
+            lambda: rate_reduction(Z64, torch.tensor([[1.5, -0.5]]).expand(6, 2)),
+            ValueError,
+            "non-negative",
+        ),
+    ],
+)
+def test_bad_input_is_named(call, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        call()
+
+
+@pytest.mark.parametrize("m, d", [(6, 3), (3, 6), (1, 1)])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_features_that_are_not_finite_are_refused(m, d, value, dtype):
+    Z = random_features(m, d).to(dtype)
+    Z[-1, 0] = value
+    for call in (coding_rate, lambda Z: rate_reduction(Z, torch.arange(m) % 2, num_classes=2)):
+        with pytest.raises(ValueError, match="1 of its"):
+            call(Z)
+
+
+def test_a_softmax_in_half_precision_is_a_membership():
+    scores = 3 * torch.randn(50, 10, generator=torch.Generator().manual_seed(0))
+    for dtype in (torch.bfloat16, torch.float16):
+        rates = rate_reduction(random_features(50, 4).float(), scores.to(dtype).softmax(1))
+        assert torch.isfinite(rates.reduction)
