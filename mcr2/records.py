@@ -1,0 +1,244 @@
+"""What a run leaves on disk: plain JSON and safe tensors, written atomically, never pickled.
+
+A file is written beside its place and moved there in one step, so that a reader (or a run that
+was killed and started again) finds the old content or the new, never a part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+FORMAT = 1
+
+
+def _replace(path: Path, write: Callable[[str], object]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        write(name)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write ``text`` to ``path`` atomically, making the folders it needs.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_text(f"{folder}/a/b.txt", "ΔR")
+        ...     Path(f"{folder}/a/b.txt").read_text(encoding="utf-8")
+        'ΔR'
+    """
+    _replace(Path(path), lambda name: Path(name).write_text(text, encoding="utf-8"))
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write ``content`` to ``path`` atomically, making the folders it needs."""
+    _replace(Path(path), lambda name: Path(name).write_bytes(content))
+
+
+def plain(value: Any) -> Any:
+    """Turn ``value`` into what JSON can hold: numbers that are not finite become None.
+
+    Example:
+        >>> plain({"loss": float("nan"), "epochs": (1, 2), "at": Path("runs")})
+        {'loss': None, 'epochs': [1, 2], 'at': 'runs'}
+    """
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, (Tensor, np.ndarray, np.generic)):
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"a record holds plain values; got {type(value).__name__}: {value!r}")
+
+
+def write_json(path: str | Path, value: Any, *, indent: int | None = 1) -> None:
+    """Write ``value`` as JSON, atomically; numbers that are not finite become null."""
+    write_text(path, json.dumps(plain(value), indent=indent, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        ValueError: the file is no JSON; the message names it.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a JSON file: {error}") from error
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Any = None) -> None:
+    """Write named tensors and a JSON-able ``metadata`` into one safetensors file, atomically."""
+    header = {"json": json.dumps(plain(metadata), ensure_ascii=False)}
+    # save_file wants every tensor contiguous and alone in its memory.
+    whole = {k: v.detach().contiguous().clone() for k, v in tensors.items()}
+    _replace(Path(path), lambda name: save_file(whole, name, metadata=header))
+
+
+def load_tensors(
+    path: str | Path, device: str | torch.device = "cpu"
+) -> tuple[dict[str, Tensor], Any]:
+    """Read what :func:`save_tensors` wrote.
+
+    Returns:
+        The tensors by name, on ``device``, and the metadata.
+
+    Raises:
+        ValueError: the file is not a safetensors file with our header; the message names it.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_tensors(f"{folder}/x", {"W": torch.eye(2)}, {"epoch": 3})
+        ...     load_tensors(f"{folder}/x")
+        ({'W': tensor([[1., 0.],
+                       [0., 1.]])}, {'epoch': 3})
+    """
+    try:
+        with safe_open(str(path), framework="pt", device=str(device)) as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            header = file.metadata() or {}
+        return tensors, json.loads(header["json"])
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not a checkpoint of ours: {error}") from error
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of named tensors: names, shapes and bytes, in the order of the names.
+
+    Example:
+        >>> tensors_digest({"b": torch.zeros(2)}) == tensors_digest({"b": torch.zeros(2)})
+        True
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        array = tensors[name].detach().cpu().contiguous().numpy()
+        digest.update(f"{name}{array.dtype}{array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def content_key(*parts: Any) -> str:
+    """Return the SHA-256 of plain values in canonical JSON: the key of a record.
+
+    Example:
+        >>> content_key({"ratio": 0.1, "seed": 0}) == content_key({"seed": 0, "ratio": 0.1})
+        True
+    """
+    text = json.dumps(plain(parts), sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def environment() -> dict[str, Any]:
+    """Return the versions and the machine a number came from."""
+    import scipy
+    import sklearn
+
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+        "scikit-learn": sklearn.__version__,
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cpus": os.cpu_count(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+@dataclass(frozen=True)
+class Record:
+    """Everything needed to trust one run's numbers, and to run it again.
+
+    Attributes:
+        key: hash of the spec, the data's content and, for a user's own loss, of its file.
+        spec: the run's spec, as plain values.
+        status: ``"finished"``, or ``"failed"`` with the ``reason``.
+        seeds: the seed of every stream of randomness.
+        data: name, source, content hash and sizes of the splits.
+        noise: what was corrupted: counts, indices, which are wrong, realised transition, hash.
+        proof: digests by which two runs show that they shared initial weights, labels, sampling
+            and augmentation.
+        environment: versions, machine, device and threads.
+        readout: the classifier that the method's accuracy is reported with.
+        epochs, steps, wall_seconds: what the run took.
+        history: one entry an evaluation: epoch, step, learning rate, loss terms, measures.
+        selections: by rule: the epoch, its validation accuracy and standard error, the weights'
+            file and the full measures there.
+    """
+
+    key: str
+    spec: dict[str, Any]
+    status: str
+    reason: str | None
+    seeds: dict[str, int]
+    data: dict[str, Any]
+    noise: dict[str, Any]
+    proof: dict[str, str]
+    environment: dict[str, Any]
+    readout: str
+    epochs: int
+    steps: int
+    wall_seconds: float
+    history: list[dict[str, Any]]
+    selections: dict[str, dict[str, Any]]
+    format: int = FORMAT
+
+    def save(self, path: str | Path) -> None:
+        """Write the record as JSON, atomically."""
+        write_json(path, asdict(self))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Record:
+        """Read a record.
+
+        Raises:
+            ValueError: the file is no record, or one of another format; the message names it.
+        """
+        value = read_json(path)
+        names = {field.name for field in fields(cls)}
+        if not isinstance(value, dict) or set(value) != names:
+            raise ValueError(f"{path} is not a run's record")
+        if value["format"] != FORMAT:
+            raise ValueError(f"{path} is a record of format {value['format']}; this is {FORMAT}")
+        return cls(**value)

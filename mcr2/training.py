@@ -1,0 +1,516 @@
+"""The one trainer: a backbone and an objective, optimised together, whichever objective it is.
+
+The loop is short on purpose. Images stay uint8 on the device until a batch is cut
+(:mod:`mcr2.data`), the learning rate is a pure function of the step, and every random draw comes
+from a stream that is seeded anew each epoch: a run that was killed continues from its checkpoint
+to the same result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mcr2.data import Augmentation, Batch, Split, batches, mix_seed, num_batches
+from mcr2.objectives import Context, Objective
+from mcr2.records import load_tensors, save_tensors
+
+OPTIMIZERS = ("sgd", "adamw")
+SCHEDULES = ("one_cycle", "cosine", "steps", "constant")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a network is trained; nothing in it names an objective.
+
+    Attributes:
+        epochs: passes over the training split.
+        batch_size: samples a step; an epoch is cut into ceil(N / batch_size) equal batches.
+        optimizer: ``"sgd"`` (with ``momentum``) or ``"adamw"``.
+        lr: the peak learning rate.
+        momentum: of SGD.
+        weight_decay: of every parameter that an objective does not exempt.
+        schedule: ``"one_cycle"``, ``"cosine"``, ``"steps"`` or ``"constant"``; see
+            :func:`learning_rate`.
+        milestones: epochs after which ``"steps"`` multiplies the rate by ``decay``.
+        decay: the factor of ``"steps"``.
+        warmup: share of all steps in which ``"one_cycle"`` rises.
+        evaluate_every: epochs between evaluations; epoch 0 and the last are always evaluated.
+    """
+
+    epochs: int = 100
+    batch_size: int = 128
+    optimizer: str = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: str = "one_cycle"
+    milestones: tuple[int, ...] = ()
+    decay: float = 0.1
+    warmup: float = 0.3
+    evaluate_every: int = 5
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}; choose from {', '.join(allowed)}"
+                )
+        for name, low, high in (
+            ("epochs", 0, math.inf),
+            ("batch_size", 2, math.inf),
+            ("evaluate_every", 1, math.inf),
+            ("weight_decay", 0, math.inf),
+            ("lr", 0, math.inf),
+            ("decay", 0, 1),
+            ("momentum", 0, 1),
+            ("warmup", 0, 1),
+        ):
+            value = getattr(self, name)
+            if not (low <= value <= high and math.isfinite(value)):
+                span = f"at least {low}" if high == math.inf else f"between {low} and {high}"
+                raise ValueError(f"{name} is {value}; it must be {span}")
+        if list(self.milestones) != sorted(self.milestones) or min((0, *self.milestones)) < 0:
+            raise ValueError(f"milestones are {self.milestones}; they must be rising epochs")
+
+
+def learning_rate(config: TrainingConfig, step: int, steps_per_epoch: int) -> float:
+    """Return the learning rate of one step (counted from 0), a pure function of the step.
+
+    With T = epochs * steps_per_epoch steps, t = step and peak rate lr:
+
+    - ``one_cycle``: from lr/25 up to lr along half a cosine in the first ``warmup`` share of the
+      steps, then down to lr/250000 along another (Smith & Topin 2018; the same numbers as
+      ``torch.optim.lr_scheduler.OneCycleLR``, momentum left alone);
+    - ``cosine``: lr/2 (1 + cos(pi t / T));
+    - ``steps``: lr * decay^(number of milestones reached by the epoch);
+    - ``constant``: lr.
+
+    Example:
+        >>> paper = TrainingConfig(epochs=500, lr=0.01, schedule="steps", milestones=(200, 400))
+        >>> [round(learning_rate(paper, epoch * 50, 50), 6) for epoch in (0, 199, 200, 400)]
+        [0.01, 0.01, 0.001, 0.0001]
+    """
+    total = config.epochs * steps_per_epoch
+    if config.schedule == "constant":
+        return config.lr
+    if config.schedule == "steps":
+        epoch = step // steps_per_epoch
+        return config.lr * config.decay ** sum(epoch >= m for m in config.milestones)
+    if config.schedule == "cosine":
+        return config.lr / 2 * (1 + math.cos(math.pi * step / total))
+
+    def half_cosine(start: float, end: float, share: float) -> float:
+        return end + (start - end) / 2 * (1 + math.cos(math.pi * share))
+
+    top = config.warmup * total - 1
+    if step <= top:
+        return half_cosine(config.lr / 25, config.lr, step / top if top else 1.0)
+    return half_cosine(config.lr, config.lr / 250_000, (step - top) / max(total - 1 - top, 1))
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch's generators inside the block and leave them as they were behind it.
+
+    Modules draw their initial weights from the global generator; this is how a run makes that
+    draw a stream of its own.
+
+    Example:
+        >>> with seeded(3):
+        ...     a = nn.Linear(2, 2).weight
+        >>> with seeded(3):
+        ...     b = nn.Linear(2, 2).weight
+        >>> torch.equal(a, b)
+        True
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+class Encoder(nn.Module):
+    """What training yields: images -> the features that the objective scores.
+
+    Args:
+        backbone: images ``(m, C, H, W)`` -> raw features ``(m, d)``.
+        objective: its ``embed`` makes the features, its ``classifier`` is the own head.
+    """
+
+    def __init__(self, backbone: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.objective = objective
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map float images to features ``(m, d)``."""
+        return self.objective.embed(self.backbone(images))
+
+    def classifier(self) -> tuple[Tensor, Tensor | None] | None:
+        """Return the objective's own linear head (W, b), or None."""
+        return self.objective.classifier()
+
+
+@dataclass
+class TrainingResult:
+    """What :func:`train` returns.
+
+    Attributes:
+        history: one entry an evaluation: ``epoch``, ``step``, ``lr``, ``loss``, ``terms``
+            (averages over the epochs since the last evaluation), ``measures``, ``seconds``.
+        kept: states of the encoder at the epochs that ``keep`` asked for, by epoch.
+        steps: optimiser steps taken.
+        reason: why the run stopped early, or None.
+        wall_seconds: time in training and evaluation, over all the pieces of a resumed run.
+        digests: SHA-256 of the first epoch's sample order and of its augmented images, each in
+            the order of samples: equal for two runs that were fed alike.
+    """
+
+    history: list[dict[str, Any]] = field(default_factory=list)
+    kept: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    steps: int = 0
+    reason: str | None = None
+    wall_seconds: float = 0.0
+    digests: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the trainer tells while it runs, once an epoch."""
+
+    epoch: int
+    epochs: int
+    loss: float
+    terms: Mapping[str, float]
+    measures: Mapping[str, float | None]
+    seconds_left: float
+
+
+Evaluate = Callable[[Encoder], Mapping[str, Any]]
+Keep = Callable[[Sequence[Mapping[str, Any]]], set[int]]
+
+
+def make_optimizer(
+    config: TrainingConfig, backbone: nn.Module, objective: Objective
+) -> torch.optim.Optimizer:
+    """Return the optimiser over the backbone's parameters and the objective's groups."""
+    groups: list[dict[str, Any]] = [{"params": list(backbone.parameters())}]
+    groups += [g for g in objective.param_groups() if g["params"]]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+    )
+
+
+def train(
+    backbone: nn.Module,
+    objective: Objective,
+    split: Split,
+    config: TrainingConfig,
+    *,
+    sampling_seed: int = 0,
+    augmentation_seed: int = 0,
+    objective_seed: int = 0,
+    augmentation: Augmentation | None = None,
+    shuffle: bool = True,
+    device: str | torch.device = "cpu",
+    evaluate: Evaluate | None = None,
+    keep: Keep | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_seconds: float = 20.0,
+    progress: Callable[[Progress], None] | None = None,
+) -> TrainingResult:
+    """Optimise backbone and objective together on a split.
+
+    Args:
+        backbone: images -> raw features; trained in place, on ``device``.
+        objective: scores features and labels; trained in place.
+        split: the images and the labels to train on.
+        config: epochs, batches, optimiser, schedule.
+        sampling_seed: stream of the batches' order.
+        augmentation_seed: stream of shifts and flips.
+        objective_seed: stream handed to the objective's own draws.
+        augmentation: shifts and flips; none by default.
+        shuffle: a new order each epoch.
+        device: where to train.
+        evaluate: called with the encoder at epoch 0, every ``evaluate_every`` epochs and at the
+            end; what it returns is the entry's ``measures``.
+        keep: from the history so far, the epochs whose weights are to be kept.
+        checkpoint: file to continue from where it exists, and to write while training.
+        checkpoint_seconds: how often to write it, at the most.
+        progress: called once an epoch.
+
+    Returns:
+        The history, the kept weights and what was spent. A loss that is not finite ends the
+        run with a ``reason``, not an exception.
+
+    Raises:
+        ValueError: a split of fewer than two samples, or a checkpoint of another run.
+
+    Example:
+        >>> from mcr2.backbones import BACKBONES
+        >>> from mcr2.objectives import RateReduction
+        >>> split = Split(torch.randint(0, 255, (20, 1, 8, 8)).byte(), torch.arange(20) % 2)
+        >>> net = BACKBONES["resnet10_w8"](in_channels=1, feature_dim=4)
+        >>> result = train(net, RateReduction(2), split, TrainingConfig(epochs=2, batch_size=10))
+        >>> [entry["epoch"] for entry in result.history], result.steps
+        ([0, 2], 4)
+    """
+    if len(split) < 2:
+        raise ValueError(f"training needs at least two samples; the split has {len(split)}")
+    start = time.perf_counter()
+    device = torch.device(device)
+    split = split.to(device)
+    backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    objective.to(device)
+    encoder = Encoder(backbone, objective)
+    optimizer = make_optimizer(config, backbone, objective)
+    per_epoch = num_batches(len(split), config.batch_size)
+    total_steps = max(config.epochs * per_epoch, 1)
+
+    result = TrainingResult()
+    epoch = 0
+    spent = 0.0
+    sums = _Sums()
+    if checkpoint is not None and Path(checkpoint).exists():
+        epoch, spent = _restore(Path(checkpoint), encoder, optimizer, result, sums)
+    saved = time.perf_counter()
+
+    def take_stock(at: int, lr: float) -> None:
+        loss, terms = sums.take()
+        measures = dict(evaluate(encoder)) if evaluate is not None else {}
+        seconds = spent + time.perf_counter() - start
+        result.history.append(
+            {
+                "epoch": at,
+                "step": result.steps,
+                "lr": lr,
+                "loss": loss,
+                "terms": terms,
+                "measures": measures,
+                "seconds": seconds,
+            }
+        )
+        wanted = keep(result.history) if keep is not None else {at}
+        if at in wanted:
+            result.kept[at] = _state(encoder)
+        result.kept = {e: state for e, state in result.kept.items() if e in wanted}
+
+    lr = learning_rate(config, 0, per_epoch)
+    if epoch == 0 and not result.history:
+        take_stock(0, lr)
+    while epoch < config.epochs:
+        if objective.needs_epoch_features:
+            objective.on_epoch(_all_features(encoder, split, config.batch_size), split.labels)
+        generator = torch.Generator().manual_seed(mix_seed(objective_seed, epoch))
+        fed = _Fed() if epoch == 0 else None
+        encoder.train()
+        for batch in batches(
+            split,
+            config.batch_size,
+            epoch=epoch,
+            sampling_seed=sampling_seed,
+            augmentation_seed=augmentation_seed,
+            augmentation=augmentation or Augmentation(),
+            shuffle=shuffle,
+        ):
+            if fed is not None:
+                fed.add(batch)
+            lr = learning_rate(config, result.steps, per_epoch)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            context = Context(
+                indices=batch.indices,
+                step=result.steps,
+                epoch=epoch,
+                progress=result.steps / total_steps,
+                generator=generator,
+            )
+            features = encoder(batch.images)
+            try:
+                loss, terms = objective(features, batch.labels, context)
+            except ValueError:
+                if bool(torch.isfinite(features).all()):
+                    raise
+                result.reason = _not_finite("features", epoch + 1, result.steps)
+                break
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            result.steps += 1
+            sums.add(loss, terms)
+        epoch += 1
+        if fed is not None:
+            result.digests = fed.digests()
+        if result.reason is None and not sums.finite():
+            result.reason = _not_finite("loss", epoch, result.steps)
+        if result.reason is None and not _finite_weights(encoder):
+            result.reason = _not_finite("weights", epoch, result.steps)
+        if result.reason is not None:
+            break
+        if epoch % config.evaluate_every == 0 or epoch == config.epochs:
+            take_stock(epoch, lr)
+        now = time.perf_counter()
+        if checkpoint is not None and now - saved >= checkpoint_seconds and epoch < config.epochs:
+            _save(Path(checkpoint), encoder, optimizer, result, sums, epoch, spent + now - start)
+            saved = time.perf_counter()
+        if progress is not None:
+            loss_now, terms_now = sums.last()
+            done = spent + time.perf_counter() - start
+            progress(
+                Progress(
+                    epoch=epoch,
+                    epochs=config.epochs,
+                    loss=loss_now,
+                    terms=terms_now,
+                    measures=result.history[-1]["measures"],
+                    seconds_left=done / epoch * (config.epochs - epoch),
+                )
+            )
+    result.wall_seconds = spent + time.perf_counter() - start
+    return result
+
+
+def _not_finite(what: str, epoch: int, step: int) -> str:
+    return f"the {what} stopped being finite in epoch {epoch}, by step {step}"
+
+
+def _finite_weights(encoder: Encoder) -> bool:
+    # One sum over all: a step can leave infinite weights behind a finite loss.
+    return bool(torch.stack([p.detach().sum() for p in encoder.parameters()]).sum().isfinite())
+
+
+def _state(encoder: Encoder) -> dict[str, Tensor]:
+    return {k: v.detach().cpu().clone() for k, v in encoder.state_dict().items()}
+
+
+@torch.no_grad()
+def _all_features(encoder: Encoder, split: Split, batch_size: int) -> Tensor:
+    """Features of all training samples in their own order, not augmented, as in evaluation."""
+    encoder.eval()
+    parts = batches(split, batch_size, epoch=0, sampling_seed=0, augmentation_seed=0, shuffle=False)
+    return torch.cat([encoder(batch.images) for batch in parts])
+
+
+class _Sums:
+    """Running sums of the loss and its terms since the last evaluation, without a sync a step."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total: dict[str, Tensor] = {}
+        self.latest: dict[str, Tensor] = {}
+
+    def add(self, loss: Tensor, terms: Mapping[str, Tensor]) -> None:
+        self.latest = {"loss": loss.detach(), **terms}
+        for name, value in self.latest.items():
+            # float64 where it exists: the sum is over thousands of steps
+            value = value.cpu().double() if value.device.type == "cpu" else value
+            self.total[name] = self.total[name] + value if name in self.total else value
+        self.count += 1
+
+    def finite(self) -> bool:
+        return bool(torch.isfinite(self.total["loss"])) if self.total else True
+
+    def take(self) -> tuple[float | None, dict[str, float]]:
+        means = {name: float(value) / self.count for name, value in self.total.items()}
+        self.total, self.count = {}, 0
+        return means.pop("loss", None), means
+
+    def last(self) -> tuple[float, dict[str, float]]:
+        values = {name: float(value) for name, value in self.latest.items()}
+        return values.pop("loss", math.nan), values
+
+
+class _Fed:
+    """What the first epoch fed to the network, digested in the order of samples."""
+
+    def __init__(self) -> None:
+        self.indices: list[Tensor] = []
+        self.images: list[Tensor] = []
+
+    def add(self, batch: Batch) -> None:
+        self.indices.append(batch.indices.cpu())
+        # Quantised again, a quarter of the memory: augmentation moves pixels, it makes none.
+        self.images.append((batch.images * 255).round().to(torch.uint8).cpu())
+
+    def digests(self) -> dict[str, str]:
+        order = torch.cat(self.indices)
+        images = torch.cat(self.images)[order.argsort()].contiguous()
+        return {
+            "sampling": hashlib.sha256(order.numpy().tobytes()).hexdigest(),
+            "augmentation": hashlib.sha256(images.numpy().tobytes()).hexdigest(),
+        }
+
+
+def _save(
+    path: Path,
+    encoder: Encoder,
+    optimizer: torch.optim.Optimizer,
+    result: TrainingResult,
+    sums: _Sums,
+    epoch: int,
+    seconds: float,
+) -> None:
+    """Write all that a continued run needs into one file, so that it is whole or absent."""
+    tensors = {f"encoder/{k}": v for k, v in encoder.state_dict().items()}
+    for index, slots in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{index}/{k}": v for k, v in slots.items() if v is not None}
+    for kept, state in result.kept.items():
+        tensors |= {f"kept/{kept}/{k}": v for k, v in state.items()}
+    tensors |= {f"sums/{k}": v for k, v in sums.total.items()}
+    metadata = {
+        "epoch": epoch,
+        "seconds": seconds,
+        "steps": result.steps,
+        "history": result.history,
+        "digests": result.digests,
+        "count": sums.count,
+    }
+    save_tensors(path, tensors, metadata)
+
+
+def _restore(
+    path: Path,
+    encoder: Encoder,
+    optimizer: torch.optim.Optimizer,
+    result: TrainingResult,
+    sums: _Sums,
+) -> tuple[int, float]:
+    tensors, metadata = load_tensors(path)
+
+    def below(prefix: str) -> dict[str, Tensor]:
+        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+    try:
+        encoder.load_state_dict(below("encoder/"))
+    except RuntimeError as error:
+        raise ValueError(f"{path} is the checkpoint of another network") from error
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, value in below("optimizer/").items():
+        index, slot = name.split("/")
+        like = parameters[int(index)]
+        if value.shape == like.shape:
+            # empty_like keeps the parameter's memory format, which the file does not know
+            value = torch.empty_like(like).copy_(value)
+        slots.setdefault(int(index), {})[slot] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
+    for name, value in below("kept/").items():
+        kept, _, key = name.partition("/")
+        result.kept.setdefault(int(kept), {})[key] = value
+    sums.total = {k: v.to(parameters[0].device) for k, v in below("sums/").items()}
+    sums.count = metadata["count"]
+    result.steps = metadata["steps"]
+    result.history = metadata["history"]
+    result.digests = metadata["digests"]
+    return metadata["epoch"], metadata["seconds"]
