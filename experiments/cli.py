@@ -1,0 +1,300 @@
+"""The command line: ``mcr2 table``, ``train``, ``evaluate``, ``datasets``.
+
+A mistake in what was asked for is one line on standard error and exit status 2, before anything
+is run or overwritten. A run that fails is a row of the table, and exit status 1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+OK, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+
+
+@dataclass(frozen=True)
+class TableCommand:
+    """Train every method at every ratio and seed, and print the label-noise table.
+
+    The same command continues an interrupted study; finished runs are never run twice, and more
+    ratios, seeds or methods extend it.
+    """
+
+    methods: tuple[str, ...] = ("ce", "mcr2")
+    """Names, or path/to/file.py:Class, or package.module:Class of an Objective."""
+    ratios: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+    """Shares of the training labels to redraw."""
+    seeds: tuple[int, ...] = (0,)
+    """One run of each cell a seed."""
+    dataset: str | None = None
+    """Name (see `mcr2 datasets`) or .npz file; the recipe's own by default."""
+    recipe: str = "quick"
+    """How runs are trained."""
+    out: Path | None = None
+    """Folder of the study; results/RECIPE-DATASET by default."""
+    epochs: int | None = None
+    """Epochs of every method, instead of the recipe's."""
+    subset: int | None = None
+    """Training images to use, stratified by class."""
+    noise: str = "symmetric"
+    """symmetric (the true class included, as in the paper) or symmetric_excluding_true."""
+    set: tuple[str, ...] = ()
+    """[METHOD.]FIELD=VALUE: any field of a run, its training or its objective."""
+    jobs: int | None = None
+    """Runs at a time; by default as many as fit the processors, one on a GPU."""
+    threads: int = 1
+    """CPU threads of a run."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    data_root: str | None = None
+    """Where data sets are looked for first."""
+
+
+@dataclass(frozen=True)
+class TrainCommand:
+    """Train one run in a folder, and print what it reads there."""
+
+    method: str = "mcr2"
+    """A name, path/to/file.py:Class, or package.module:Class of an Objective."""
+    ratio: float = 0.0
+    """Share of the training labels to redraw."""
+    seed: int = 0
+    """From which every stream of randomness is seeded."""
+    dataset: str | None = None
+    """Name (see `mcr2 datasets`) or .npz file; the recipe's own by default."""
+    recipe: str = "quick"
+    """How the run is trained."""
+    out: Path | None = None
+    """Folder of the run; results/runs/... by default."""
+    epochs: int | None = None
+    """Epochs, instead of the recipe's."""
+    subset: int | None = None
+    """Training images to use, stratified by class."""
+    noise: str = "symmetric"
+    """symmetric (the true class included, as in the paper) or symmetric_excluding_true."""
+    set: tuple[str, ...] = ()
+    """FIELD=VALUE: any field of the run, its training or its objective."""
+    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
+    """CPU threads."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    data_root: str | None = None
+    """Where data sets are looked for first."""
+
+
+@dataclass(frozen=True)
+class EvaluateCommand:
+    """Read a finished run again from its weights."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    measure: str | None = None
+    """Show only measures whose key contains this."""
+    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
+    """CPU threads."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    data_root: str | None = None
+    """Where data sets are looked for first."""
+
+
+@dataclass(frozen=True)
+class DatasetsCommand:
+    """List the data sets that are there, and what is missing."""
+
+    data_root: str | None = None
+    """Where data sets are looked for first."""
+
+
+Command = (
+    Annotated[TableCommand, tyro.conf.subcommand("table")]
+    | Annotated[TrainCommand, tyro.conf.subcommand("train")]
+    | Annotated[EvaluateCommand, tyro.conf.subcommand("evaluate")]
+    | Annotated[DatasetsCommand, tyro.conf.subcommand("datasets")]
+)
+
+
+def _one_line(text: str) -> str:
+    """Squeeze tyro's boxed message into the line that names the problem."""
+    words = re.sub(r"[╭╮╰╯│─┌┐└┘|]+", " ", text).split()
+    return " ".join(words)
+
+
+def parse(arguments: Sequence[str]) -> Any:
+    """Return the command that the arguments ask for.
+
+    Raises:
+        ValueError: arguments that make none, in one line.
+        SystemExit: with status 0, after help was printed.
+    """
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(Command, prog="mcr2", args=list(arguments))  # type: ignore[arg-type]
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise ValueError(_one_line(errors.getvalue())) from None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    try:
+        command = parse(sys.argv[1:] if arguments is None else arguments)
+        go = _PREPARE[type(command)](command)
+    except (ValueError, TypeError, OSError) as error:
+        print(f"mcr2: {' '.join(str(error).split())}", file=sys.stderr)
+        return MISTAKE
+    try:
+        return int(go())
+    except KeyboardInterrupt:
+        print("\nmcr2: interrupted; the same command continues", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _recipe(name: str) -> Any:
+    from experiments.recipes import RECIPES
+
+    if name not in RECIPES:
+        raise ValueError(f"unknown recipe {name!r}; choose from {', '.join(RECIPES)}")
+    return RECIPES[name]
+
+
+def _fields(command: TableCommand | TrainCommand, recipe: Any) -> dict[str, Any]:
+    """Return the fields of a spec that both commands set."""
+    dataset = command.dataset or recipe.base.dataset
+    return {"dataset": dataset, "subset": command.subset, "noise": command.noise}
+
+
+def _settings(command: TableCommand | TrainCommand) -> list[str]:
+    """Return --epochs as the setting that it is, before the given ones, which may refine it."""
+    return [*([] if command.epochs is None else [f"epochs={command.epochs}"]), *command.set]
+
+
+def _table(command: TableCommand) -> Any:
+    from experiments.label_noise import claim, grid
+    from experiments.runner import Machine, plan
+
+    recipe = _recipe(command.recipe)
+    machine = Machine(command.device, command.threads, command.data_root)
+    jobs = command.jobs
+    if jobs is None:
+        cores = max(1, (os.cpu_count() or 1) // machine.threads)
+        jobs = cores if machine.torch_device().type == "cpu" else 1
+    if jobs < 1:
+        raise ValueError(f"jobs is {jobs}; it must be at least 1")
+    fields = _fields(command, recipe)
+    specs = grid(
+        recipe,
+        command.methods,
+        sorted(command.ratios),
+        sorted(command.seeds),
+        fields=fields,
+        settings=_settings(command),
+    )
+    out = command.out or Path("results") / f"{recipe.name}-{Path(fields['dataset']).stem}"
+    cells = plan(specs, out / "runs", machine)
+    dataset = Path(fields["dataset"]).stem
+    claim(
+        out,
+        {
+            "study": "label noise",
+            "dataset": dataset,
+            "recipe": recipe.name,
+            "data": cells[0].data[:12],
+        },
+    )
+
+    def go() -> int:
+        from experiments.label_noise import run_study
+
+        return run_study(cells, out, dataset=dataset, recipe=recipe, jobs=jobs, machine=machine)
+
+    return go
+
+
+def _train(command: TrainCommand) -> Any:
+    from experiments.label_noise import grid
+    from experiments.runner import Machine, plan, run
+
+    recipe = _recipe(command.recipe)
+    machine = Machine(command.device, command.threads, command.data_root)
+    spec = grid(
+        recipe,
+        [command.method],
+        [command.ratio],
+        [command.seed],
+        fields=_fields(command, recipe),
+        settings=_settings(command),
+    )[0]
+    cell = plan([spec], Path("results") / "runs", machine)[0]
+    folder = command.out or cell.folder
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--out {folder} is a file; give a new or an empty folder")
+    if folder.exists() and any(folder.iterdir()) and not (folder / "spec.json").exists():
+        raise ValueError(f"--out {folder} holds something else; give a new or an empty folder")
+
+    def go() -> int:
+        from experiments.live import training_bar
+        from experiments.report import run_table
+
+        with training_bar(spec) as progress:
+            record = run(spec, folder, machine, progress=progress)
+        print(run_table(record).text())
+        print(f"\n{folder / 'record.json'}")
+        if record.status == "failed":
+            print(f"failed: {record.reason}")
+        return OK if record.status == "finished" else FAILED
+
+    return go
+
+
+def _evaluate(command: EvaluateCommand) -> Any:
+    from experiments.runner import Machine, read_run
+
+    machine = Machine(command.device, command.threads, command.data_root)
+    record, readings = read_run(command.run, machine)
+
+    def go() -> int:
+        from experiments.report import measures_table
+
+        measures = {rule: dict(reading.measures) for rule, reading in readings.items()}
+        print(measures_table(record, measures, command.measure or "").text())
+        return OK
+
+    return go
+
+
+def _datasets(command: DatasetsCommand) -> Any:
+    from mcr2.data import availability
+
+    rows = availability(command.data_root)
+
+    def go() -> int:
+        from experiments.report import datasets_table
+
+        print(datasets_table(rows).text())
+        return OK
+
+    return go
+
+
+#: Each prepares what it was asked for (mistakes surface here) and returns what to run.
+_PREPARE: dict[type, Any] = {
+    TableCommand: _table,
+    TrainCommand: _train,
+    EvaluateCommand: _evaluate,
+    DatasetsCommand: _datasets,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

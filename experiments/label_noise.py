@@ -1,0 +1,279 @@
+"""The label-noise study: methods x ratios x seeds, read by one evaluator, beside the paper's.
+
+    mcr2 table --out results/quick
+
+A study's folder holds ``study.json`` (what it is a study of), ``runs/`` (a folder a cell) and
+the tables and figures. The same command continues it, and a larger grid extends it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from experiments import report
+from experiments.live import StudyView
+from experiments.methods import find_method
+from experiments.runner import Cell, Machine, Outcome, run_cells
+from experiments.specs import Recipe, RunSpec, vary
+from mcr2.evaluation import measure_key
+from mcr2.metrics.memorization import terminal_phase
+from mcr2.records import Record, environment, read_json, write_json
+from mcr2.selection import SELECTIONS
+
+RATIOS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+
+#: Test accuracy after Chan et al. (2021), "ReduNet", the table on label corruption: CIFAR-10,
+#: ResNet-18, ratios 0 to 0.5. The code behind the cross-entropy row was never published.
+PAPER: dict[str, dict[float, float]] = {
+    "ce": dict(zip(RATIOS, (0.939, 0.909, 0.861, 0.791, 0.724, 0.603), strict=True)),
+    "mcr2": dict(zip(RATIOS, (0.940, 0.911, 0.897, 0.881, 0.866, 0.843), strict=True)),
+}
+
+#: A method more than this under cross-entropy on clean labels is not competent: underfitting
+#: can pass for robustness.
+COMPETENCE = 0.02
+
+STUDY = "study.json"
+
+
+def grid(
+    recipe: Recipe,
+    methods: Sequence[str],
+    ratios: Sequence[float],
+    seeds: Sequence[int],
+    *,
+    fields: Mapping[str, Any] | None = None,
+    settings: Sequence[str] = (),
+) -> list[RunSpec]:
+    """Return the specs of a study, cheapest order for a reader: seed by seed, ratio by ratio.
+
+    Args:
+        recipe: fills in everything but method, ratio and seed.
+        methods: names of methods.
+        ratios: shares of labels to redraw.
+        seeds: runs of each.
+        fields: fields of the spec that replace the recipe's.
+        settings: ``FIELD=VALUE`` for all methods or ``METHOD.FIELD=VALUE`` for one.
+
+    Raises:
+        ValueError: an unknown method or field, a value that a spec refuses, a repetition.
+
+    Example:
+        >>> from experiments.recipes import QUICK
+        >>> specs = grid(QUICK, ["ce", "mcr2"], [0.0, 0.5], [0], settings=["mcr2.lr=0.02"])
+        >>> [(s.method, s.ratio, s.training.lr == 0.02) for s in specs]
+        [('ce', 0.0, False), ('mcr2', 0.0, True), ('ce', 0.5, False), ('mcr2', 0.5, True)]
+    """
+    for name, values in (("methods", methods), ("ratios", ratios), ("seeds", seeds)):
+        if not values:
+            raise ValueError(f"{name} is empty; give at least one")
+        if len(set(values)) < len(values):
+            raise ValueError(f"{name} has repetitions: {' '.join(map(str, values))}")
+    found = {name: find_method(name) for name in methods}
+    parsed = [_setting(text, methods) for text in settings]
+    for owner, field, text in parsed:
+        # Raises where no method takes the field; where one does not, it is passed over below.
+        takers = [found[owner]] if owner else list(found.values())
+        vary(recipe.base, field, text, frozenset().union(*(m.options for m in takers)))
+    others = {
+        name: frozenset().union(*(m.options for m in found.values())) - found[name].options
+        for name in methods
+    }
+    specs = []
+    for seed in seeds:
+        for ratio in ratios:
+            for name, method in found.items():
+                spec = recipe.spec(
+                    name, additive=method.additive, ratio=ratio, seed=seed, **(fields or {})
+                )
+                for owner, field, text in parsed:
+                    if owner == name or (owner is None and field not in others[name]):
+                        spec = vary(spec, field, text, method.options)
+                specs.append(spec)
+    return specs
+
+
+def _setting(text: str, methods: Sequence[str]) -> tuple[str | None, str, str]:
+    """Split ``[METHOD.]FIELD=VALUE``; a method's name may itself hold dots."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"--set {text!r} is not of the form [METHOD.]FIELD=VALUE")
+    for method in methods:
+        if name.startswith(f"{method}."):
+            return method, name.removeprefix(f"{method}."), value
+    return None, name, value
+
+
+def claim(out: Path, identity: Mapping[str, Any]) -> None:
+    """Make ``out`` the folder of a study, or check that it already is that study's.
+
+    Raises:
+        ValueError: the folder holds something else, or a study of something else.
+    """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file; give a new or an empty folder")
+    marker = out / STUDY
+    if marker.exists():
+        held = read_json(marker)
+        if held != dict(identity):
+            raise ValueError(
+                f"--out {out} holds the study {held}; this one is {dict(identity)}: "
+                "choose another folder"
+            )
+    elif out.exists() and any(out.iterdir()):
+        raise ValueError(f"--out {out} holds something else; give a new or an empty folder")
+    else:
+        write_json(marker, identity)
+
+
+def cells_of(outcome: Outcome) -> list[dict[str, Any]]:
+    """Return a run's rows of ``table.json``, one for each selection rule.
+
+    A run that failed has its rows too, with null measures and the reason.
+    """
+    spec, record = outcome.cell.spec, outcome.record
+    rows = []
+    for rule in SELECTIONS:
+        row: dict[str, Any] = {
+            "method": spec.method,
+            "selection": rule,
+            "readout": None if record is None else record.readout,
+            "ratio": spec.ratio,
+            "seed": spec.seed,
+            "test_accuracy": None,
+            "fit_noisy": None,
+            "fit_corrupted": None,
+            "recovered": None,
+            "selected_epoch": None,
+            "validation_accuracy": None,
+            "validation_standard_error": None,
+            "wrong_labels": None if record is None else record.noise["wrong"],
+            "epochs": 0 if record is None else record.epochs,
+            "steps": 0 if record is None else record.steps,
+            "wall_seconds": 0.0 if record is None else record.wall_seconds,
+            "status": "failed" if record is None else record.status,
+            "reason": outcome.error if record is None else record.reason,
+            "run": outcome.cell.folder.name,
+        }
+        if record is not None and rule in record.selections:
+            chosen = record.selections[rule]
+            row |= {
+                "selected_epoch": chosen["epoch"],
+                "validation_accuracy": chosen["validation_accuracy"],
+                "validation_standard_error": chosen["standard_error"],
+                "test_accuracy": _measure(record, rule, "accuracy", "test", "clean"),
+            }
+            for name in ("fit_noisy", "fit_corrupted", "recovered"):
+                row[name] = _measure(record, rule, name, "train", "noisy")
+        elif record is not None and record.status == "finished":
+            continue
+        rows.append(row)
+    return rows
+
+
+def _measure(record: Record, rule: str, measure: str, split: str, labels: str) -> Any:
+    key = measure_key(measure, split=split, labels=labels, readout=record.readout)
+    return record.selections[rule]["measures"][key]
+
+
+def not_terminal(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return a line for each run that did not reach the terminal phase of training.
+
+    The terminal phase begins where ``fit_noisy``, by the method's own readout, stays at 0.99 or
+    above for three evaluations running.
+    """
+    lines = []
+    for outcome in outcomes:
+        record = outcome.record
+        if record is None or record.status != "finished":
+            continue
+        key = measure_key("fit_noisy", split="train", labels="noisy", readout=record.readout)
+        fits = [entry["measures"][key] for entry in record.history]
+        if terminal_phase(fits) is None:
+            spec = outcome.cell.spec
+            lines.append(
+                f"{spec.method} at ratio {spec.ratio:g}, seed {spec.seed}: terminal phase not "
+                f"reached (fit_noisy {fits[-1]:.3f} after {record.epochs} epochs)"
+            )
+    return lines
+
+
+def not_competent(cells: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a line for each method more than two points under cross-entropy at ratio 0."""
+    reference = report.over_seeds(cells, "test_accuracy", "ce", "last", 0.0)
+    if reference is None:
+        return []
+    lines = []
+    for method in dict.fromkeys(cell["method"] for cell in cells):
+        own = report.over_seeds(cells, "test_accuracy", method, "last", 0.0)
+        if own is not None and own.mean < reference.mean - COMPETENCE:
+            lines.append(
+                f"{method} is not competent at ratio 0: {own} against {reference} of ce, more "
+                f"than {COMPETENCE:g} under it; underfitting can pass for robustness"
+            )
+    return lines
+
+
+def failures(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return a line for each run that failed, with the reason."""
+    lines = []
+    for outcome in outcomes:
+        spec, record = outcome.cell.spec, outcome.record
+        reason = outcome.error if record is None else record.reason
+        if record is None or record.status == "failed":
+            lines.append(
+                f"{spec.method} at ratio {spec.ratio:g}, seed {spec.seed}: failed, {reason}"
+            )
+    return lines
+
+
+def run_study(
+    cells: Sequence[Cell],
+    out: Path,
+    *,
+    dataset: str,
+    recipe: Recipe,
+    jobs: int,
+    machine: Machine,
+) -> int:
+    """Run the cells of a study, print its tables and write them and the figures into ``out``.
+
+    Returns:
+        0, or 1 where a run failed.
+    """
+
+    def rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+        return [row for outcome in outcomes for row in cells_of(outcome)]
+
+    def table(outcomes: Sequence[Outcome]) -> str:
+        return report.accuracy_table(rows(outcomes), dataset, PAPER).text()
+
+    start = time.perf_counter()
+    with StudyView(len(cells), table) as view:
+        outcomes = run_cells(cells, jobs=jobs, machine=machine, watch=view.show)
+    found = rows(outcomes)
+    notes = [*failures(outcomes), *not_terminal(outcomes), *not_competent(found)]
+    report.write_tables(
+        out,
+        found,
+        dataset=dataset,
+        reference=PAPER,
+        recipe=recipe.name,
+        environment={**environment(), "device": str(machine.torch_device()), **asdict(machine)},
+        notes=notes,
+    )
+    report.write_figures(out, found, dataset)
+    print()
+    print(report.accuracy_table(found, dataset, PAPER).text())
+    print()
+    print(report.memorization_table(found).text())
+    if notes:
+        print()
+        print("\n".join(notes))
+    spent = time.perf_counter() - start
+    print(f"\n{len(cells)} runs in {out} ({spent:.0f} s): table.json, table.csv, table.md, figures")
+    return 1 if failures(outcomes) else 0

@@ -1,0 +1,345 @@
+"""What the study compares: names -> how to fit a spec on data.
+
+A method that is trained is an :class:`~mcr2.objectives.Objective` and nothing more: write the
+class, and ``path/to/file.py:Class`` or ``package.module:Class`` is a method wherever a name is
+asked for. A method that is constructed brings its own ``check``, ``fit`` and ``load``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import ce_baseline
+import mcr2.objectives
+from experiments.specs import RunSpec
+from mcr2.backbones import BACKBONES, ResNet
+from mcr2.data import Augmentation, Dataset, Split
+from mcr2.evaluation import ImageEncoder, evaluate, measure_key
+from mcr2.noise import Corruption
+from mcr2.objectives import Objective
+from mcr2.readouts import WITH_COMPONENTS, parse_readout
+from mcr2.records import tensors_digest
+from mcr2.selection import SELECTIONS, Candidate, select
+from mcr2.training import Encoder, Progress, seeded, train
+
+#: The readout by which every method is read beside its own, fitted identically for all.
+COMMON_READOUT = "ridge"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a network needs to know of the data."""
+
+    num_classes: int
+    in_channels: int
+    num_samples: int
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The data of one run, after corruption and with the validation share held out.
+
+    Attributes:
+        dataset: as loaded, before corruption.
+        corruption: what was done to all its training labels.
+        train, validation, test: the splits; validation is None where nothing is held out.
+        held_out: indices of the validation samples in the data set's training split.
+    """
+
+    dataset: Dataset
+    corruption: Corruption
+    train: Split
+    validation: Split | None
+    test: Split
+    held_out: Tensor
+
+    @property
+    def sizes(self) -> Sizes:
+        """What a network needs to know of the data."""
+        return Sizes(self.dataset.num_classes, self.dataset.in_channels, len(self.train))
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where and how a run may work: its device, its checkpoint, whom it tells."""
+
+    device: torch.device
+    checkpoint: Path | None = None
+    checkpoint_seconds: float = 20.0
+    progress: Callable[[Progress], None] | None = None
+
+
+@dataclass
+class Fitted:
+    """What fitting returns: the weights at the selected epochs, and how they came about.
+
+    Attributes:
+        states: by epoch, the tensors that ``load`` makes an encoder of; a constructed network
+            has one, at epoch 0.
+        history: one entry an evaluation, see :class:`mcr2.training.TrainingResult`.
+        steps, wall_seconds: what it took.
+        reason: why it failed, or None.
+        proof: digests of what two runs should share.
+    """
+
+    states: dict[int, dict[str, Tensor]]
+    history: list[dict[str, Any]]
+    steps: int
+    wall_seconds: float
+    reason: str | None = None
+    proof: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A named way to fit a spec.
+
+    Attributes:
+        name: as given on the command line.
+        check: ``(spec, sizes)`` raises ValueError or TypeError where the spec does not suit the
+            method, before anything is spent.
+        fit: ``(spec, data, workspace) -> Fitted``.
+        load: ``(spec, sizes, state) -> encoder``, from the tensors that ``fit`` kept.
+        readout: name of the classifier that its accuracy is reported with by default.
+        options: names of the keyword arguments that a spec's ``options`` may set.
+        additive: whether its loss is a mean over samples.
+        fingerprint: hash of a user's own file; empty for what is built in.
+    """
+
+    name: str
+    check: Callable[[RunSpec, Sizes], None]
+    fit: Callable[[RunSpec, Prepared, Workspace], Fitted]
+    load: Callable[[RunSpec, Sizes, Mapping[str, Tensor]], ImageEncoder]
+    readout: str
+    options: frozenset[str] = frozenset()
+    additive: bool = False
+    fingerprint: str = ""
+
+
+def readout_for(spec: RunSpec, method: Method) -> str:
+    """Return the full name of the readout that a run's accuracy is reported with.
+
+    Example:
+        >>> readout_for(RunSpec("mcr2", n_components=5), METHODS["mcr2"])
+        'nearest_subspace@5'
+    """
+    name = spec.readout or method.readout
+    if name in WITH_COMPONENTS:
+        name = f"{name}@{spec.n_components}"
+    parse_readout(name)
+    return name
+
+
+def rules_for(spec: RunSpec) -> tuple[str, ...]:
+    """Return the selection rules that a run can serve: without a held-out share, no validation."""
+    return tuple(r for r in SELECTIONS if spec.validation > 0 or r != "noisy_validation")
+
+
+def candidates(history: Sequence[Mapping[str, Any]], readout: str) -> list[Candidate]:
+    """Return what selection sees of a history's entries, by one readout's accuracies."""
+    validation = measure_key("accuracy", split="validation", labels="noisy", readout=readout)
+    test = measure_key("accuracy", split="test", labels="clean", readout=readout)
+    return [
+        Candidate(e["epoch"], e["measures"].get(validation), e["measures"].get(test))
+        for e in history
+    ]
+
+
+def augmentation_for(spec: RunSpec, dataset: Dataset) -> Augmentation:
+    """Return the spec's augmentation, the data set's own where the spec leaves it open."""
+    return Augmentation(
+        shift=dataset.shift if spec.shift is None else spec.shift,
+        flip=dataset.flip if spec.flip is None else spec.flip,
+    )
+
+
+#: What the study hands to an objective's constructor where the signature asks for it.
+GIVEN = ("num_classes", "feature_dim", "num_samples")
+
+
+def trained(name: str, objective: type[Objective], fingerprint: str = "") -> Method:
+    """Make a method of an objective: the common trainer on the spec's backbone."""
+    parameters = inspect.signature(objective).parameters
+    options = frozenset(parameters) - set(GIVEN)
+
+    def make_objective(spec: RunSpec, sizes: Sizes) -> Objective:
+        for option, _ in spec.options:
+            if option not in options:
+                known = ", ".join(sorted(options)) or "none"
+                raise ValueError(f"{name} has no option {option!r}; its options: {known}")
+        given = {
+            "num_classes": sizes.num_classes,
+            "feature_dim": spec.feature_dim,
+            "num_samples": sizes.num_samples,
+        }
+        arguments = {k: v for k, v in given.items() if k in parameters} | dict(spec.options)
+        try:
+            return objective(**arguments)
+        except Exception as error:
+            # A user's class may raise anything; on the command line it is still one line.
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"{name} cannot be constructed with {arguments}: {error}") from error
+
+    def make_backbone(spec: RunSpec, sizes: Sizes) -> ResNet:
+        return BACKBONES[spec.backbone](
+            in_channels=sizes.in_channels,
+            feature_dim=spec.feature_dim,
+            projection=spec.projection,
+            stem_stride=spec.stem_stride,
+        )
+
+    def check(spec: RunSpec, sizes: Sizes) -> None:
+        with seeded(0):
+            make_objective(spec, sizes)
+            make_backbone(spec, sizes)
+
+    def load(spec: RunSpec, sizes: Sizes, state: Mapping[str, Tensor]) -> Encoder:
+        with seeded(0):
+            encoder = Encoder(make_backbone(spec, sizes), make_objective(spec, sizes))
+        encoder.load_state_dict(dict(state))
+        return encoder
+
+    def fit(spec: RunSpec, data: Prepared, workspace: Workspace) -> Fitted:
+        seeds = spec.streams.seeds(spec.seed)
+        with seeded(seeds["backbone"]):
+            backbone = make_backbone(spec, data.sizes)
+        with seeded(seeds["objective"]):
+            loss = make_objective(spec, data.sizes)
+        proof = {"initial_weights": tensors_digest(backbone.state_dict())}
+        readout = readout_for(spec, method)
+        train_split, test_split = data.train.to(workspace.device), data.test.to(workspace.device)
+        validation = data.validation and data.validation.to(workspace.device)
+
+        def read(encoder: Encoder) -> Mapping[str, Any]:
+            return evaluate(
+                encoder,
+                train_split,
+                test_split,
+                validation,
+                num_classes=data.sizes.num_classes,
+                readout=readout,
+                readouts=(COMMON_READOUT,),
+                full=False,
+            ).measures
+
+        def keep(history: Sequence[Mapping[str, Any]]) -> set[int]:
+            points = candidates(history, readout)
+            return {points[select(rule, points)].epoch for rule in rules_for(spec)}
+
+        result = train(
+            backbone,
+            loss,
+            train_split,
+            spec.training,
+            sampling_seed=seeds["batches"],
+            augmentation_seed=seeds["augmentation"],
+            objective_seed=seeds["objective"],
+            augmentation=augmentation_for(spec, data.dataset),
+            shuffle=spec.shuffle,
+            device=workspace.device,
+            evaluate=read,
+            keep=keep,
+            checkpoint=workspace.checkpoint,
+            checkpoint_seconds=workspace.checkpoint_seconds,
+            progress=workspace.progress,
+        )
+        return Fitted(
+            states=result.kept,
+            history=result.history,
+            steps=result.steps,
+            wall_seconds=result.wall_seconds,
+            reason=result.reason,
+            proof=proof | result.digests,
+        )
+
+    method = Method(
+        name=name,
+        check=check,
+        fit=fit,
+        load=load,
+        readout=objective.readout,
+        options=options,
+        additive=objective.additive,
+        fingerprint=fingerprint,
+    )
+    return method
+
+
+#: Methods by name: each objective that has one.
+METHODS: dict[str, Method] = {
+    name: trained(name, objective)
+    for name, objective in (ce_baseline.OBJECTIVES | mcr2.objectives.OBJECTIVES).items()
+}
+
+
+def find_method(name: str) -> Method:
+    """Return a method by its name, or make one of an objective's class.
+
+    Args:
+        name: a name of :data:`METHODS`, ``path/to/file.py:Class`` or ``package.module:Class``.
+
+    Raises:
+        ValueError: no such name, file, module or class, or a file that cannot be imported.
+        TypeError: the class is no :class:`~mcr2.objectives.Objective`, or defines no ``loss``.
+
+    Example:
+        >>> find_method("mcr2").readout
+        'nearest_subspace'
+        >>> find_method("mcr2.objectives:RateReduction").additive
+        False
+    """
+    if name in METHODS:
+        return METHODS[name]
+    place, colon, class_name = name.rpartition(":")
+    if not colon:
+        raise ValueError(
+            f"unknown method {name!r}; choose from {', '.join(METHODS)}, "
+            "or give path/to/file.py:Class or package.module:Class"
+        )
+    module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
+    objective = getattr(module, class_name, None)
+    if objective is None:
+        raise ValueError(f"{place} defines no {class_name!r}")
+    if not (isinstance(objective, type) and issubclass(objective, Objective)):
+        raise TypeError(f"{name} is no mcr2.objectives.Objective but {objective!r}")
+    if objective.loss is Objective.loss:
+        raise TypeError(f"{name} defines no loss(features, labels, context)")
+    source = Path(str(module.__file__)).read_bytes()
+    return trained(name, objective, hashlib.sha256(source).hexdigest())
+
+
+def _import_module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ValueError(f"no module {name!r} to take a method from: {error}") from error
+
+
+def _import_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise ValueError(f"no file {path} to take a method from")
+    # A name of its own for each file, so that two files called loss.py do not meet.
+    name = f"mcr2_user_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise ValueError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    return module

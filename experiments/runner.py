@@ -1,0 +1,487 @@
+"""Spec -> record; many specs -> many records, in parallel, resumable.
+
+A cell is one run of a grid and has a folder of its own. Its record is written last, so a folder
+with a record is finished and is never run again; one without is continued from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+
+from experiments.methods import (
+    COMMON_READOUT,
+    Method,
+    Prepared,
+    Workspace,
+    candidates,
+    find_method,
+    readout_for,
+    rules_for,
+)
+from experiments.specs import RunSpec, as_dict, from_dict
+from mcr2.data import Dataset, load_dataset
+from mcr2.evaluation import Evaluation, ImageEncoder, evaluate
+from mcr2.noise import corrupt
+from mcr2.records import (
+    FORMAT,
+    Record,
+    content_key,
+    environment,
+    load_tensors,
+    read_json,
+    save_tensors,
+    write_json,
+    write_text,
+)
+from mcr2.selection import make_selection
+from mcr2.training import Progress
+
+RECORD = "record.json"
+SPEC = "spec.json"
+CHECKPOINT = "checkpoint.safetensors"
+PROGRESS = "progress.json"
+ERROR = "error.txt"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How runs use the machine; nothing here changes what a run means.
+
+    Attributes:
+        device: ``"auto"`` (CUDA, then MPS, then CPU) or a torch device.
+        threads: CPU threads of a run.
+        data_root: where data sets are looked for first.
+    """
+
+    device: str = "auto"
+    threads: int = 1
+    data_root: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.threads < 1:
+            raise ValueError(f"threads is {self.threads}; it must be at least 1")
+        self.torch_device()
+
+    def torch_device(self) -> torch.device:
+        """Return the device, or raise ValueError where this machine does not have it."""
+        if self.device == "auto":
+            if torch.cuda.is_available():
+                return torch.device("cuda")
+            return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        try:
+            device = torch.device(self.device)
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"device {self.device!r} cannot be used here: {reason}") from error
+        return device
+
+
+def load(spec: RunSpec, data_root: str | None = None) -> Dataset:
+    """Return the data set of a spec, before corruption."""
+    return load_dataset(spec.dataset, data_root=data_root, subset=spec.subset)
+
+
+def prepare(spec: RunSpec, dataset: Dataset) -> Prepared:
+    """Corrupt all training labels, then hold out the validation share with its noisy labels.
+
+    The held-out indices come from their own stream and do not depend on the ratio. They are
+    drawn without looking at labels: a user has none that are clean.
+
+    Raises:
+        ValueError: a share that leaves nothing to train or to validate on.
+    """
+    seeds = spec.streams.seeds(spec.seed)
+    given = dataset.train
+    corruption = corrupt(
+        given.labels,
+        spec.ratio,
+        num_classes=dataset.num_classes,
+        seed=seeds["noise"],
+        kind=spec.noise,
+    )
+    noisy = given.relabelled(corruption.labels, given.clean_labels)
+    generator = torch.Generator().manual_seed(seeds["validation"])
+    order = torch.randperm(len(given), generator=generator)
+    count = round(len(given) * spec.validation)
+    held_out, kept = order[:count].sort().values, order[count:].sort().values
+    if len(kept) < 2 or (spec.validation > 0 and count == 0):
+        raise ValueError(
+            f"validation={spec.validation} of {len(given)} training images leaves {len(kept)} to "
+            f"train on and {count} to validate on"
+        )
+    return Prepared(
+        dataset=dataset,
+        corruption=corruption,
+        train=noisy.select(kept),
+        validation=noisy.select(held_out) if count else None,
+        test=dataset.test,
+        held_out=held_out,
+    )
+
+
+def run_key(spec: RunSpec, dataset: Dataset, method: Method) -> str:
+    """Return the key of a run: its spec, its data's content, a user's own file's content."""
+    named = replace(spec, dataset=dataset.content_hash())
+    return content_key(FORMAT, as_dict(named), method.fingerprint)
+
+
+def run_folder(root: Path, spec: RunSpec, key: str) -> Path:
+    """Return a run's folder: readable to a person, unique by its key."""
+    name = Path(spec.method).name.replace(":", "-").replace(".py", "")
+    return root / f"{name}-r{spec.ratio:g}-s{spec.seed}-{key[:10]}"
+
+
+def finished(folder: Path, key: str) -> Record | None:
+    """Return the record of a folder whose run is over, or None."""
+    if not (folder / RECORD).exists():
+        return None
+    record = Record.load(folder / RECORD)
+    return record if record.key == key else None
+
+
+def extra_readouts(spec: RunSpec) -> tuple[str, ...]:
+    """Return the readouts that a finished run is read by, beside the method's own.
+
+    The subspace readouts stand at the spec's number of components and at others, so that every
+    record shows how much that choice matters.
+    """
+    counts = sorted({n for n in (1, 2, 3, 5, 10, spec.n_components) if n < spec.feature_dim})
+    return (
+        COMMON_READOUT,
+        "class_mean",
+        *(f"nearest_subspace@{n}" for n in counts),
+        *(f"nearest_subspace_centred@{n}" for n in counts),
+    )
+
+
+def read_encoder(
+    encoder: ImageEncoder, spec: RunSpec, data: Prepared, readout: str, device: torch.device
+) -> Evaluation:
+    """Read one encoder in full, as for a record."""
+    return evaluate(
+        encoder,
+        data.train.to(device),
+        data.test.to(device),
+        data.validation and data.validation.to(device),
+        num_classes=data.sizes.num_classes,
+        readout=readout,
+        readouts=extra_readouts(spec),
+    )
+
+
+def run(
+    spec: RunSpec,
+    folder: str | Path,
+    machine: Machine | None = None,
+    *,
+    progress: Callable[[Progress], None] | None = None,
+    checkpoint_seconds: float = 20.0,
+) -> Record:
+    """Run one spec in a folder, continuing what is there, and return its record.
+
+    Args:
+        spec: what to run.
+        folder: where record, weights and checkpoint go.
+        machine: device and threads; torch's thread count is set for the whole process.
+        progress: called once an epoch.
+        checkpoint_seconds: how often a checkpoint is written, at the most.
+
+    Returns:
+        The record, which is also in ``folder/record.json``; a run whose loss stopped being
+        finite has status ``failed`` and says why.
+
+    Raises:
+        ValueError, TypeError: a spec that cannot be run.
+    """
+    machine = machine or Machine()
+    folder = Path(folder)
+    torch.set_num_threads(machine.threads)
+    device = machine.torch_device()
+    method = find_method(spec.method)
+    dataset = load(spec, machine.data_root)
+    key = run_key(spec, dataset, method)
+    data = prepare(spec, dataset)
+    method.check(spec, data.sizes)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        record = finished(folder, key)
+        if record is not None:
+            return record
+        if (folder / SPEC).exists() and read_json(folder / SPEC).get("key") != key:
+            raise ValueError(
+                f"{folder} holds another run (other spec, data or loss file); choose another folder"
+            )
+        write_json(folder / SPEC, {"key": key, "spec": as_dict(spec)})
+        workspace = Workspace(device, folder / CHECKPOINT, checkpoint_seconds, progress)
+        fitted = method.fit(spec, data, workspace)
+        readout = readout_for(spec, method)
+        selections = {}
+        points = candidates(fitted.history, readout)
+        held_out = len(data.held_out)
+        for rule in rules_for(spec) if fitted.reason is None else ():
+            chosen = make_selection(rule, points, n_validation=held_out)
+            weights = f"epoch-{chosen.epoch:05d}.safetensors"
+            save_tensors(folder / weights, fitted.states[chosen.epoch], {"epoch": chosen.epoch})
+            encoder = method.load(spec, data.sizes, fitted.states[chosen.epoch])
+            _to_device(encoder, device)
+            reading = read_encoder(encoder, spec, data, readout, device)
+            selections[rule] = {
+                "epoch": chosen.epoch,
+                "validation_accuracy": chosen.validation_accuracy,
+                "standard_error": chosen.standard_error,
+                "weights": weights,
+                "measures": dict(reading.measures),
+            }
+        corruption = data.corruption
+        record = Record(
+            key=key,
+            spec=as_dict(spec),
+            status="finished" if fitted.reason is None else "failed",
+            reason=fitted.reason,
+            seeds=spec.streams.seeds(spec.seed),
+            data={
+                "name": dataset.name,
+                "source": dataset.source,
+                "hash": dataset.content_hash(),
+                "classes": list(dataset.classes),
+                "train": len(data.train),
+                "validation": held_out,
+                "test": len(data.test),
+                **asdict(data.sizes),
+            },
+            noise={
+                "kind": spec.noise,
+                "redrawn": len(corruption.indices),
+                "wrong": int(corruption.wrong.sum()),
+                "indices": corruption.indices.tolist(),
+                "wrong_indices": corruption.wrong.nonzero().flatten().tolist(),
+                "transition": corruption.transition.tolist(),
+                "hash": corruption.hash,
+            },
+            proof=fitted.proof
+            | {
+                "labels": corruption.hash,
+                "held_out": content_key(data.held_out),
+            },
+            environment={
+                **environment(),
+                "device": str(device),
+                "threads": machine.threads,
+                "method_fingerprint": method.fingerprint,
+            },
+            readout=readout,
+            epochs=fitted.history[-1]["epoch"] if fitted.history else 0,
+            steps=fitted.steps,
+            wall_seconds=fitted.wall_seconds,
+            history=fitted.history,
+            selections=selections,
+        )
+        record.save(folder / RECORD)
+        for name in (CHECKPOINT, PROGRESS, ERROR):
+            (folder / name).unlink(missing_ok=True)
+    return record
+
+
+def _to_device(encoder: ImageEncoder, device: torch.device) -> None:
+    if isinstance(encoder, torch.nn.Module):
+        encoder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def read_run(
+    folder: str | Path, machine: Machine | None = None
+) -> tuple[Record, dict[str, Evaluation]]:
+    """Read a finished run again from its weights, by selection rule.
+
+    Raises:
+        ValueError: the folder holds no finished run, or its data or weights are not those that
+            the record was made from.
+    """
+    machine = machine or Machine()
+    torch.set_num_threads(machine.threads)
+    folder = Path(folder)
+    if not (folder / RECORD).is_file():
+        raise ValueError(f"{folder} holds no finished run: there is no {RECORD} in it")
+    record = Record.load(folder / RECORD)
+    spec = from_dict(record.spec)
+    method = find_method(spec.method)
+    data = prepare(spec, load(spec, machine.data_root))
+    if data.dataset.content_hash() != record.data["hash"]:
+        raise ValueError(f"{spec.dataset} is not the data that {folder} was run on")
+    device = machine.torch_device()
+    readings = {}
+    for rule, chosen in record.selections.items():
+        state, _ = load_tensors(folder / chosen["weights"])
+        encoder = method.load(spec, data.sizes, state)
+        _to_device(encoder, device)
+        readings[rule] = read_encoder(encoder, spec, data, record.readout, device)
+    return record, readings
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a grid: its spec, its key, its data's content hash and its folder."""
+
+    spec: RunSpec
+    key: str
+    data: str
+    folder: Path
+
+
+def plan(specs: Sequence[RunSpec], root: Path, machine: Machine) -> list[Cell]:
+    """Check every spec against its method and data, and give it its folder; run nothing.
+
+    Raises:
+        ValueError, TypeError: the first spec that could not be run, and why.
+    """
+    datasets: dict[tuple[str, int | None], Dataset] = {}
+    cells = []
+    for spec in specs:
+        method = find_method(spec.method)
+        source = (spec.dataset, spec.subset)
+        if source not in datasets:
+            datasets[source] = load(spec, machine.data_root)
+        dataset = datasets[source]
+        method.check(spec, prepare(spec, dataset).sizes)
+        readout_for(spec, method)
+        key = run_key(spec, dataset, method)
+        cells.append(Cell(spec, key, dataset.content_hash(), run_folder(root, spec, key)))
+    return cells
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a cell ended: with a record, or with an error that another try may mend."""
+
+    cell: Cell
+    record: Record | None
+    error: str | None = None
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    *,
+    jobs: int,
+    machine: Machine,
+    watch: Callable[[list[Outcome], dict[Cell, dict[str, Any]]], None] | None = None,
+    poll_seconds: float = 0.2,
+) -> list[Outcome]:
+    """Run cells in processes of their own, ``jobs`` at a time, and return how each ended.
+
+    A process for each cell: what one does to its interpreter, and a crash, stays with it.
+
+    Args:
+        cells: what to run; finished ones are only read.
+        jobs: processes at a time.
+        machine: device and threads of each.
+        watch: called after every poll with the outcomes so far and each running cell's progress.
+        poll_seconds: time between polls.
+
+    Returns:
+        One outcome a cell, in the order of ``cells``.
+    """
+    outcomes: dict[Cell, Outcome] = {}
+    waiting: list[Cell] = []
+    for cell in cells:
+        record = finished(cell.folder, cell.key)
+        if record is None:
+            waiting.append(cell)
+        else:
+            outcomes[cell] = Outcome(cell, record)
+    running: dict[Cell, BaseProcess] = {}
+    context = _context()
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                cell = waiting.pop(0)
+                arguments = (as_dict(cell.spec), str(cell.folder), machine)
+                running[cell] = context.Process(target=_work, args=arguments, daemon=True)
+                running[cell].start()
+            time.sleep(poll_seconds)
+            for cell, process in list(running.items()):
+                if not process.is_alive():
+                    process.join()
+                    del running[cell]
+                    outcomes[cell] = _outcome(cell, process.exitcode)
+            if watch is not None:
+                watch(list(outcomes.values()), {cell: _progress(cell) for cell in running})
+    finally:
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            process.join()
+    return [outcomes[cell] for cell in cells]
+
+
+def _context() -> Any:
+    # A fork server imports torch once; where there is none (Windows), each process imports it.
+    # Plain forks are out: torch's threads and CUDA do not survive them.
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    # torch.optim imports torch._dynamo on first use, which takes as long as ten epochs on digits.
+    context.set_forkserver_preload(["experiments.runner", "torch._dynamo"])
+    return context
+
+
+def _work(spec: dict[str, Any], folder: str, machine: Machine) -> None:
+    """Run one cell in its own process; errors go to a file, for the parent to report."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        # A study that is killed takes its runs along, so that the next one does not meet them.
+        def follow() -> None:
+            parent.join()
+            os._exit(1)
+
+        threading.Thread(target=follow, daemon=True).start()
+    place = Path(folder)
+    told = 0.0
+
+    def tell(progress: Progress) -> None:
+        nonlocal told
+        now = time.monotonic()
+        if now - told >= 0.5:
+            told = now
+            write_json(place / PROGRESS, asdict(progress), indent=None)
+
+    (place / ERROR).unlink(missing_ok=True)
+    try:
+        run(from_dict(spec), place, machine, progress=tell)
+    except KeyboardInterrupt:
+        os._exit(130)
+    except BaseException as error:
+        place.mkdir(parents=True, exist_ok=True)
+        text = f"{type(error).__name__}: {error}".splitlines()[0]
+        write_text(place / ERROR, text + "\n\n" + traceback.format_exc())
+        os._exit(1)
+
+
+def _progress(cell: Cell) -> dict[str, Any]:
+    try:
+        return dict(read_json(cell.folder / PROGRESS))
+    except (OSError, ValueError):
+        return {}
+
+
+def _outcome(cell: Cell, exitcode: int | None) -> Outcome:
+    record = finished(cell.folder, cell.key)
+    if record is not None:
+        return Outcome(cell, record)
+    error = cell.folder / ERROR
+    if error.exists():
+        reason = error.read_text(encoding="utf-8").splitlines()[0]
+        return Outcome(cell, None, f"{reason} (traceback in {error})")
+    how = f"was killed by signal {-exitcode}" if (exitcode or 0) < 0 else f"ended with {exitcode}"
+    return Outcome(cell, None, f"its process {how} and left no record")

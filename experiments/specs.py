@@ -1,0 +1,242 @@
+"""What a run is: frozen dataclasses, and the recipes that fill them in.
+
+A :class:`RunSpec` is enough to run again what it describes; it is saved beside what it produced,
+and its hash is the run's key. A :class:`Recipe` fills in everything but method, ratio and seed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from mcr2.backbones import BACKBONES, PROJECTIONS
+from mcr2.noise import KINDS
+from mcr2.readouts import parse_readout
+from mcr2.training import TrainingConfig
+
+STREAMS = ("noise", "validation", "backbone", "objective", "batches", "augmentation")
+
+
+@dataclass(frozen=True)
+class Streams:
+    """Seeds of the streams of randomness; None derives a stream from the run's seed.
+
+    Each source of randomness has a stream of its own, so that changing one changes nothing
+    else. The noise stream is the run's seed itself: corrupted sets are then those of the
+    official code at that seed.
+    """
+
+    noise: int | None = None
+    validation: int | None = None
+    backbone: int | None = None
+    objective: int | None = None
+    batches: int | None = None
+    augmentation: int | None = None
+
+    def seeds(self, seed: int) -> dict[str, int]:
+        """Return the seed of every stream for a run's seed.
+
+        Example:
+            >>> seeds = Streams(augmentation=7).seeds(10)
+            >>> seeds["noise"], seeds["augmentation"]
+            (10, 7)
+        """
+        derived = {"noise": seed} | {
+            name: int.from_bytes(hashlib.sha256(f"{name}:{seed}".encode()).digest()[:4], "big")
+            for name in STREAMS
+            if name != "noise"
+        }
+        given = {name: getattr(self, name) for name in STREAMS}
+        return {name: derived[name] if given[name] is None else given[name] for name in STREAMS}
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One run: a method, on a data set, at a corruption ratio, with a seed.
+
+    Attributes:
+        method: a name of ``METHODS``, or ``path/to/file.py:Class``, ``package.module:Class``.
+        dataset: a name of ``mcr2.data.DATASETS`` or the path of an ``.npz`` file.
+        ratio: share of the training labels that are redrawn.
+        seed: from which every stream is seeded that ``streams`` does not set.
+        noise: kind of corruption, a name of ``mcr2.noise.KINDS``.
+        subset: training images to use, stratified by class; None uses all.
+        validation: share of the training samples held out, with their noisy labels.
+        backbone, stem_stride, feature_dim, projection: the network, see ``mcr2.backbones``.
+        shift, flip: augmentation; None takes the data set's own.
+        shuffle: a new order of samples each epoch.
+        training: epochs, batches, optimiser, schedule.
+        options: keyword arguments of the objective, as (name, value) pairs.
+        readout: classifier of the reported accuracy; None takes the objective's own, with
+            ``n_components`` where it is a subspace readout.
+        n_components: dimensions of a class in subspace readouts.
+        streams: seeds of single streams.
+    """
+
+    method: str
+    dataset: str = "digits"
+    ratio: float = 0.0
+    seed: int = 0
+    noise: str = "symmetric"
+    subset: int | None = None
+    validation: float = 0.1
+    backbone: str = "resnet10_w16"
+    stem_stride: int = 1
+    feature_dim: int = 64
+    projection: str = "mlp"
+    shift: int | None = None
+    flip: bool | None = None
+    shuffle: bool = True
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    options: tuple[tuple[str, Any], ...] = ()
+    readout: str | None = None
+    n_components: int = 3
+    streams: Streams = field(default_factory=Streams)
+
+    def __post_init__(self) -> None:
+        def among(name: str, value: object, allowed: typing.Iterable[str]) -> None:
+            if value not in allowed:
+                raise ValueError(f"{name} is {value!r}; choose from {', '.join(allowed)}")
+
+        def between(name: str, value: float, low: float, high: float) -> None:
+            if not low <= value <= high:
+                span = f"at least {low}" if high == math.inf else f"between {low} and {high}"
+                raise ValueError(f"{name} is {value}; it must be {span}")
+
+        among("noise", self.noise, KINDS)
+        among("backbone", self.backbone, BACKBONES)
+        among("projection", self.projection, PROJECTIONS)
+        between("ratio", self.ratio, 0, 1)
+        between("seed", self.seed, 0, 2**32 - 1)
+        for name in STREAMS:
+            between(f"streams.{name}", getattr(self.streams, name) or 0, 0, 2**32 - 1)
+        if not 0 <= self.validation < 1:
+            raise ValueError(f"validation is {self.validation}; it is a share from 0 to below 1")
+        between("subset", 1 if self.subset is None else self.subset, 1, math.inf)
+        between("stem_stride", self.stem_stride, 1, math.inf)
+        between("feature_dim", self.feature_dim, 2, math.inf)
+        between("shift", self.shift or 0, 0, math.inf)
+        between("n_components", self.n_components, 1, self.feature_dim - 1)
+        if self.readout is not None:
+            parse_readout(self.readout)
+
+
+def as_dict(spec: RunSpec) -> dict[str, Any]:
+    """Return a spec as plain values, the form in which it is saved and hashed."""
+    return dataclasses.asdict(spec)
+
+
+def from_dict(value: Mapping[str, Any]) -> RunSpec:
+    """Read a saved spec.
+
+    Raises:
+        ValueError: a field that a spec does not have.
+
+    Example:
+        >>> spec = RunSpec("ce", ratio=0.2)
+        >>> from_dict(as_dict(spec)) == spec
+        True
+    """
+    try:
+        parts = dict(value)
+        parts["training"] = TrainingConfig(
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in parts["training"].items()}
+        )
+        parts["streams"] = Streams(**parts["streams"])
+        parts["options"] = tuple((str(k), v) for k, v in parts["options"])
+        return RunSpec(**parts)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"not a run's spec: {error}") from error
+
+
+def _convert(name: str, text: str, kind: Any) -> Any:
+    """Read ``text`` as a value of an annotated type: int, float, bool, str, tuple, X | None."""
+    if isinstance(kind, types.UnionType):
+        if text.lower() == "none":
+            return None
+        kind = next(k for k in typing.get_args(kind) if k is not type(None))
+    if typing.get_origin(kind) is tuple:
+        return tuple(_convert(name, part, typing.get_args(kind)[0]) for part in text.split("+"))
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+        return kind(text)
+    except (KeyError, ValueError):
+        raise ValueError(f"{name}={text!r} is not a value of type {kind.__name__}") from None
+
+
+def _guess(text: str) -> Any:
+    """Read an objective's option, whose type only its constructor knows."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+
+
+def vary(spec: RunSpec, name: str, text: str, options: typing.Collection[str] = ()) -> RunSpec:
+    """Return a spec with one field set from text: the field's own, training's, or an option.
+
+    Args:
+        spec: what to change.
+        name: a field of the spec, of its ``training``, ``streams.NAME``, or one of ``options``.
+        text: the value; tuples are joined by ``+``.
+        options: names of the keyword arguments that the objective takes.
+
+    Raises:
+        ValueError: an unknown name (the message lists those there are) or a value of the wrong
+            type.
+
+    Example:
+        >>> vary(RunSpec("ce"), "batch_size", "64").training.batch_size
+        64
+        >>> vary(RunSpec("mcr2"), "eps_sq", "0.1", {"eps_sq"}).options
+        (('eps_sq', 0.1),)
+    """
+    own = typing.get_type_hints(RunSpec)
+    whole = {"method", "training", "options", "streams"}
+    training = typing.get_type_hints(TrainingConfig)
+    if name in own and name not in whole:
+        return replace(spec, **{name: _convert(name, text, own[name])})
+    if name in training:
+        changed = replace(spec.training, **{name: _convert(name, text, training[name])})
+        return replace(spec, training=changed)
+    stream = name.removeprefix("streams.")
+    if name.startswith("streams.") and stream in STREAMS:
+        changed_streams = replace(spec.streams, **{stream: _convert(name, text, int | None)})
+        return replace(spec, streams=changed_streams)
+    if name in options:
+        kept = tuple(pair for pair in spec.options if pair[0] != name)
+        return replace(spec, options=(*kept, (name, _guess(text))))
+    known = sorted((own.keys() - whole) | training.keys() | set(options))
+    raise ValueError(f"{name!r} is no field of a run; choose from {', '.join(known)}, streams.NAME")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything about a study's runs but method, ratio and seed.
+
+    Attributes:
+        name: of the recipe.
+        about: what it is for and what it costs, in one line.
+        base: the spec that runs start from; its method, ratio and seed are replaced.
+        training: how each method is trained. A method that is not named here is trained as
+            ``ce`` where its loss is a mean over samples (``additive``), as ``mcr2`` otherwise.
+    """
+
+    name: str
+    about: str
+    base: RunSpec
+    training: Mapping[str, TrainingConfig]
+
+    def spec(self, method: str, *, additive: bool, **fields: Any) -> RunSpec:
+        """Return the spec of one run of a method."""
+        like = method if method in self.training else ("ce" if additive else "mcr2")
+        return replace(self.base, method=method, training=self.training[like], **fields)
