@@ -18,7 +18,7 @@ table: $(VENV)/.installed
 	$(BIN)/mcr2 table --out results/quick $(TABLE_ARGS)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8
 
 slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow
