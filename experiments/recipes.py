@@ -10,6 +10,25 @@ from __future__ import annotations
 from experiments.specs import Recipe, RunSpec
 from mcr2.training import TrainingConfig
 
+# How quick's numbers were chosen. The network was taken as given: 0.33 M parameters, shifts by one
+# pixel, one-cycle SGD with momentum 0.9 and weight decay 1e-4 for both methods.
+#
+# Epochs: of 120 and 200 the first at which cross-entropy is in its terminal phase at ratio 0.5
+# (120: fit_noisy 0.93 to 0.98 at learning rates 0.05 to 0.2). MCR² gets as many epochs.
+#
+# Learning rate, batch size, components: best noisy validation accuracy along the run at ratio 0.2,
+# mean of seeds 0 and 1, six settings for each method (standard error of every figure: 0.02, so the
+# choice is among near equals; a tie goes to the cheaper):
+#
+#     ce    batch 64:   lr 0.05 0.819   0.1 0.819   0.2 0.812
+#           batch 128:  lr 0.05 0.797   0.1 0.802   0.2 0.826  <-
+#     mcr2  batch 350:  lr 0.05 0.847   0.1 0.851   0.2 0.844
+#           batch 718:  lr 0.05 0.844   0.1 0.844   0.2 0.851  <-
+#
+# At the chosen setting, components 1, 2, 3, 5, 10 of MCR²'s nearest subspace read 0.823, 0.840,
+# 0.851, 0.847, 0.837 at the selected epoch. Each is one command, for example
+#
+#     mcr2 table --methods mcr2 --ratios 0.2 --seeds 0 1 --set lr=0.05 batch_size=350
 QUICK = Recipe(
     name="quick",
     about="digits (8x8), ResNet-10 of width 16: minutes on two cores",
@@ -22,8 +41,8 @@ QUICK = Recipe(
         n_components=3,
     ),
     training={
-        "ce": TrainingConfig(epochs=100, batch_size=128, lr=0.1, weight_decay=1e-4),
-        "mcr2": TrainingConfig(epochs=100, batch_size=718, lr=0.05, weight_decay=1e-4),
+        "ce": TrainingConfig(epochs=200, batch_size=128, lr=0.2, weight_decay=1e-4),
+        "mcr2": TrainingConfig(epochs=200, batch_size=718, lr=0.2, weight_decay=1e-4),
     },
 )
 
