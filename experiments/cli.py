@@ -123,10 +123,20 @@ Command = (
 )
 
 
-def _one_line(text: str) -> str:
-    """Squeeze tyro's boxed message into the line that names the problem."""
-    words = re.sub(r"[╭╮╰╯│─┌┐└┘|]+", " ", text).split()
-    return " ".join(words)
+def _one_line(boxed: str) -> str:
+    """Return the line that names the problem, of tyro's boxed message (in Unicode or ASCII)."""
+    rows = [row.strip("│╰╯ ") for row in boxed.splitlines()]
+    # The title is in the box's edge, or in ASCII a row of its own above a rule.
+    rows = rows[1:] if rows[0].startswith("╭") else rows[2:]
+    problem, *hints = [" ".join(b.split()) for b in re.split(r"[─-]{4,}", "\n".join(rows))]
+    # What follows are the attempts to read a value as each of its types.
+    lines = [problem.partition(" Got errors:")[0].replace("{None}|", "")]
+    for hint in hints:
+        if hint.startswith("Available"):
+            lines.append(hint)
+        if hint.startswith("Perhaps") and (option := re.search(r"--[\w-]+", hint)):
+            lines.append(f"perhaps you meant {option[0]}")
+    return "; ".join(lines)
 
 
 def parse(arguments: Sequence[str]) -> Any:
@@ -136,6 +146,11 @@ def parse(arguments: Sequence[str]) -> Any:
         ValueError: arguments that make none, in one line.
         SystemExit: with status 0, after help was printed.
     """
+    # Of an option given twice, tyro would keep the last without a word.
+    options = [a.partition("=")[0].replace("_", "-") for a in arguments if a.startswith("--")]
+    for option in options:
+        if options.count(option) > 1:
+            raise ValueError(f"{option} is given twice; give its values together, once")
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
@@ -151,9 +166,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         command = parse(sys.argv[1:] if arguments is None else arguments)
         go = _PREPARE[type(command)](command)
-    except (ValueError, TypeError, OSError) as error:
+    # An ImportError is a data set's: torchvision that does not fit torch.
+    except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"mcr2: {' '.join(str(error).split())}", file=sys.stderr)
         return MISTAKE
+    except KeyboardInterrupt:
+        return INTERRUPTED
     try:
         return int(go())
     except KeyboardInterrupt:
@@ -171,7 +189,7 @@ def _recipe(name: str) -> Any:
 
 def _fields(command: TableCommand | TrainCommand, recipe: Any) -> dict[str, Any]:
     """Return the fields of a spec that both commands set."""
-    dataset = command.dataset or recipe.base.dataset
+    dataset = recipe.base.dataset if command.dataset is None else command.dataset
     return {"dataset": dataset, "subset": command.subset, "noise": command.noise}
 
 
@@ -182,7 +200,7 @@ def _settings(command: TableCommand | TrainCommand) -> list[str]:
 
 def _table(command: TableCommand) -> Any:
     from experiments.label_noise import claim, grid
-    from experiments.runner import Machine, plan
+    from experiments.runner import Machine, finished, plan
 
     recipe = _recipe(command.recipe)
     machine = Machine(command.device, command.threads, command.data_root)
@@ -203,6 +221,8 @@ def _table(command: TableCommand) -> Any:
     )
     out = command.out or Path("results") / f"{recipe.name}-{Path(fields['dataset']).stem}"
     cells = plan(specs, out / "runs", machine)
+    for cell in cells:
+        finished(cell.folder, cell.key)  # a damaged record is a mistake too, found before runs are
     dataset = Path(fields["dataset"]).stem
     claim(
         out,
@@ -224,7 +244,7 @@ def _table(command: TableCommand) -> Any:
 
 def _train(command: TrainCommand) -> Any:
     from experiments.label_noise import grid
-    from experiments.runner import Machine, plan, run
+    from experiments.runner import Machine, finished, holds_another, plan, run
 
     recipe = _recipe(command.recipe)
     machine = Machine(command.device, command.threads, command.data_root)
@@ -242,6 +262,10 @@ def _train(command: TrainCommand) -> Any:
         raise ValueError(f"--out {folder} is a file; give a new or an empty folder")
     if folder.exists() and any(folder.iterdir()) and not (folder / "spec.json").exists():
         raise ValueError(f"--out {folder} holds something else; give a new or an empty folder")
+    if holds_another(folder, cell.key):
+        raise ValueError(f"--out {folder} holds another run; give a new or an empty folder")
+    finished(folder, cell.key)  # raises where its record is damaged
+    folder.mkdir(parents=True, exist_ok=True)
 
     def go() -> int:
         from experiments.live import training_bar

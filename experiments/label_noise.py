@@ -39,6 +39,9 @@ COMPETENCE = 0.02
 
 STUDY = "study.json"
 
+#: What all runs of a grid share, or what spans it: set by options of their own, not by ``--set``.
+GRID_FIELDS = ("dataset", "subset", "noise", "ratio", "seed")
+
 
 def grid(
     recipe: Recipe,
@@ -76,6 +79,8 @@ def grid(
     found = {name: find_method(name) for name in methods}
     parsed = [_setting(text, methods) for text in settings]
     for owner, field, text in parsed:
+        if field in GRID_FIELDS:
+            raise ValueError(f"--set {field}={text}: {field} has an option of its own")
         # Raises where no method takes the field; where one does not, it is passed over below.
         takers = [found[owner]] if owner else list(found.values())
         vary(recipe.base, field, text, frozenset().union(*(m.options for m in takers)))

@@ -316,15 +316,18 @@ def find_method(name: str) -> Method:
         raise TypeError(f"{name} is no mcr2.objectives.Objective but {objective!r}")
     if objective.loss is Objective.loss:
         raise TypeError(f"{name} defines no loss(features, labels, context)")
-    source = Path(str(module.__file__)).read_bytes()
+    # The class may come from another file than the one that was named.
+    files = {str(module.__file__), inspect.getfile(objective)}
+    source = b"".join(sorted(Path(file).read_bytes() for file in files))
     return trained(name, objective, hashlib.sha256(source).hexdigest())
 
 
 def _import_module(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except ImportError as error:
-        raise ValueError(f"no module {name!r} to take a method from: {error}") from error
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"module {name!r} cannot be imported: {reason}") from error
 
 
 def _import_file(path: Path) -> ModuleType:

@@ -82,7 +82,7 @@ class Machine:
             return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
         try:
             device = torch.device(self.device)
-            torch.empty(1, device=device)
+            torch.empty(1, device=device).cpu()  # the meta device has no values to bring back
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"device {self.device!r} cannot be used here: {reason}") from error
@@ -150,6 +150,18 @@ def finished(folder: Path, key: str) -> Record | None:
         return None
     record = Record.load(folder / RECORD)
     return record if record.key == key else None
+
+
+def holds_another(folder: Path, key: str) -> bool:
+    """Whether a folder was begun for a run of another key.
+
+    Raises:
+        ValueError: its ``spec.json`` cannot be read.
+    """
+    if not (folder / SPEC).exists():
+        return False
+    held = read_json(folder / SPEC)
+    return not isinstance(held, dict) or held.get("key") != key
 
 
 def extra_readouts(spec: RunSpec) -> tuple[str, ...]:
@@ -220,7 +232,7 @@ def run(
         record = finished(folder, key)
         if record is not None:
             return record
-        if (folder / SPEC).exists() and read_json(folder / SPEC).get("key") != key:
+        if holds_another(folder, key):
             raise ValueError(
                 f"{folder} holds another run (other spec, data or loss file); choose another folder"
             )
@@ -323,8 +335,12 @@ def read_run(
     device = machine.torch_device()
     readings = {}
     for rule, chosen in record.selections.items():
-        state, _ = load_tensors(folder / chosen["weights"])
-        encoder = method.load(spec, data.sizes, state)
+        weights = folder / chosen["weights"]
+        state, _ = load_tensors(weights)
+        try:
+            encoder = method.load(spec, data.sizes, state)
+        except RuntimeError as error:
+            raise ValueError(f"{weights} holds the weights of another network") from error
         _to_device(encoder, device)
         readings[rule] = read_encoder(encoder, spec, data, record.readout, device)
     return record, readings
@@ -407,8 +423,9 @@ def run_cells(
             while waiting and len(running) < jobs:
                 cell = waiting.pop(0)
                 arguments = (as_dict(cell.spec), str(cell.folder), machine)
-                running[cell] = context.Process(target=_work, args=arguments, daemon=True)
-                running[cell].start()
+                process = context.Process(target=_work, args=arguments, daemon=True)
+                process.start()
+                running[cell] = process
             time.sleep(poll_seconds)
             for cell, process in list(running.items()):
                 if not process.is_alive():

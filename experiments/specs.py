@@ -151,7 +151,7 @@ def from_dict(value: Mapping[str, Any]) -> RunSpec:
         parts["streams"] = Streams(**parts["streams"])
         parts["options"] = tuple((str(k), v) for k, v in parts["options"])
         return RunSpec(**parts)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not a run's spec: {error}") from error
 
 

@@ -209,7 +209,7 @@ def _total_rate(Z: Tensor, eps_sq: float) -> Tensor:
     m, d = Z.shape[-2:]
     if m >= d:
         return _half_logdet(Z.mT @ Z / m, eps_sq)
-    return _half_logdet(Z @ Z.mT / d, eps_sq * m / d, dim=d)
+    return _half_logdet(Z @ Z.mT / m, eps_sq, dim=d)
 
 
 def _half_logdet(moment: Tensor, eps_sq: float, dim: int | None = None) -> Tensor:

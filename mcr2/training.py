@@ -100,7 +100,7 @@ def learning_rate(config: TrainingConfig, step: int, steps_per_epoch: int) -> fl
         >>> [round(learning_rate(paper, epoch * 50, 50), 6) for epoch in (0, 199, 200, 400)]
         [0.01, 0.01, 0.001, 0.0001]
     """
-    total = config.epochs * steps_per_epoch
+    total = max(config.epochs * steps_per_epoch, 1)
     if config.schedule == "constant":
         return config.lr
     if config.schedule == "steps":
@@ -115,7 +115,7 @@ def learning_rate(config: TrainingConfig, step: int, steps_per_epoch: int) -> fl
     top = config.warmup * total - 1
     if step <= top:
         return half_cosine(config.lr / 25, config.lr, step / top if top else 1.0)
-    return half_cosine(config.lr, config.lr / 250_000, (step - top) / max(total - 1 - top, 1))
+    return half_cosine(config.lr, config.lr / 250_000, (step - top) / (total - 1 - top))
 
 
 @contextlib.contextmanager

@@ -53,11 +53,11 @@ def test_a_loss_of_fifteen_lines_is_an_objective():
     Z, y = batch()
     objective = Ramped(num_classes=3, feature_dim=5).double()
     loss, terms = objective(Z.requires_grad_(), y, Context(progress=0.5))
-    assert float(loss) == pytest.approx(float(terms["error"]) / 2)
+    assert loss.item() == pytest.approx(float(terms["error"]) / 2)
     loss.backward()
     assert Z.grad.any()
     assert objective.head.weight.grad.any()
-    assert float(objective(Z, y)[0]) == 0  # no context is one without progress
+    assert objective(Z, y)[0].item() == 0  # no context is one without progress
     assert objective.embed(Z) is Z
     assert objective.param_groups() == [{"params": [objective.head.weight]}]
 
@@ -187,7 +187,7 @@ def test_the_mcr2_loss_is_the_papers(m, d, gamma1, gamma2):
         trace = np.trace(Pi)
         logdet = np.linalg.slogdet(np.eye(d) + d / (trace * 0.4) * W @ Pi @ W.T)[1]
         compress += trace / m * logdet / 2
-    assert float(loss) == pytest.approx(-gamma2 * expand + compress, rel=1e-10)
+    assert loss.item() == pytest.approx(-gamma2 * expand + compress, rel=1e-10)
     assert float(terms["rate"]) == pytest.approx(plain, rel=1e-10)
     assert float(terms["compressed_rate"]) == pytest.approx(compress, rel=1e-10)
     assert float(terms["reduction"]) == pytest.approx(plain - compress, rel=1e-10)
@@ -249,16 +249,16 @@ def test_cross_entropy_is_the_mean_negative_log_softmax(smoothing):
     logits = Z.numpy() @ W.T + b
     logp = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     q = (1 - smoothing) * np.eye(3)[y] + smoothing / 3
-    assert float(loss) == pytest.approx(-(q * logp).sum(1).mean(), rel=1e-12)
-    assert float(terms["cross_entropy"]) == pytest.approx(float(loss))
+    assert loss.item() == pytest.approx(-(q * logp).sum(1).mean(), rel=1e-12)
+    assert float(terms["cross_entropy"]) == pytest.approx(loss.item())
     assert float(terms["batch_accuracy"]) == pytest.approx((logits.argmax(1) == y.numpy()).mean())
 
 
 def test_cross_entropy_is_additive_and_the_rates_are_not():
     Z, y = batch()
     for objective in (CrossEntropy(3, 5).double(), RateReduction(3)):
-        whole = float(objective(Z, y)[0])
-        halves = (float(objective(Z[:12], y[:12])[0]) + float(objective(Z[12:], y[12:])[0])) / 2
+        whole = objective(Z, y)[0].item()
+        halves = (objective(Z[:12], y[:12])[0].item() + objective(Z[12:], y[12:])[0].item()) / 2
         assert (whole == pytest.approx(halves, rel=1e-9)) == objective.additive
 
 

@@ -273,7 +273,7 @@ def test_float32_that_overflows_is_computed_in_float64():
     expected = float(coding_rate(Z.double(), eps_sq=1e-42))
     got = coding_rate(Z.requires_grad_(), eps_sq=1e-42)
     assert got.dtype == torch.float32
-    assert float(got) == pytest.approx(expected, rel=1e-6)
+    assert got.item() == pytest.approx(expected, rel=1e-6)
     got.backward()
     assert torch.isfinite(Z.grad).all()
     large = 1e30 * random_features(30, 4).float()
