@@ -1,0 +1,166 @@
+"""Backbones have the sizes they say, named stages that compose, and are torchvision's blocks."""
+
+import pytest
+import torch
+import torchvision
+
+from mcr2.backbones import BACKBONES, BasicBlock, ResNet
+
+#: blocks and width of every named backbone, written down a second time
+SHAPES = {
+    "resnet18": ((2, 2, 2, 2), 64),
+    "resnet34": ((3, 4, 6, 3), 64),
+    "resnet10": ((1, 1, 1, 1), 64),
+    "resnet10_w32": ((1, 1, 1, 1), 32),
+    "resnet10_w24": ((1, 1, 1, 1), 24),
+    "resnet10_w16": ((1, 1, 1, 1), 16),
+    "resnet10_w8": ((1, 1, 1, 1), 8),
+}
+
+
+def count(network):
+    return sum(p.numel() for p in network.parameters())
+
+
+def closed_form(blocks, width, channels, d, projection):
+    """Parameters from the description alone: 9 ab a convolution, 2 c a normalisation."""
+    total = 9 * channels * width + 2 * width
+    a = width
+    for stage, depth in enumerate(blocks):
+        c = width * 2**stage
+        total += 9 * a * c + 9 * c * c + 4 * c  # the first block
+        total += (a * c + 2 * c) if stage else 0  # its shortcut, where shape changes
+        total += (depth - 1) * (18 * c * c + 4 * c)
+        a = c
+    return total + (a * a + 2 * a + a * d + d if projection == "mlp" else 0)
+
+
+def settled(network, seed=0):
+    """Running statistics and affine parameters that are not the trivial ones; eval mode."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
+            for tensor in (module.running_mean, module.bias.data):
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) / 4)
+            for tensor in (module.running_var, module.weight.data):
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+    return network.eval()
+
+
+def test_the_papers_network_has_the_papers_number_of_parameters():
+    assert count(BACKBONES["resnet18"](in_channels=3, feature_dim=128)) == 11_497_664
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("channels, projection", [(1, "mlp"), (3, "none")])
+def test_every_named_backbone_has_the_parameters_of_its_description(name, channels, projection):
+    blocks, width = SHAPES[name]
+    d = 24 if projection == "mlp" else 8 * width
+    with torch.device("meta"):
+        network = BACKBONES[name](in_channels=channels, feature_dim=d, projection=projection)
+    assert count(network) == closed_form(blocks, width, channels, d, projection)
+
+
+def test_the_stages_are_named_and_compose_to_the_network():
+    network = settled(ResNet((1, 2, 1), 8, in_channels=2, feature_dim=5))
+    images = torch.rand(3, 2, 12, 12)
+    names, x, shapes = [], images, []
+    for name, stage in network.stages():
+        names.append(name)
+        x = stage(x)
+        shapes.append(tuple(x.shape[1:]))
+        assert stage is getattr(network, name)
+    assert names == ["stem", "stage1", "stage2", "stage3", "pool", "projection"]
+    assert shapes == [(8, 12, 12), (8, 12, 12), (16, 6, 6), (32, 3, 3), (32,), (5,)]
+    torch.testing.assert_close(x, network(images), rtol=0, atol=0)
+    staged = {id(p) for _, stage in network.stages() for p in stage.parameters()}
+    assert staged == {id(p) for p in network.parameters()}
+
+
+@pytest.mark.parametrize("size, stem_stride, last", [(8, 1, 1), (28, 1, 4), (32, 1, 4), (32, 2, 2)])
+def test_small_and_usual_images_pass(size, stem_stride, last):
+    network = BACKBONES["resnet10_w8"](in_channels=1, feature_dim=6, stem_stride=stem_stride)
+    images = torch.rand(2, 1, size, size)
+    assert network(images).shape == (2, 6)
+    x = images
+    for name, stage in network.stages():
+        if name == "pool":
+            break
+        x = stage(x)
+    assert x.shape == (2, 64, last, last)
+
+
+def test_without_a_projection_the_features_are_the_pooled_channels():
+    network = settled(ResNet((1, 1), 4, in_channels=1, projection="none"))
+    x = images = torch.rand(3, 1, 8, 8)
+    for name in ("stem", "stage1", "stage2"):
+        x = getattr(network, name)(x)
+    assert network.feature_dim == 8
+    torch.testing.assert_close(network(images), x.mean((2, 3)))
+
+
+def test_feature_dim_defaults_to_the_pooled_width():
+    assert ResNet((1, 1), 4, in_channels=1).feature_dim == 8
+    assert ResNet((1, 1), 4, in_channels=1, feature_dim=3)(torch.rand(2, 1, 8, 8)).shape == (2, 3)
+
+
+def test_a_block_is_its_formula():
+    block = settled(BasicBlock(3, 6, stride=2))
+    x = torch.randn(2, 3, 9, 9)
+
+    def norm(y, layer):
+        scale = layer.weight / (layer.running_var + layer.eps).sqrt()
+        return (y - layer.running_mean[:, None, None]) * scale[:, None, None] + layer.bias[
+            :, None, None
+        ]
+
+    inner = torch.conv2d(x, block.conv1.weight, stride=2, padding=1)
+    inner = norm(inner, block.norm1).clamp(min=0)
+    inner = norm(torch.conv2d(inner, block.conv2.weight, padding=1), block.norm2)
+    convolution, normalisation = block.shortcut
+    beside = norm(torch.conv2d(x, convolution.weight, stride=2), normalisation)
+    torch.testing.assert_close(block(x.clone()), (inner + beside).clamp(min=0))
+
+
+def test_resnet18_computes_what_torchvisions_resnet18_computes():
+    ours = settled(BACKBONES["resnet18"](in_channels=3, feature_dim=512, projection="none"))
+    theirs = torchvision.models.resnet18()
+    theirs.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    theirs.maxpool, theirs.fc = torch.nn.Identity(), torch.nn.Identity()
+    # Both list their tensors in the order of the data, so that names need no translation.
+    theirs.load_state_dict(
+        dict(zip(theirs.state_dict(), ours.state_dict().values(), strict=True)), strict=True
+    )
+    images = torch.rand(2, 3, 12, 12)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(images), theirs.eval()(images), rtol=1e-4, atol=1e-4)
+
+
+def test_the_projection_is_linear_norm_relu_linear():
+    network = settled(ResNet((1,), 4, in_channels=1, feature_dim=3))
+    x = torch.randn(5, 4)
+    first, norm, _, second = network.projection
+    inner = (x @ first.weight.T - norm.running_mean) / (norm.running_var + norm.eps).sqrt()
+    inner = (inner * norm.weight + norm.bias).clamp(min=0)
+    expected = inner @ second.weight.T + second.bias
+    torch.testing.assert_close(network.projection(x.clone()), expected)
+    assert first.bias is None
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"projection": "linear"}, "'linear'; choose from mlp, none"),
+        ({"projection": "none", "feature_dim": 7}, r"feature_dim is 7; .* pooled width \(8\)"),
+        ({"feature_dim": 0}, "feature_dim is 0"),
+        ({"in_channels": 0}, "at least 1; .*in_channels=0"),
+        ({"stem_stride": 0}, "at least 1; .*stem_stride=0"),
+        ({"width": 0}, "at least 1; .*width=0"),
+        ({"blocks": ()}, r"at least 1; got blocks=\(\)"),
+        ({"blocks": (1, 0)}, r"at least 1; got blocks=\(1, 0\)"),
+    ],
+)
+def test_errors_name_what_was_given_and_what_is_allowed(arguments, message):
+    given = {"blocks": (1, 1), "width": 4, "in_channels": 1} | arguments
+    with pytest.raises(ValueError, match=message):
+        ResNet(given.pop("blocks"), given.pop("width"), **given)
