@@ -16,7 +16,7 @@ from typing import Any
 
 from experiments import report
 from experiments.live import StudyView
-from experiments.methods import find_method
+from experiments.methods import METHODS, find_method
 from experiments.runner import Cell, Machine, Outcome, run_cells
 from experiments.specs import Recipe, RunSpec, vary
 from mcr2.evaluation import measure_key
@@ -110,6 +110,9 @@ def _setting(text: str, methods: Sequence[str]) -> tuple[str | None, str, str]:
     for method in methods:
         if name.startswith(f"{method}."):
             return method, name.removeprefix(f"{method}."), value
+    owner = name.partition(".")[0]
+    if owner in METHODS:
+        raise ValueError(f"--set {text}: {owner} is not among the methods {' '.join(methods)}")
     return None, name, value
 
 

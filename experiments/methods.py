@@ -171,7 +171,11 @@ GIVEN = ("num_classes", "feature_dim", "num_samples")
 
 def trained(name: str, objective: type[Objective], fingerprint: str = "") -> Method:
     """Make a method of an objective: the common trainer on the spec's backbone."""
-    parameters = inspect.signature(objective).parameters
+    parameters = {
+        key: parameter
+        for key, parameter in inspect.signature(objective).parameters.items()
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    }
     options = frozenset(parameters) - set(GIVEN)
 
     def make_objective(spec: RunSpec, sizes: Sizes) -> Objective:

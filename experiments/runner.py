@@ -135,7 +135,9 @@ def prepare(spec: RunSpec, dataset: Dataset) -> Prepared:
 def run_key(spec: RunSpec, dataset: Dataset, method: Method) -> str:
     """Return the key of a run: its spec, its data's content, a user's own file's content."""
     named = replace(spec, dataset=dataset.content_hash())
-    return content_key(FORMAT, as_dict(named), method.fingerprint)
+    # What the data set decides beside its pixels: the same images can come with other defaults.
+    decided = [dataset.num_classes, dataset.shift, dataset.flip]
+    return content_key(FORMAT, as_dict(named), decided, method.fingerprint)
 
 
 def run_folder(root: Path, spec: RunSpec, key: str) -> Path:
@@ -448,8 +450,9 @@ def _context() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    # torch.optim imports torch._dynamo on first use, which takes as long as ten epochs on digits.
-    context.set_forkserver_preload(["experiments.runner", "torch._dynamo"])
+    # Imported once instead of in every run: torch.optim's first use imports torch._dynamo, which
+    # takes as long as ten epochs on digits; the digits themselves are scikit-learn's.
+    context.set_forkserver_preload(["experiments.runner", "torch._dynamo", "sklearn.datasets"])
     return context
 
 

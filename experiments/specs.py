@@ -162,6 +162,8 @@ def _convert(name: str, text: str, kind: Any) -> Any:
             return None
         kind = next(k for k in typing.get_args(kind) if k is not type(None))
     if typing.get_origin(kind) is tuple:
+        if not text:
+            return ()
         return tuple(_convert(name, part, typing.get_args(kind)[0]) for part in text.split("+"))
     try:
         if kind is bool:
@@ -187,7 +189,7 @@ def vary(spec: RunSpec, name: str, text: str, options: typing.Collection[str] = 
     Args:
         spec: what to change.
         name: a field of the spec, of its ``training``, ``streams.NAME``, or one of ``options``.
-        text: the value; tuples are joined by ``+``.
+        text: the value; the parts of a tuple are joined by ``+``, and nothing is the empty one.
         options: names of the keyword arguments that the objective takes.
 
     Raises:

@@ -287,8 +287,15 @@ def train(
     saved = time.perf_counter()
 
     def take_stock(at: int, lr: float) -> None:
+        try:
+            measures = dict(evaluate(encoder)) if evaluate is not None else {}
+        except ValueError:
+            # Loss and weights can be finite and the features in evaluation mode not.
+            if bool(_all_features(encoder, split, config.batch_size).isfinite().all()):
+                raise
+            result.reason = _not_finite("features", at, result.steps)
+            return
         loss, terms = sums.take()
-        measures = dict(evaluate(encoder)) if evaluate is not None else {}
         seconds = spent + time.perf_counter() - start
         result.history.append(
             {
@@ -309,7 +316,7 @@ def train(
     lr = learning_rate(config, 0, per_epoch)
     if epoch == 0 and not result.history:
         take_stock(0, lr)
-    while epoch < config.epochs:
+    while epoch < config.epochs and result.reason is None:
         if objective.needs_epoch_features:
             objective.on_epoch(_all_features(encoder, split, config.batch_size), split.labels)
         generator = torch.Generator().manual_seed(mix_seed(objective_seed, epoch))
@@ -360,6 +367,8 @@ def train(
             break
         if epoch % config.evaluate_every == 0 or epoch == config.epochs:
             take_stock(epoch, lr)
+            if result.reason is not None:
+                break
         now = time.perf_counter()
         if checkpoint is not None and now - saved >= checkpoint_seconds and epoch < config.epochs:
             _save(Path(checkpoint), encoder, optimizer, result, sums, epoch, spent + now - start)
