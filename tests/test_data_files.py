@@ -105,7 +105,7 @@ def test_digits_and_npz_need_no_torchvision(tmp_path):
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"'mnits'.*digits, fashion_mnist,.*cifar10,.*npz"):
+    with pytest.raises(ValueError, match=r"'mnits'.*digits, fashion_mnist,.*cifar10,.*npz.*folder"):
         load_dataset("mnits")
 
 

@@ -11,11 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mcr2.data import readers
+from mcr2.data import folder, readers
 from mcr2.data.batching import stratified_subset
+from mcr2.data.cache import cached, stamps
 from mcr2.data.npz import read_npz
 from mcr2.data.readers import plain_or_gz, torchvision_class
-from mcr2.data.splits import Dataset, Decoded
+from mcr2.data.splits import Dataset, Decoded, check_integer
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,10 @@ def load_dataset(
     data_root: str | Path | None = None,
     subset: int | None = None,
     subset_seed: int = 0,
+    image_size: int | None = None,
     download: bool = True,
 ) -> Dataset:
-    """Load a named data set or an ``.npz`` file.
+    """Load a named data set, an ``.npz`` file or an image folder.
 
     Named ones are looked for in ``data_root``, then in ``$MCR2_DATA``, in ``~/.cache/mcr2`` (under
     ``$XDG_CACHE_HOME`` where that is set), and where their ``Source`` says; if they are in none,
@@ -99,15 +101,22 @@ def load_dataset(
     ``classes``, without them the largest label plus one. Without ``y_train_clean`` the training
     labels are taken as clean.
 
+    An image folder holds ``train/CLASS/*`` and ``test/CLASS/*``, the same classes in both, images
+    of one size unless ``image_size`` is given. Labels follow the sorted names of the classes, and
+    samples lie class after class. One channel if all images are grey, otherwise three.
+
     Nothing in a user's files is executed. A user's images are never mirrored, and shifted by 4
-    pixels from a smaller side of 32 on, by 2 from 16 on, else by 1.
+    pixels from a smaller side of 32 on, by 2 from 16 on, else by 1. What was decompressed or
+    decoded is kept in ``decoded`` under ``~/.cache/mcr2`` and used again while the files' names,
+    sizes and times stay the same.
 
     Args:
-        name_or_path: a name in ``DATASETS``, or a path ending in ``.npz``.
+        name_or_path: a name in ``DATASETS``, a path ending in ``.npz``, or a folder.
         data_root: folder to look in first, and to download into.
         subset: keep that many training images, stratified by the labels trained on (see
             ``stratified_subset``). The test split stays whole.
         subset_seed: which ones.
+        image_size: pixels a side that the images of a folder are resized to.
         download: whether to download what is not found.
 
     Returns:
@@ -115,8 +124,9 @@ def load_dataset(
         says otherwise.
 
     Raises:
-        ValueError: unknown name, malformed file (named, with what is wrong), or impossible subset.
-        TypeError: subset or its seed is no integer.
+        ValueError: unknown name, malformed file (named, with what is wrong), impossible subset, or
+            an ``image_size`` that is not positive or not for a folder.
+        TypeError: subset, its seed or image_size is no integer.
         FileNotFoundError: not found, and not downloaded: what was looked for, where, what to do.
 
     Example:
@@ -127,14 +137,22 @@ def load_dataset(
     name = str(name_or_path)
     path = Path(name).expanduser()
     is_named, is_npz = name in DATASETS, name.lower().endswith(".npz")
+    if image_size is not None:
+        check_integer("image_size", image_size, 1)
+        if is_named or is_npz:
+            raise ValueError(f"image_size resizes the images of a folder, and {name} is none")
     if is_named:
         dataset = _load_named(name, data_root, download)
     elif is_npz:
         dataset = _own(path, read_npz(path))
+    elif name and os.path.isdir(path):
+        dataset = _load_folder(path, image_size)
+    elif os.sep in name and not os.path.exists(path):
+        raise FileNotFoundError(f"{name} not found: name an existing .npz file or image folder")
     else:
         raise ValueError(
-            f"unknown data set {name!r}; allowed are {', '.join(DATASETS)}, or a path ending in "
-            ".npz"
+            f"unknown data set {name!r}; allowed are {', '.join(DATASETS)}, a path ending in "
+            ".npz, or a folder that holds train/CLASS/* and test/CLASS/*"
         )
     if subset is None:
         return dataset
@@ -147,6 +165,23 @@ def _own(path: Path, decoded: Decoded) -> Dataset:
     smaller_side = min(decoded.train_images.shape[1:3])
     shift = 4 if smaller_side >= 32 else 2 if smaller_side >= 16 else 1
     return decoded.dataset(path.name, flip=False, shift=shift, source=str(path))
+
+
+def _load_folder(path: Path, image_size: int | None) -> Dataset:
+    import PIL  # its version counts: another may decode or resize to other pixels
+
+    path = path.resolve()  # so that "." has a name
+    files = folder.scan(path)
+    variant = (image_size, PIL.__version__)
+    decoded = cached(
+        _cache() / "decoded",
+        path.name,
+        path,
+        files.stamps,
+        variant,
+        lambda: folder.decode(files, image_size),
+    )
+    return _own(path, decoded)
 
 
 def _load_named(name: str, data_root: str | Path | None, download: bool) -> Dataset:
@@ -165,7 +200,9 @@ def _load_named(name: str, data_root: str | Path | None, download: bool) -> Data
     if where is None:
         raise FileNotFoundError(_missing(name, data_root, problem))
     if source.files:
-        decoded = source.read(where)
+        found = [path for file in source.files if (path := plain_or_gz(where, file)) is not None]
+        read = partial(source.read, where)
+        decoded = cached(_cache() / "decoded", name, where, stamps(found), None, read)
         origin = str(where)
     else:
         decoded, origin = source.read(where), _INCLUDED
