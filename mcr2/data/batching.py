@@ -1,0 +1,235 @@
+"""Which samples are seen, in which order, and how changed: subsets, seeds, augmented batches."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mcr2.data.splits import Split, channels_first, channels_last, check_integer, check_tensor
+
+
+def mix_seed(*parts: str | int) -> int:
+    """One 63-bit seed from a stream's name, a seed and a counter such as the epoch.
+
+    Hashed rather than added, because seed 0 at epoch 1 must not be seed 1 at epoch 0.
+
+    Example:
+        >>> mix_seed("order", 0, 1) == mix_seed("order", 1, 0)
+        False
+    """
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
+
+
+def stratified_subset(labels: Tensor, size: int, seed: int) -> Tensor:
+    """Indices of exactly ``size`` samples, with every class in proportion.
+
+    Class k of n_k among N samples gets size·n_k/N of them, rounded by largest remainders (ties to
+    the lower label), but at least one. Drawn from a generator of its own.
+
+    Args:
+        labels: (N,) int64.
+        size: between the number of classes present and N.
+        seed: non-negative.
+
+    Returns:
+        (size,) int64 on the CPU, ascending: samples keep their order.
+
+    Raises:
+        TypeError: size or seed is no integer.
+        ValueError: size or seed is out of range.
+
+    Example:
+        >>> labels = torch.tensor([0, 0, 0, 0, 1, 1])
+        >>> labels[stratified_subset(labels, 3, seed=0)]
+        tensor([0, 0, 1])
+    """
+    given = labels.cpu().numpy()
+    present, counts = np.unique(given, return_counts=True)
+    size, seed = check_integer("subset", size, 1), check_integer("subset seed", seed, 0)
+    if not len(present) <= size <= len(given):
+        raise ValueError(
+            f"subset must lie between {len(present)} (one image a class) and {len(given)} "
+            f"(all of them), not {size}"
+        )
+    shares, remainders = np.divmod(size * counts.astype(np.int64), len(given))
+    largest_first = np.argsort(-remainders, kind="stable")
+    shares[largest_first[: size - shares.sum()]] += 1
+    while (shares == 0).any():  # a rare class takes its one image from the best-served one
+        shares[shares.argmax()] -= 1
+        shares[shares.argmin()] += 1
+    rng = np.random.default_rng(mix_seed("subset", seed))
+    chosen = [
+        rng.permutation(np.flatnonzero(given == label))[:share]
+        for label, share in zip(present, shares, strict=True)
+    ]
+    return torch.from_numpy(np.sort(np.concatenate(chosen)))
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes that preserve an image's class; the default changes nothing.
+
+    Args:
+        shift: each image moves by −shift … shift pixels in both directions, every offset equally
+            likely, zeros moving in (the same as padding by ``shift`` and cropping at random).
+        flip: mirror half of the images left to right.
+
+    Raises:
+        TypeError: shift is no integer, or flip no bool.
+        ValueError: shift is negative.
+    """
+
+    shift: int = 0
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        check_integer("shift", self.shift, 0)
+        if not isinstance(self.flip, bool):
+            raise TypeError(f"flip must be a bool, not {type(self.flip).__name__}")
+
+
+class Batch(NamedTuple):
+    """What a step sees: images (B, C, H, W) float32 in [0, 1], labels (B,), indices (B,)."""
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+
+
+def num_batches(n: int, batch_size: int) -> int:
+    """Number of batches in an epoch over n samples: ⌈n / batch_size⌉."""
+    return -(-n // batch_size)
+
+
+def to_float(images: Tensor) -> Tensor:
+    """Uint8 images as a network takes them.
+
+    Args:
+        images: (N, C, H, W) uint8.
+
+    Returns:
+        (N, C, H, W) float32 in [0, 1], x/255, in channels_last memory.
+
+    Raises:
+        TypeError: the images are no uint8 tensor.
+        ValueError: they are not four-dimensional.
+
+    Example:
+        >>> to_float(torch.full((1, 1, 1, 1), 255, dtype=torch.uint8))
+        tensor([[[[1.]]]])
+    """
+    check_tensor("images", images, torch.uint8, 4, "(N, C, H, W)")
+    return _to_float(channels_last(images).contiguous())
+
+
+def batches(
+    split: Split,
+    batch_size: int,
+    *,
+    epoch: int,
+    sampling_seed: int,
+    augmentation_seed: int,
+    augmentation: Augmentation = Augmentation(),
+    shuffle: bool = True,
+) -> Iterator[Batch]:
+    """One epoch over a split.
+
+    N samples are cut into ⌈N / batch_size⌉ batches whose sizes differ by at most one: a last batch
+    of two or three samples would upset batch normalisation and leave classes out of the rates.
+
+    Nothing is remembered between epochs. The order follows from (sampling_seed, epoch). Shifts and
+    flips follow from (augmentation_seed, epoch) and the sample's index in the split: an augmented
+    image depends neither on the order or size of the batches nor on the device.
+
+    Args:
+        split: N samples; batches lie on its device.
+        batch_size: ≥ 1, the most samples in a batch.
+        epoch: ≥ 0.
+        sampling_seed: ≥ 0.
+        augmentation_seed: ≥ 0.
+        augmentation: what to change.
+        shuffle: False keeps the split's order in every epoch.
+
+    Returns:
+        An iterator of batches: images float32 in [0, 1] and channels_last, labels, and the samples'
+        indices in the split.
+
+    Raises:
+        TypeError: a size, seed or epoch is no integer.
+        ValueError: one of them is out of range.
+
+    Example:
+        >>> split = Split(torch.zeros(5, 1, 8, 8, dtype=torch.uint8), torch.arange(5))
+        >>> epoch = batches(split, 3, epoch=0, sampling_seed=0, augmentation_seed=0, shuffle=False)
+        >>> [batch.labels.tolist() for batch in epoch]
+        [[0, 1, 2], [3, 4]]
+    """
+    check_integer("batch_size", batch_size, 1)
+    check_integer("epoch", epoch, 0)
+    check_integer("sampling_seed", sampling_seed, 0)
+    check_integer("augmentation_seed", augmentation_seed, 0)
+    n = len(split)
+    # Always drawn on the CPU: its generator is the same everywhere, a device's is not.
+    if shuffle:
+        order = torch.randperm(n, generator=_stream("order", sampling_seed, epoch))
+    else:
+        order = torch.arange(n)
+    # Streams of their own, so that the shifts stay the same with and without flips.
+    shift_stream = _stream("shift", augmentation_seed, epoch)
+    flip_stream = _stream("flip", augmentation_seed, epoch)
+    offsets = torch.randint(0, 2 * augmentation.shift + 1, (2, n), generator=shift_stream)
+    flips = torch.randint(0, 2, (n,), generator=flip_stream).bool()
+    if not augmentation.flip:
+        flips = torch.zeros_like(flips)
+    return _epoch(split, batch_size, order, offsets, flips, augmentation)
+
+
+def _epoch(
+    split: Split,
+    batch_size: int,
+    order: Tensor,
+    offsets: Tensor,
+    flips: Tensor,
+    augmentation: Augmentation,
+) -> Iterator[Batch]:
+    pixels = channels_last(split.images).contiguous()
+    order, flips = order.to(split.device), flips.to(split.device)
+    tops, lefts = offsets.to(split.device)
+    changed = augmentation != Augmentation()
+    for indices in order.tensor_split(num_batches(len(order), batch_size)) if len(order) else ():
+        images = pixels.index_select(0, indices)
+        if changed:
+            images = _shift_and_flip(
+                images, tops[indices], lefts[indices], flips[indices], augmentation.shift
+            )
+        yield Batch(_to_float(images), split.labels.index_select(0, indices), indices)
+
+
+def _shift_and_flip(images: Tensor, tops: Tensor, lefts: Tensor, flips: Tensor, pad: int) -> Tensor:
+    """Crop (B, H, W, C) images, padded by ``pad``, at (tops, lefts), and mirror those in ``flips``.
+
+    One ``index_select`` of whole pixels: four times faster than indexing rows and columns, twice as
+    fast as cropping and flipping one after the other (500 images of 3×32×32 on one core).
+    """
+    B, H, W, C = images.shape
+    padded = torch.nn.functional.pad(images, (0, 0, pad, pad, pad, pad))
+    height, width = H + 2 * pad, W + 2 * pad
+    along = torch.arange(W, device=images.device)
+    columns = torch.where(flips[:, None], W - 1 - along, along) + lefts[:, None]  # (B, W)
+    first = torch.arange(B, device=images.device) * height + tops
+    rows = first[:, None] + torch.arange(H, device=images.device)  # (B, H), in the whole batch
+    index = (rows * width)[:, :, None] + columns[:, None, :]
+    return padded.view(-1, C).index_select(0, index.view(-1)).view(B, H, W, C)
+
+
+def _stream(name: str, seed: int, epoch: int) -> torch.Generator:
+    return torch.Generator().manual_seed(mix_seed(name, int(seed), int(epoch)))
+
+
+def _to_float(pixels: Tensor) -> Tensor:
+    """(B, H, W, C) uint8 to (B, C, H, W) float32; the permutation makes it channels_last."""
+    return channels_first(pixels.float().div_(255))

@@ -1,0 +1,193 @@
+"""A user's own images in folders: ``train/CLASS/*`` and ``test/CLASS/*``, decoded once to memory.
+
+``scan`` lists the files and refuses what is no such folder; ``decode`` reads the images.
+"""
+
+import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mcr2.data.splits import Array, Decoded
+
+# Named, because Pillow would otherwise try every format it knows, and it hands some of them (EPS)
+# to other programs.
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+_GREY = ("1", "L", "LA", "La")
+_COLOUR = ("P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "HSV")
+
+
+@dataclass(frozen=True)
+class Files:
+    """The images of a folder, class after class: a path and a label each.
+
+    Args:
+        classes: the class folders' names, sorted.
+        train, test: the images in the order of classes, then of names.
+        stamps: name below ``root``, size in bytes and time of modification (ns) of every image.
+    """
+
+    classes: tuple[str, ...]
+    train: tuple[tuple[Path, int], ...]
+    test: tuple[tuple[Path, int], ...]
+    stamps: tuple[tuple[str, int, int], ...]
+
+
+def scan(root: Path) -> Files:
+    """List an image folder.
+
+    Hidden files and folders (``.…``) and those that Windows leaves behind are passed over.
+
+    Raises:
+        ValueError: ``train`` or ``test`` is missing, their classes differ, a class is empty, or
+            something lies where it does not belong; the line names it.
+    """
+    listed: dict[str, dict[str, list[os.DirEntry[str]]]] = {}
+    for which in ("train", "test"):
+        if not (root / which).is_dir():
+            raise ValueError(
+                f"{root}: no folder {which}/; an image folder holds train/CLASS/* and test/CLASS/*"
+            )
+        listed[which] = {}
+        for folder in _entries(root / which):
+            if not folder.is_dir():
+                raise ValueError(
+                    f"{folder.path}: no class folder; images belong in {which}/CLASS/, and nothing "
+                    "else does"
+                )
+            images = _entries(Path(folder.path))
+            if not images:
+                raise ValueError(f"{folder.path}: an empty class folder")
+            for image in images:
+                if not image.is_file():  # a folder, or a pipe that would never end
+                    raise ValueError(f"{image.path}: no file; a class folder holds images only")
+            listed[which][folder.name] = images
+    for here, there in (("train", "test"), ("test", "train")):
+        if lacking := sorted(listed[here].keys() - listed[there].keys()):
+            raise ValueError(
+                f"{root / there}: no class folder {lacking[0]}, which {here}/ has; both need the "
+                "same classes"
+            )
+    classes = tuple(sorted(listed["train"]))
+    if len(classes) < 2:
+        raise ValueError(f"{root / 'train'}: {len(classes)} class folders; at least 2 are needed")
+    stamps = []
+    try:
+        for which, by_class in listed.items():
+            for name in classes:
+                for image in by_class[name]:
+                    stat = image.stat()
+                    stamps.append((f"{which}/{name}/{image.name}", stat.st_size, stat.st_mtime_ns))
+    except OSError as error:
+        raise ValueError(f"{image.path}: cannot be read ({error.strerror})") from error
+    train, test = (
+        tuple((Path(i.path), k) for k, name in enumerate(classes) for i in by_class[name])
+        for by_class in listed.values()
+    )
+    return Files(classes, train, test, tuple(stamps))
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+    except OSError as error:
+        raise ValueError(f"{folder}: cannot be read ({error.strerror})") from error
+    return [e for e in entries if e.name[0] != "." and e.name not in ("Thumbs.db", "desktop.ini")]
+
+
+def decode(files: Files, image_size: int | None) -> Decoded:
+    """Read the images of a folder.
+
+    One channel where all images are grey, otherwise three. Transparency and orientation tags are
+    ignored, and an animation is its first frame.
+
+    Args:
+        files: from ``scan``.
+        image_size: resize all to that many pixels a side, whatever their shape (Pillow's bilinear
+            filter, which smooths where it shrinks); None keeps the one size that they have.
+
+    Raises:
+        ValueError: a file is no image or damaged, has other than 8 bits a channel, or (without
+            ``image_size``) another size than the first; the line names the file.
+    """
+    splits = (files.train, files.test)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # damaged metadata, which nothing here uses
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow decodes without GIL
+            try:
+                # All headers first: a last image of another size is known in seconds, not minutes.
+                paths = [path for split in splits for path, _ in split]
+                headers = list(pool.map(_header, paths, chunksize=64))
+                if image_size is None:
+                    _check_sizes(paths, [size for size, _ in headers])
+                    width, height = headers[0][0]
+                else:
+                    width = height = image_size
+                grey = all(mode in _GREY for _, mode in headers)
+                images = []
+                for split in splits:
+                    shape = (len(split), height, width, 1 if grey else 3)
+                    images.append(np.empty(shape, np.uint8))
+                    decoding = pool.map(
+                        lambda path, out: _decode(path, out, resize=image_size is not None),
+                        (path for path, _ in split),
+                        images[-1],
+                    )
+                    for _ in decoding:
+                        pass
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+    labels = [np.array([label for _, label in split], np.int64) for split in splits]
+    return Decoded(images[0], labels[0], images[1], labels[1], files.classes)
+
+
+def _check_sizes(paths: list[Path], sizes: list[tuple[int, int]]) -> None:
+    for path, size in zip(paths, sizes, strict=True):
+        if size != sizes[0]:
+            raise ValueError(
+                f"{path}: {size[0]}×{size[1]} pixels (width × height), but {paths[0]} has "
+                f"{sizes[0][0]}×{sizes[0][1]}; image_size (--image-size) resizes all to one size"
+            )
+
+
+def _header(path: Path) -> tuple[tuple[int, int], str]:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            size, mode = image.size, image.mode
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{path}: no image; allowed are {', '.join(_FORMATS)}") from error
+    except Exception as error:  # Pillow's readers stumble over damaged bytes in many ways
+        raise _unreadable(path, error) from error
+    if mode not in _GREY + _COLOUR:
+        raise ValueError(
+            f"{path}: pixels of Pillow's mode {mode}, floats or more than 8 bits; allowed are "
+            "images of 8 bits a channel"
+        )
+    return size, mode
+
+
+def _decode(path: Path, out: Array, *, resize: bool) -> None:
+    """Write an image into ``out``, (H, W, C)."""
+    from PIL import Image
+
+    height, width, channels = out.shape
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            pixels = image.convert("L" if channels == 1 else "RGB")
+    except Exception as error:
+        raise _unreadable(path, error) from error
+    if resize:
+        pixels = pixels.resize((width, height), Image.Resampling.BILINEAR)
+    out[...] = np.asarray(pixels).reshape(out.shape)
+
+
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return ValueError(f"{path}: cannot be read as an image ({reason})")

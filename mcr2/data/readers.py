@@ -1,0 +1,218 @@
+"""Readers of the named data sets: from a folder of files in their published format to arrays.
+
+Each checks what it reads and names the file that is wrong. Where a format can execute anything
+(CIFAR's pickles) or its parser crash (SVHN's MATLAB files), a file is opened only if its checksum
+is the published one.
+"""
+
+import gzip
+import hashlib
+import io
+import math
+import os
+import pickle
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mcr2.data.splits import Array, Decoded
+
+# ------------------------------------------------------------------------------------------ digits
+
+
+def read_digits(_: Path) -> Decoded:
+    """scikit-learn's digits, 360 of them for testing, stratified."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+    labels = digits.target.astype(np.int64)
+    train, test = train_test_split(
+        np.arange(len(labels)), test_size=360, random_state=0, stratify=labels
+    )
+    return Decoded(images[train], labels[train], images[test], labels[test], tuple("0123456789"))
+
+
+# --------------------------------------------------------------------- idx: MNIST and its relatives
+
+IDX_FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+
+
+def read_idx_folder(folder: Path, classes: tuple[str, ...]) -> Decoded:
+    """Read a folder laid out like MNIST's, 28×28 images, each file as it is or as ``.gz``."""
+    splits: list[tuple[Array, Array]] = []
+    for images_file, labels_file in (IDX_FILES[:2], IDX_FILES[2:]):
+        images_path, labels_path = (plain_or_gz(folder, f) for f in (images_file, labels_file))
+        assert images_path is not None
+        assert labels_path is not None
+        images, labels = _read_idx(images_path, 3), _read_idx(labels_path, 1)
+        if images.shape[1:] != (28, 28):
+            raise ValueError(f"{images_path}: images must be 28×28, not {images.shape[1:]}")
+        _check_labels(labels_path, labels, len(images), images_path, 0, len(classes) - 1)
+        splits.append((images[..., None], labels))
+    return _decoded(splits, classes)
+
+
+def plain_or_gz(folder: Path, file: str) -> Path | None:
+    """The file, or the same with ``.gz``, or None where the folder has neither."""
+    candidates = (folder / file, folder / f"{file}.gz")
+    # os.path: a folder we may not enter is one that holds nothing, not an error.
+    return next((path for path in candidates if os.path.isfile(path)), None)
+
+
+def _read_idx(path: Path, ndim: int) -> Array:
+    """Read LeCun's idx format: two zero bytes, the type, the number of sizes, sizes, data.
+
+    Only unsigned bytes (type 8). The sizes are big-endian; the data must be exactly as long as they
+    say. The file is taken in whole, so that a header that lies cannot make us allocate.
+    """
+    try:
+        raw = path.read_bytes()
+        if path.suffix == ".gz":
+            raw = gzip.decompress(raw)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from error
+    header = 4 + 4 * ndim
+    if len(raw) < header:
+        raise ValueError(f"{path}: truncated, {len(raw)} bytes are no idx header")
+    if raw[:4] != bytes((0, 0, 8, ndim)):
+        raise ValueError(
+            f"{path}: starts with {raw[:4].hex()}, not with {bytes((0, 0, 8, ndim)).hex()} as an "
+            f"idx file of unsigned bytes in {ndim} dimensions"
+        )
+    shape = tuple(int(size) for size in np.frombuffer(raw, ">u4", ndim, offset=4))
+    if len(raw) - header != math.prod(shape):
+        raise ValueError(
+            f"{path}: its header says {shape}, {math.prod(shape)} bytes, but "
+            f"{len(raw) - header} follow"
+        )
+    return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
+
+
+# ------------------------------------------------------------------------------------------- CIFAR
+
+CIFAR10_FILES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
+CIFAR100_FILES = ("train", "test", "meta")
+
+
+def read_cifar(folder: Path, torchvision_name: str, labels_key: str, names_key: str) -> Decoded:
+    """Read CIFAR-10 or CIFAR-100 as pickled for Python, with torchvision's list of checksums."""
+    published = torchvision_class(torchvision_name)
+    splits: list[tuple[Array, Array]] = []
+    for listed in (published.train_list, published.test_list):
+        parts = [_unpickle(_published(folder / file, md5)) for file, md5 in listed]
+        planes = np.concatenate([part["data"] for part in parts]).reshape(-1, 3, 32, 32)
+        labels = np.concatenate([part[labels_key] for part in parts])
+        splits.append((planes.transpose(0, 2, 3, 1), labels))
+    meta = _unpickle(_published(folder / published.meta["filename"], published.meta["md5"]))
+    return _decoded(splits, tuple(meta[names_key]))
+
+
+def _unpickle(published: bytes) -> Any:
+    return pickle.loads(published, encoding="latin1")
+
+
+def _published(path: Path, md5: str) -> bytes:
+    """The bytes of a file, if they are the published ones.
+
+    The file is read once: what is opened is what was checked.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+    given = hashlib.md5(raw, usedforsecurity=False).hexdigest()
+    if given != md5:
+        raise ValueError(
+            f"{path}: not opened, since its MD5 checksum is {given} and the published file's "
+            f"{md5}; delete it to have it downloaded again"
+        )
+    return raw
+
+
+def torchvision_class(name: str) -> Any:
+    """A data set class of torchvision, imported only here: digits and .npz must do without it."""
+    try:
+        import torchvision.datasets
+    except (ImportError, RuntimeError, AttributeError, OSError) as error:  # built for another torch
+        reason = " ".join(str(error).split())
+        raise ImportError(f"torchvision cannot be imported, reinstall it ({reason})") from error
+    return getattr(torchvision.datasets, name)
+
+
+# -------------------------------------------------------------------------------------------- SVHN
+
+SVHN_FILES = ("train_32x32.mat", "test_32x32.mat")
+
+
+def read_svhn(folder: Path) -> Decoded:
+    """Read the cropped house numbers: MATLAB files of X (32, 32, 3, N) and y (N, 1), 10 for 0."""
+    from scipy.io import loadmat
+
+    splits = []
+    for which in ("train", "test"):
+        _, file, md5 = torchvision_class("SVHN").split_list[which]
+        # SciPy's parser is compiled, and a damaged file can bring the whole process down.
+        content = loadmat(io.BytesIO(_published(folder / file, md5)), variable_names=("X", "y"))
+        labels = content["y"].ravel().astype(np.int64) % 10
+        splits.append((content["X"].transpose(3, 0, 1, 2), labels))
+    return _decoded(splits, tuple("0123456789"))
+
+
+# ---------------------------------------------------------------------------------------- STL-10
+
+STL10_FILES = ("train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin")
+_STL10_CLASSES = (
+    *("airplane", "bird", "car", "cat", "deer"),
+    *("dog", "horse", "monkey", "ship", "truck"),
+)
+
+
+def read_stl10(folder: Path) -> Decoded:
+    """Read STL-10's labelled images: bare bytes, 3 planes of 96 columns each, labels from 1."""
+    splits: list[tuple[Array, Array]] = []
+    for images_path, labels_path in (
+        (folder / STL10_FILES[0], folder / STL10_FILES[1]),
+        (folder / STL10_FILES[2], folder / STL10_FILES[3]),
+    ):
+        try:
+            raw = np.fromfile(images_path, np.uint8)
+            labels = np.fromfile(labels_path, np.uint8)
+        except OSError as error:
+            raise ValueError(f"{images_path.parent}: cannot be read ({error})") from error
+        if len(raw) % (3 * 96 * 96):
+            raise ValueError(
+                f"{images_path}: {len(raw)} bytes are no whole number of images of 3×96×96"
+            )
+        columns = raw.reshape(-1, 3, 96, 96)
+        _check_labels(labels_path, labels, len(columns), images_path, 1, 10)
+        splits.append((columns.transpose(0, 3, 2, 1), labels - 1))
+    return _decoded(splits, _STL10_CLASSES)
+
+
+# ------------------------------------------------------------------------------------------ common
+
+
+def _decoded(splits: list[tuple[Array, Array]], classes: tuple[str, ...]) -> Decoded:
+    (train_images, train_labels), (test_images, test_labels) = splits
+    return Decoded(train_images, train_labels, test_images, test_labels, classes)
+
+
+def _check_labels(
+    path: Path, labels: Array, n: int, images_path: Path, lowest: int, highest: int
+) -> None:
+    if n == 0 or len(labels) != n:
+        raise ValueError(f"{path}: {len(labels)} labels for the {n} images of {images_path.name}")
+    for label in (int(labels.min()), int(labels.max())):
+        if not lowest <= label <= highest:
+            raise ValueError(
+                f"{path}: labels must lie in [{lowest}, {highest}], but one is {label}"
+            )

@@ -1,0 +1,392 @@
+"""Where data sets are found and downloaded: ``DATASETS``, ``availability``, ``load_dataset``."""
+
+import contextlib
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mcr2.data import folder, readers
+from mcr2.data.batching import stratified_subset
+from mcr2.data.cache import cached, stamps
+from mcr2.data.npz import read_npz
+from mcr2.data.readers import plain_or_gz, torchvision_class
+from mcr2.data.splits import Dataset, Decoded, check_integer
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a named data set comes from.
+
+    Args:
+        description: one line for a reader.
+        read: makes its arrays from the folder in which its files were found.
+        flip: whether mirroring an image left to right preserves its class.
+        shift: by how many pixels images may be shifted in augmentation.
+        files: what must lie in that folder, each as it is or as ``.gz``. Empty for data that come
+            with a dependency: ``read`` then gets the path ``.`` and ignores it.
+        folders: where in a root that folder may be, first match wins.
+        roots: further roots to look in, after the user's.
+        download: puts the files somewhere under a given, empty root; any exception is a failure.
+        advice: what a user can do where nothing is found, beside naming a root.
+    """
+
+    description: str
+    read: Callable[[Path], Decoded]
+    flip: bool
+    shift: int
+    files: tuple[str, ...] = ()
+    folders: tuple[str, ...] = (".",)
+    roots: tuple[str, ...] = ()
+    download: Callable[[Path], object] | None = None
+    advice: str = ""
+
+
+class Availability(NamedTuple):
+    """Whether a data set is there: ``found`` is its folder or None, ``looked`` every candidate."""
+
+    name: str
+    description: str
+    found: str | None
+    looked: tuple[str, ...]
+
+
+def availability(data_root: str | Path | None = None) -> list[Availability]:
+    """Which of ``DATASETS`` are there. Looks for files; reads, imports and downloads nothing.
+
+    Args:
+        data_root: looked in first, as by ``load_dataset``.
+
+    Returns:
+        One ``Availability`` for each data set, in the order of ``DATASETS``.
+
+    Raises:
+        ValueError: ``data_root`` is a file.
+
+    Example:
+        >>> availability()[0][:1] + availability()[0][2:]
+        ('digits', 'in scikit-learn', ())
+    """
+    found = []
+    for name, source in DATASETS.items():
+        where, looked = _find(source, data_root)
+        shown = None if where is None else str(where) if source.files else f"in {_INCLUDED}"
+        found.append(Availability(name, source.description, shown, tuple(map(str, looked))))
+    return found
+
+
+def load_dataset(
+    name_or_path: str | Path,
+    *,
+    data_root: str | Path | None = None,
+    subset: int | None = None,
+    subset_seed: int = 0,
+    image_size: int | None = None,
+    download: bool = True,
+) -> Dataset:
+    """Load a named data set, an ``.npz`` file or an image folder.
+
+    Named ones are looked for in ``data_root``, then in ``$MCR2_DATA``, in ``~/.cache/mcr2`` (under
+    ``$XDG_CACHE_HOME`` where that is set), and where their ``Source`` says; if they are in none,
+    torchvision downloads them into the first of the three that is given.
+
+    An ``.npz`` file holds ``x_train, y_train, x_test, y_test`` and perhaps ``y_train_clean`` and
+    ``classes``. Images are uint8: (N, C, H, W), or (N, H, W) for one channel, or (N, H, W, C) if C
+    is 1 or 3 and the second size is neither. Labels are integers in [0, K); K is the number of
+    ``classes``, without them the largest label plus one. Without ``y_train_clean`` the training
+    labels are taken as clean.
+
+    An image folder holds ``train/CLASS/*`` and ``test/CLASS/*``, the same classes in both, images
+    of one size unless ``image_size`` is given. Labels follow the sorted names of the classes, and
+    samples lie class after class. One channel if all images are grey, otherwise three.
+
+    Nothing in a user's files is executed. A user's images are never mirrored, and shifted by 4
+    pixels from a smaller side of 32 on, by 2 from 16 on, else by 1. What was decompressed or
+    decoded is kept in ``decoded`` under ``~/.cache/mcr2`` and used again while the files' names,
+    sizes and times stay the same.
+
+    Args:
+        name_or_path: a name in ``DATASETS``, a path ending in ``.npz``, or a folder.
+        data_root: folder to look in first, and to download into.
+        subset: keep that many training images, stratified by the labels trained on (see
+            ``stratified_subset``). The test split stays whole.
+        subset_seed: which ones.
+        image_size: pixels a side that the images of a folder are resized to.
+        download: whether to download what is not found.
+
+    Returns:
+        The data set, on the CPU. ``train.clean_labels`` equals ``train.labels`` unless the file
+        says otherwise.
+
+    Raises:
+        ValueError: unknown name, malformed file (named, with what is wrong), impossible subset, or
+            an ``image_size`` that is not positive or not for a folder.
+        TypeError: subset, its seed or image_size is no integer.
+        FileNotFoundError: not found, and not downloaded: what was looked for, where, what to do.
+
+    Example:
+        >>> digits = load_dataset("digits", subset=100)
+        >>> len(digits.train), len(digits.test), digits.in_channels, digits.image_size
+        (100, 360, 1, (8, 8))
+    """
+    name = str(name_or_path)
+    path = Path(name).expanduser()
+    is_named, is_npz = name in DATASETS, name.lower().endswith(".npz")
+    if image_size is not None:
+        check_integer("image_size", image_size, 1)
+        if is_named or is_npz:
+            raise ValueError(f"image_size resizes the images of a folder, and {name} is none")
+    if is_named:
+        dataset = _load_named(name, data_root, download)
+    elif is_npz:
+        dataset = _own(path, read_npz(path))
+    elif name and os.path.isdir(path):
+        dataset = _load_folder(path, image_size)
+    elif os.sep in name and not os.path.exists(path):
+        raise FileNotFoundError(f"{name} not found: name an existing .npz file or image folder")
+    else:
+        raise ValueError(
+            f"unknown data set {name!r}; allowed are {', '.join(DATASETS)}, a path ending in "
+            ".npz, or a folder that holds train/CLASS/* and test/CLASS/*"
+        )
+    if subset is None:
+        return dataset
+    chosen = stratified_subset(dataset.train.labels, subset, subset_seed)
+    return replace(dataset, train=dataset.train.select(chosen))
+
+
+def _own(path: Path, decoded: Decoded) -> Dataset:
+    """A user's own data, of which nothing is known but the size of its images."""
+    smaller_side = min(decoded.train_images.shape[1:3])
+    shift = 4 if smaller_side >= 32 else 2 if smaller_side >= 16 else 1
+    return decoded.dataset(path.name, flip=False, shift=shift, source=str(path))
+
+
+def _load_folder(path: Path, image_size: int | None) -> Dataset:
+    import PIL  # its version counts: another may decode or resize to other pixels
+
+    path = path.resolve()  # so that "." has a name
+    files = folder.scan(path)
+    variant = (image_size, PIL.__version__)
+    decoded = cached(
+        _cache() / "decoded",
+        path.name,
+        path,
+        files.stamps,
+        variant,
+        lambda: folder.decode(files, image_size),
+    )
+    return _own(path, decoded)
+
+
+def _load_named(name: str, data_root: str | Path | None, download: bool) -> Dataset:
+    source = DATASETS[name]
+    where, _ = _find(source, data_root)
+    problem = "downloading is switched off"
+    if where is None and download and source.download is not None:
+        root = _roots(data_root)[0]
+        try:
+            _download(source, root)
+        except Exception as error:  # whatever went wrong, the user needs the same line
+            problem = f"the download failed ({' '.join(str(error).split()) or repr(error)})"
+            raise FileNotFoundError(_missing(name, data_root, problem)) from error
+        where, _ = _find(source, data_root)
+        problem = f"what was downloaded into {root} is not what was expected"
+    if where is None:
+        raise FileNotFoundError(_missing(name, data_root, problem))
+    if source.files:
+        found = [path for file in source.files if (path := plain_or_gz(where, file)) is not None]
+        read = partial(source.read, where)
+        decoded = cached(_cache() / "decoded", name, where, stamps(found), None, read)
+        origin = str(where)
+    else:
+        decoded, origin = source.read(where), _INCLUDED
+    return decoded.dataset(name, flip=source.flip, shift=source.shift, source=origin)
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mcr2"
+
+
+def _roots(data_root: str | Path | None) -> list[Path]:
+    """The user's roots, most specific first; the first is where downloads go."""
+    given = [data_root, os.environ.get("MCR2_DATA") or None, _cache()]
+    roots = [Path(root).expanduser() for root in given if root is not None]
+    if data_root is not None and roots[0].exists() and not roots[0].is_dir():
+        raise ValueError(f"the data root must be a folder, but {roots[0]} is a file")
+    return roots
+
+
+def _find(source: Source, data_root: str | Path | None) -> tuple[Path | None, list[Path]]:
+    """The first folder that holds all files of a source, and all folders looked in."""
+    roots = [*_roots(data_root), *map(Path, source.roots)]
+    looked = list(dict.fromkeys(root / sub for root in roots for sub in source.folders))
+    if not source.files:
+        return Path(), []
+    for where in looked:
+        if all(plain_or_gz(where, file) is not None for file in source.files):
+            return where, looked
+    return None, looked
+
+
+def _missing(name: str, data_root: str | Path | None, problem: str) -> str:
+    source = DATASETS[name]
+    roots = dict.fromkeys(map(str, [*_roots(data_root), *source.roots]))
+    return (
+        f"{name} not found: looked for {source.files[0]} and {len(source.files) - 1} more in "
+        f"{', '.join(roots)} (subfolder {' or '.join(source.folders)}), and {problem}; "
+        f"name the folder that holds it with --data-root or MCR2_DATA{source.advice}"
+    )
+
+
+def _download(source: Source, root: Path) -> None:
+    """Download beside the destination and move what is complete.
+
+    So that an interrupted download leaves no half of a file that a later run would trust, and
+    several processes may try at once.
+    """
+    assert source.download is not None
+    root.mkdir(parents=True, exist_ok=True)
+    timeout = socket.getdefaulttimeout()
+    with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as staging:
+        try:
+            socket.setdefaulttimeout(30)  # torchvision sets none, and would wait for minutes
+            with contextlib.redirect_stdout(sys.stderr):  # stdout is for tables
+                source.download(Path(staging))
+        finally:
+            socket.setdefaulttimeout(timeout)
+        for path in sorted(Path(staging).rglob("*")):
+            if path.is_file():
+                target = root / path.relative_to(staging)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                path.replace(target)
+
+
+def _torchvision(name: str, **kwargs: Any) -> Callable[[Path], object]:
+    """A download by torchvision, which compares what it fetched with published checksums."""
+    return lambda root: torchvision_class(name)(root, download=True, **kwargs)
+
+
+def _download_svhn(root: Path) -> None:
+    for split in ("train", "test"):
+        torchvision_class("SVHN")(root / "svhn", split=split, download=True)
+
+
+def _download_stl10(root: Path) -> None:
+    torchvision_class("STL10")(root, split="test", download=True)
+    for unused in ("stl10_binary.tar.gz", "stl10_binary/unlabeled_X.bin"):  # 5 GB between them
+        (root / unused).unlink(missing_ok=True)
+
+
+_INCLUDED = "scikit-learn"
+_DIGITS = tuple("0123456789")
+_CLOTHES = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
+_KANA = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
+
+DATASETS: dict[str, Source] = {
+    "digits": Source(
+        "1,797 handwritten digits, 8×8 grey, 10 classes",
+        readers.read_digits,
+        flip=False,
+        shift=1,
+    ),
+    "fashion_mnist": Source(
+        "70,000 pieces of clothing, 28×28 grey, 10 classes",
+        partial(readers.read_idx_folder, classes=_CLOTHES),
+        flip=True,
+        shift=2,
+        files=readers.IDX_FILES,
+        # The root itself comes last, and only here: MNIST and its kin use the same file names, so
+        # that they are known by their folders' names alone.
+        folders=("fashion-mnist", "FashionMNIST/raw", "."),
+        roots=("/usr/share/datasets/fashion-mnist",),
+        download=_torchvision("FashionMNIST"),
+        advice=", or install Debian's package dataset-fashion-mnist",
+    ),
+    "mnist": Source(
+        "70,000 handwritten digits, 28×28 grey, 10 classes",
+        partial(readers.read_idx_folder, classes=_DIGITS),
+        flip=False,
+        shift=2,
+        files=readers.IDX_FILES,
+        folders=("mnist", "MNIST/raw"),
+        download=_torchvision("MNIST"),
+    ),
+    "kmnist": Source(
+        "70,000 handwritten Japanese characters, 28×28 grey, 10 classes",
+        partial(readers.read_idx_folder, classes=_KANA),
+        flip=False,
+        shift=2,
+        files=readers.IDX_FILES,
+        folders=("kmnist", "KMNIST/raw"),
+        download=_torchvision("KMNIST"),
+    ),
+    "cifar10": Source(
+        "60,000 photographs, 32×32 colour, 10 classes",
+        partial(
+            readers.read_cifar,
+            torchvision_name="CIFAR10",
+            labels_key="labels",
+            names_key="label_names",
+        ),
+        flip=True,
+        shift=4,
+        files=readers.CIFAR10_FILES,
+        folders=("cifar-10-batches-py",),
+        download=_torchvision("CIFAR10"),
+    ),
+    "cifar100": Source(
+        "60,000 photographs, 32×32 colour, 100 classes",
+        partial(
+            readers.read_cifar,
+            torchvision_name="CIFAR100",
+            labels_key="fine_labels",
+            names_key="fine_label_names",
+        ),
+        flip=True,
+        shift=4,
+        files=readers.CIFAR100_FILES,
+        folders=("cifar-100-python",),
+        download=_torchvision("CIFAR100"),
+    ),
+    "cifar100_coarse": Source(
+        "the photographs of cifar100, 20 classes",
+        partial(
+            readers.read_cifar,
+            torchvision_name="CIFAR100",
+            labels_key="coarse_labels",
+            names_key="coarse_label_names",
+        ),
+        flip=True,
+        shift=4,
+        files=readers.CIFAR100_FILES,
+        folders=("cifar-100-python",),
+        download=_torchvision("CIFAR100"),
+    ),
+    "svhn": Source(
+        "99,289 digits of house numbers, 32×32 colour, 10 classes",
+        readers.read_svhn,
+        flip=False,
+        shift=2,  # a neighbouring digit lies close on either side
+        files=readers.SVHN_FILES,
+        folders=("svhn", "SVHN", "."),
+        download=_download_svhn,
+    ),
+    "stl10": Source(
+        "13,000 photographs, 96×96 colour, 10 classes",
+        readers.read_stl10,
+        flip=True,
+        shift=12,  # an eighth of the side, as for CIFAR
+        files=readers.STL10_FILES,
+        folders=("stl10_binary",),
+        download=_download_stl10,
+    ),
+}

@@ -1,0 +1,238 @@
+"""Images with their labels: a ``Split`` on one device, a ``Dataset`` of two splits."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Array = npt.NDArray[Any]
+
+
+def check_tensor(name: str, value: object, dtype: torch.dtype, ndim: int, shape: str) -> None:
+    """Refuse what is no tensor of that dtype and number of dimensions."""
+    if not isinstance(value, Tensor) or value.dtype != dtype:
+        given = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} must be a tensor of {dtype}, not {given}")
+    if value.ndim != ndim:
+        raise ValueError(f"{name} must have shape {shape}, not {tuple(value.shape)}")
+
+
+def check_integer(name: str, value: object, low: int) -> int:
+    """The value as an int; refuses what is none (bool included) or below ``low``."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} must be an integer, not {type(value).__name__}")
+    if value < low:
+        raise ValueError(f"{name} must be at least {low}, not {value}")
+    return int(value)
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """(N, C, H, W) seen as (N, H, W, C)."""
+    return images.permute(0, 2, 3, 1)
+
+
+def channels_first(pixels: Tensor) -> Tensor:
+    """(N, H, W, C) seen as (N, C, H, W)."""
+    return pixels.permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images with the labels to train on, on one device.
+
+    Args:
+        images: (N, C, H, W) uint8. Kept in channels_last memory by this package, so that
+            batches need no transposition; any other layout works and costs one copy an epoch.
+        labels: (N,) int64, non-negative: the labels trained on, possibly noisy.
+        clean_labels: (N,) int64, non-negative: the true labels, or None where they are unknown.
+
+    Raises:
+        TypeError: a dtype is another one, or something is no tensor.
+        ValueError: shapes, lengths or devices do not fit, or a label is negative.
+
+    Example:
+        >>> split = Split(torch.zeros(5, 1, 8, 8, dtype=torch.uint8), torch.arange(5))
+        >>> len(split), split.select([4, 0]).labels
+        (5, tensor([4, 0]))
+    """
+
+    images: Tensor
+    labels: Tensor
+    clean_labels: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        check_tensor("images", self.images, torch.uint8, 4, "(N, C, H, W)")
+        if 0 in self.images.shape[1:]:
+            raise ValueError(f"images have no pixels: shape {tuple(self.images.shape)}")
+        named = {"labels": self.labels}
+        if self.clean_labels is not None:
+            named["clean_labels"] = self.clean_labels
+        for name, labels in named.items():
+            check_tensor(name, labels, torch.int64, 1, "(N,)")
+            if len(labels) != len(self.images):
+                raise ValueError(f"{len(self.images)} images, but {len(labels)} {name}")
+            if labels.device != self.images.device:
+                raise ValueError(f"images lie on {self.images.device}, {name} on {labels.device}")
+            if len(labels) and int(labels.min()) < 0:
+                raise ValueError(f"{name} must not be negative, but one is {int(labels.min())}")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the images and labels lie."""
+        return self.images.device
+
+    def to(self, device: torch.device | str) -> "Split":
+        """The same split on another device."""
+        clean = None if self.clean_labels is None else self.clean_labels.to(device)
+        return Split(self.images.to(device), self.labels.to(device), clean)
+
+    def select(self, indices: Tensor | Array | Sequence[int]) -> "Split":
+        """The samples at ``indices`` ((n,) integers in [0, N)), in that order."""
+        index = torch.as_tensor(indices)
+        if index.numel() == 0:
+            index = index.long()
+        if index.ndim != 1:
+            raise ValueError(f"indices must have shape (n,), not {tuple(index.shape)}")
+        if index.dtype == torch.bool or index.is_floating_point() or index.is_complex():
+            raise TypeError(f"indices must be integers, not {index.dtype}")
+        index = index.long().to(self.device)
+        outside = index[(index < 0) | (index >= len(self))]
+        if len(outside):
+            raise ValueError(f"indices must lie in [0, {len(self)}), but one is {int(outside[0])}")
+        clean = None if self.clean_labels is None else self.clean_labels.index_select(0, index)
+        images = channels_first(channels_last(self.images).index_select(0, index))
+        return Split(images, self.labels.index_select(0, index), clean)
+
+    def relabelled(self, labels: Tensor, clean_labels: Tensor | None) -> "Split":
+        """The same images with other labels, moved to the images' device."""
+        clean = None if clean_labels is None else clean_labels.to(self.device)
+        return Split(self.images, labels.to(self.device), clean)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A training and a test split of the same classes.
+
+    Args:
+        name: name in ``DATASETS``, or the file's name.
+        train: training split.
+        test: test split. Its labels are taken as clean.
+        classes: names of the K ≥ 2 classes; labels lie in [0, K).
+        flip: whether mirroring an image left to right preserves its class.
+        shift: by how many pixels images may be shifted in augmentation, by default.
+        source: where it was found.
+
+    Raises:
+        ValueError: a split is empty, image shapes differ, or a label names no class.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    classes: tuple[str, ...]
+    flip: bool
+    shift: int
+    source: str
+
+    def __post_init__(self) -> None:
+        if len(self.classes) < 2:
+            raise ValueError(f"{self.name}: at least 2 classes needed, not {len(self.classes)}")
+        for which, split in (("training", self.train), ("test", self.test)):
+            if len(split) == 0:
+                raise ValueError(f"{self.name}: the {which} split has no images")
+            for labels in (split.labels, split.clean_labels):
+                if labels is not None and int(labels.max()) >= len(self.classes):
+                    raise ValueError(
+                        f"{self.name}: {which} labels must lie in [0, {len(self.classes)}), but "
+                        f"one is {int(labels.max())}"
+                    )
+        shapes = [tuple(split.images.shape[1:]) for split in (self.train, self.test)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"{self.name}: training images have shape {shapes[0]}, test images {shapes[1]}"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.classes)
+
+    @property
+    def in_channels(self) -> int:
+        """C."""
+        return self.train.images.shape[1]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W)."""
+        return self.train.images.shape[2], self.train.images.shape[3]
+
+    def content_hash(self) -> str:
+        """SHA-256 of both splits' shapes, images and labels (clean ones too), in hexadecimal.
+
+        It does not depend on device, memory layout, names or where the data were found. Computed
+        once: a data set's tensors are not written to.
+        """
+        return self._content_hash
+
+    @cached_property
+    def _content_hash(self) -> str:
+        digest = hashlib.sha256()
+        for split in (self.train, self.test):
+            for tensor in (split.images, split.labels, split.clean_labels):
+                if tensor is None:
+                    digest.update(b"none")
+                    continue
+                array = tensor.cpu().numpy()
+                digest.update(repr(array.shape).encode())
+                little = array.dtype.newbyteorder("<")
+                # In pieces, because channels_last images have to be copied to be hashed in order.
+                for start in range(0, len(array), 1024):
+                    piece = np.ascontiguousarray(array[start : start + 1024], dtype=little)
+                    digest.update(piece.data)
+        return digest.hexdigest()
+
+
+class Decoded(NamedTuple):
+    """What a reader makes of a data set's files: plain arrays, before they become splits.
+
+    Args:
+        train_images: (N, H, W, C) uint8; ``test_images`` likewise.
+        train_labels: (N,) integers; ``test_labels`` likewise.
+        classes: names of the K classes.
+        train_clean: (N,) integers: the true training labels, None where those given are.
+    """
+
+    train_images: Array
+    train_labels: Array
+    test_images: Array
+    test_labels: Array
+    classes: tuple[str, ...]
+    train_clean: Array | None = None
+
+    def dataset(self, name: str, *, flip: bool, shift: int, source: str) -> Dataset:
+        """The data set on the CPU, its images in channels_last memory, copied only if they must."""
+        train = _split(self.train_images, self.train_labels)
+        if self.train_clean is not None:
+            train = train.relabelled(train.labels, _labels(self.train_clean))
+        test = _split(self.test_images, self.test_labels)
+        return Dataset(name, train, test, self.classes, flip, shift, source)
+
+
+def _split(pixels: Array, labels: Array) -> Split:
+    # Arrays over a file's bytes may be read-only, which torch does not allow.
+    images = torch.from_numpy(np.require(pixels, np.uint8, ["C", "W"]))
+    return Split(channels_first(images), _labels(labels), _labels(labels))
+
+
+def _labels(labels: Array) -> Tensor:
+    return torch.from_numpy(np.array(labels, dtype=np.int64))
