@@ -36,7 +36,7 @@ class TableCommand:
     seeds: tuple[int, ...] = (0,)
     """One run of each cell a seed."""
     dataset: str | None = None
-    """Name (see `mcr2 datasets`) or .npz file; the recipe's own by default."""
+    """Name (see `mcr2 datasets`), .npz file or image folder; the recipe's own by default."""
     recipe: str = "quick"
     """How runs are trained."""
     out: Path | None = None
@@ -45,6 +45,8 @@ class TableCommand:
     """Epochs of every method, instead of the recipe's."""
     subset: int | None = None
     """Training images to use, stratified by class."""
+    image_size: int | None = None
+    """Side to which an image folder is resized."""
     noise: str = "symmetric"
     """symmetric (the true class included, as in the paper) or symmetric_excluding_true."""
     set: tuple[str, ...] = ()
@@ -70,7 +72,7 @@ class TrainCommand:
     seed: int = 0
     """From which every stream of randomness is seeded."""
     dataset: str | None = None
-    """Name (see `mcr2 datasets`) or .npz file; the recipe's own by default."""
+    """Name (see `mcr2 datasets`), .npz file or image folder; the recipe's own by default."""
     recipe: str = "quick"
     """How the run is trained."""
     out: Path | None = None
@@ -79,6 +81,8 @@ class TrainCommand:
     """Epochs, instead of the recipe's."""
     subset: int | None = None
     """Training images to use, stratified by class."""
+    image_size: int | None = None
+    """Side to which an image folder is resized."""
     noise: str = "symmetric"
     """symmetric (the true class included, as in the paper) or symmetric_excluding_true."""
     set: tuple[str, ...] = ()
@@ -99,8 +103,8 @@ class EvaluateCommand:
     """Folder of the run."""
     measure: str | None = None
     """Show only measures whose key contains this."""
-    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
-    """CPU threads."""
+    threads: int | None = None
+    """CPU threads; by default as many as the run had, which gives its very numbers."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     data_root: str | None = None
@@ -163,6 +167,8 @@ def parse(arguments: Sequence[str]) -> Any:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # package.module:Class, as under `python -m`
     try:
         command = parse(sys.argv[1:] if arguments is None else arguments)
         go = _PREPARE[type(command)](command)
@@ -190,7 +196,17 @@ def _recipe(name: str) -> Any:
 def _fields(command: TableCommand | TrainCommand, recipe: Any) -> dict[str, Any]:
     """Return the fields of a spec that both commands set."""
     dataset = recipe.base.dataset if command.dataset is None else command.dataset
-    return {"dataset": dataset, "subset": command.subset, "noise": command.noise}
+    return {
+        "dataset": dataset,
+        "subset": command.subset,
+        "image_size": command.image_size,
+        "noise": command.noise,
+    }
+
+
+def _short(dataset: str) -> str:
+    """Return what tables call a data set: its name, or its file's or folder's."""
+    return Path(dataset).resolve().name.removesuffix(".npz")
 
 
 def _settings(command: TableCommand | TrainCommand) -> list[str]:
@@ -219,11 +235,11 @@ def _table(command: TableCommand) -> Any:
         fields=fields,
         settings=_settings(command),
     )
-    out = command.out or Path("results") / f"{recipe.name}-{Path(fields['dataset']).stem}"
+    out = command.out or Path("results") / f"{recipe.name}-{_short(fields['dataset'])}"
     cells = plan(specs, out / "runs", machine)
     for cell in cells:
         finished(cell.folder, cell.key)  # a damaged record is a mistake too, found before runs are
-    dataset = Path(fields["dataset"]).stem
+    dataset = _short(fields["dataset"])
     claim(
         out,
         {
@@ -283,10 +299,14 @@ def _train(command: TrainCommand) -> Any:
 
 
 def _evaluate(command: EvaluateCommand) -> Any:
-    from experiments.runner import Machine, read_run
+    from experiments.runner import read_run
 
-    machine = Machine(command.device, command.threads, command.data_root)
-    record, readings = read_run(command.run, machine)
+    record, readings = read_run(
+        command.run,
+        device=command.device,
+        threads=command.threads,
+        data_root=command.data_root,
+    )
 
     def go() -> int:
         from experiments.report import measures_table

@@ -40,7 +40,7 @@ COMPETENCE = 0.02
 STUDY = "study.json"
 
 #: What all runs of a grid share, or what spans it: set by options of their own, not by ``--set``.
-GRID_FIELDS = ("dataset", "subset", "noise", "ratio", "seed")
+GRID_FIELDS = ("dataset", "subset", "image_size", "noise", "ratio", "seed")
 
 
 def grid(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -191,7 +190,7 @@ def trained(name: str, objective: type[Objective], fingerprint: str = "") -> Met
         arguments = {k: v for k, v in given.items() if k in parameters} | dict(spec.options)
         try:
             return objective(**arguments)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             # A user's class may raise anything; on the command line it is still one line.
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"{name} cannot be constructed with {arguments}: {error}") from error
@@ -206,7 +205,9 @@ def trained(name: str, objective: type[Objective], fingerprint: str = "") -> Met
 
     def check(spec: RunSpec, sizes: Sizes) -> None:
         with seeded(0):
-            make_objective(spec, sizes)
+            loss = make_objective(spec, sizes)
+            if readout_for(spec, method) == "head" and loss.classifier() is None:
+                raise ValueError(f"readout is 'head', but {name} has no classifier of its own")
             make_backbone(spec, sizes)
 
     def load(spec: RunSpec, sizes: Sizes, state: Mapping[str, Tensor]) -> Encoder:
@@ -339,14 +340,14 @@ def _import_file(path: Path) -> ModuleType:
         raise ValueError(f"no file {path} to take a method from")
     # A name of its own for each file, so that two files called loss.py do not meet.
     name = f"mcr2_user_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = ModuleType(name)
+    module.__file__ = str(path)
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
+        # Compiled from its text: cached bytecode does not see an edit within the same second, and
+        # leaves a folder beside the user's file.
+        exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise ValueError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
     return module

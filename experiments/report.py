@@ -195,7 +195,7 @@ def measures_table(
 def datasets_table(rows: Sequence[Availability]) -> Table:
     """Return the data sets that are there, and where the missing ones were looked for."""
     return Table(
-        "Data sets (or give the path of an .npz file)",
+        "Data sets (or give the path of an .npz file or an image folder)",
         ("name", "what", "where"),
         tuple(
             (r.name, r.description, r.found or f"missing; looked in {', '.join(r.looked)}")

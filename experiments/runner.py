@@ -91,7 +91,9 @@ class Machine:
 
 def load(spec: RunSpec, data_root: str | None = None) -> Dataset:
     """Return the data set of a spec, before corruption."""
-    return load_dataset(spec.dataset, data_root=data_root, subset=spec.subset)
+    return load_dataset(
+        spec.dataset, data_root=data_root, subset=spec.subset, image_size=spec.image_size
+    )
 
 
 def prepare(spec: RunSpec, dataset: Dataset) -> Prepared:
@@ -315,26 +317,40 @@ def _to_device(encoder: ImageEncoder, device: torch.device) -> None:
 
 
 def read_run(
-    folder: str | Path, machine: Machine | None = None
+    folder: str | Path,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    data_root: str | None = None,
 ) -> tuple[Record, dict[str, Evaluation]]:
     """Read a finished run again from its weights, by selection rule.
 
+    Args:
+        folder: the run's.
+        device: as in :class:`Machine`.
+        threads: CPU threads; None takes the run's own number, which gives its very numbers.
+        data_root: where data sets are looked for first.
+
     Raises:
-        ValueError: the folder holds no finished run, or its data or weights are not those that
-            the record was made from.
+        ValueError: the folder holds no finished run, or its data, weights or loss file are not
+            those that the record was made from.
     """
-    machine = machine or Machine()
-    torch.set_num_threads(machine.threads)
     folder = Path(folder)
     if not (folder / RECORD).is_file():
         raise ValueError(f"{folder} holds no finished run: there is no {RECORD} in it")
     record = Record.load(folder / RECORD)
+    machine = Machine(
+        device, record.environment["threads"] if threads is None else threads, data_root
+    )
+    torch.set_num_threads(machine.threads)
     spec = from_dict(record.spec)
     method = find_method(spec.method)
+    if method.fingerprint != record.environment.get("method_fingerprint"):
+        raise ValueError(f"{spec.method} is not the file that {folder} was run with")
     data = prepare(spec, load(spec, machine.data_root))
     if data.dataset.content_hash() != record.data["hash"]:
         raise ValueError(f"{spec.dataset} is not the data that {folder} was run on")
-    device = machine.torch_device()
+    on = machine.torch_device()
     readings = {}
     for rule, chosen in record.selections.items():
         weights = folder / chosen["weights"]
@@ -343,8 +359,8 @@ def read_run(
             encoder = method.load(spec, data.sizes, state)
         except RuntimeError as error:
             raise ValueError(f"{weights} holds the weights of another network") from error
-        _to_device(encoder, device)
-        readings[rule] = read_encoder(encoder, spec, data, record.readout, device)
+        _to_device(encoder, on)
+        readings[rule] = read_encoder(encoder, spec, data, record.readout, on)
     return record, readings
 
 
@@ -364,11 +380,11 @@ def plan(specs: Sequence[RunSpec], root: Path, machine: Machine) -> list[Cell]:
     Raises:
         ValueError, TypeError: the first spec that could not be run, and why.
     """
-    datasets: dict[tuple[str, int | None], Dataset] = {}
+    datasets: dict[tuple[str, int | None, int | None], Dataset] = {}
     cells = []
     for spec in specs:
         method = find_method(spec.method)
-        source = (spec.dataset, spec.subset)
+        source = (spec.dataset, spec.subset, spec.image_size)
         if source not in datasets:
             datasets[source] = load(spec, machine.data_root)
         dataset = datasets[source]

@@ -62,7 +62,9 @@ class RunSpec:
 
     Attributes:
         method: a name of ``METHODS``, or ``path/to/file.py:Class``, ``package.module:Class``.
-        dataset: a name of ``mcr2.data.DATASETS`` or the path of an ``.npz`` file.
+        dataset: a name of ``mcr2.data.DATASETS``, the path of an ``.npz`` file or of an image
+            folder.
+        image_size: side to which an image folder is resized; None takes it as it is.
         ratio: share of the training labels that are redrawn.
         seed: from which every stream is seeded that ``streams`` does not set.
         noise: kind of corruption, a name of ``mcr2.noise.KINDS``.
@@ -85,6 +87,7 @@ class RunSpec:
     seed: int = 0
     noise: str = "symmetric"
     subset: int | None = None
+    image_size: int | None = None
     validation: float = 0.1
     backbone: str = "resnet10_w16"
     stem_stride: int = 1
@@ -119,6 +122,7 @@ class RunSpec:
         if not 0 <= self.validation < 1:
             raise ValueError(f"validation is {self.validation}; it is a share from 0 to below 1")
         between("subset", 1 if self.subset is None else self.subset, 1, math.inf)
+        between("image_size", 1 if self.image_size is None else self.image_size, 1, math.inf)
         between("stem_stride", self.stem_stride, 1, math.inf)
         between("feature_dim", self.feature_dim, 2, math.inf)
         between("shift", self.shift or 0, 0, math.inf)

@@ -490,6 +490,7 @@ VARIED = [
     ("noise", "symmetric", "symmetric"),
     ("subset", "100", 100),
     ("subset", "none", None),
+    ("image_size", "16", 16),
     ("validation", "0", 0.0),
     ("backbone", "resnet18", "resnet18"),
     ("stem_stride", "1", 1),
@@ -512,6 +513,7 @@ VARIED_TRAINING = [
     ("optimizer", "sgd", "sgd"),
     ("milestones", "1+4+9", (1, 4, 9)),
     ("milestones", "3", (3,)),
+    ("milestones", "", ()),
     ("schedule", "cosine", "cosine"),
     ("weight_decay", "0", 0.0),
     ("batch_size", "64", 64),
@@ -608,8 +610,8 @@ def test_vary_names_what_it_cannot_do(name, text, parts):
         ({"shift": -1}, "shift is -1"),
         ({"n_components": 0}, "n_components is 0; it must be between 1 and 63"),
         ({"n_components": 64}, "n_components is 64; it must be between 1 and 63"),
-        ({"readout": "knn"}, "unknown readout 'knn'"),
-        ({"readout": "nearest_subspace"}, "needs a number of components"),
+        ({"readout": "nearest"}, "unknown readout 'nearest'"),
+        ({"readout": "nearest_subspace"}, "needs a number"),
         ({"streams": Streams(batches=-1)}, "streams.batches is -1"),
         ({"streams": Streams(noise=2**32)}, "streams.noise is 4294967296"),
     ],
@@ -655,6 +657,7 @@ def test_each_stream_moves_its_own_part_of_the_data_only(small):
 # -------------------------------------------------------------------------------------------- keys
 
 KEY_CHANGES = {
+    "image_size": 16,
     "method": "ce",
     "ratio": 0.3,
     "seed": 1,

@@ -1,0 +1,250 @@
+"""What NC1 to NC4 and CDNV cost from N × d features, against two-pass forms.
+
+Three forms, timed by turns in one process on float32 Gaussian clusters with a classifier:
+
+- ``ours``: :func:`mcr2.metrics.collapse.neural_collapse`;
+- ``two_pass``: the formulas as they read. A loop over classes for the means, a second one for the
+  deviations, Σ_W as a d × d product of all of them, the d × d pseudo-inverse of Σ_B by a singular
+  value decomposition, CDNV by a loop over pairs of classes;
+- ``vectorised``: the same two passes without a Python loop: means by ``index_add_``, distances
+  between means at once, the pseudo-inverse by a symmetric eigendecomposition.
+
+The two-pass forms take the products over samples in float32, which is fast, and means, Σ_B and
+its pseudo-inverse in float64, without which the default cutoff of a pseudo-inverse counts
+rounding as rank and nc1 is wrong by orders of magnitude.
+
+Ratios are medians of per-turn ratios. Memory is the growth of a fresh process's peak resident
+size over what features, labels and classifier take.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mcr2.metrics.collapse import neural_collapse
+
+#: (N, d, K), as in the issue of common measures: few, some and many classes; wide features.
+SIZES = ((50_000, 512, 10), (20_000, 512, 100), (20_000, 512, 1000), (50_000, 2048, 1000))
+
+#: The measures that all forms compute.
+COMPARED = (
+    "nc1",
+    "cdnv",
+    "nc2_equinorm",
+    "nc2_equiangular",
+    "nc2_maxangle",
+    "nc3",
+    "nc4",
+)
+
+Form = Callable[[Tensor, Tensor, Tensor, Tensor], dict[str, float]]
+
+
+def clusters(N: int, d: int, K: int, *, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Draw Gaussian clusters and a classifier near their means.
+
+    Returns:
+        Features ``(N, d)``, labels ``(N,)`` with every class present, W ``(K, d)``, b ``(K,)``;
+        float32.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(N).remainder(K)[torch.randperm(N, generator=generator)]
+    means = torch.randn(K, d, generator=generator)
+    features = torch.randn(N, d, generator=generator)
+    # In pieces: a whole second copy would hide in the peak what the measures add.
+    for part, classes in zip(features.split(1000), labels.split(1000), strict=True):
+        part.add_(means[classes])
+    weight = means + 0.3 * torch.randn(K, d, generator=generator)
+    return features, labels, weight, 0.1 * torch.randn(K, generator=generator)
+
+
+def ours(features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor) -> dict[str, float]:
+    """Read the measures off :func:`~mcr2.metrics.collapse.neural_collapse`."""
+    result = neural_collapse(features, labels, num_classes=len(weight), weight=weight, bias=bias)
+    return {name: getattr(result, name) for name in COMPARED}
+
+
+def two_pass(features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor) -> dict[str, float]:
+    """Compute the measures as the formulas read: loops over classes and pairs, a d × d pinv."""
+    N, d = features.shape
+    K = len(weight)
+    means = torch.stack([features[labels == k].double().mean(0) for k in range(K)])
+    deviations = torch.empty_like(features)
+    variances = []
+    for k in range(K):
+        members = labels == k
+        own = features[members] - means[k].float()
+        deviations[members] = own
+        variances.append(float(own.double().square().sum(1).mean()))
+    sigma_w = (deviations.T @ deviations).double() / N
+    M = means - means.mean(0)
+    pinv = torch.linalg.pinv(M.T @ M / K)
+    pairs = [
+        (variances[i] + variances[j]) / (2 * float((means[i] - means[j]).square().sum()))
+        for i, j in combinations(range(K), 2)
+    ]
+    return {
+        "nc1": float(torch.trace(sigma_w @ pinv)) / K,
+        "cdnv": statistics.fmean(pairs),
+        **_of_means(M, weight),
+        "nc4": _mismatch(features, means, weight, bias),
+    }
+
+
+def vectorised(features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor) -> dict[str, float]:
+    """Compute the measures in the same two passes over all samples without a Python loop."""
+    N, d = features.shape
+    K = len(weight)
+    counts = torch.bincount(labels, minlength=K).double()
+    sums = torch.zeros(K, d, dtype=torch.float64).index_add_(0, labels, features.double())
+    means = sums / counts.unsqueeze(1)
+    deviations = features - means.float().index_select(0, labels)
+    squares = deviations.square().sum(1).double()
+    variances = torch.zeros(K, dtype=torch.float64).index_add_(0, labels, squares) / counts
+    sigma_w = (deviations.T @ deviations).double() / N
+    M = means - means.mean(0)
+    pinv = torch.linalg.pinv(M.T @ M / K, hermitian=True)
+    distances = torch.cdist(means, means).square().fill_diagonal_(torch.inf)
+    return {
+        "nc1": float((sigma_w * pinv).sum()) / K,
+        "cdnv": float((variances / distances).sum()) / (K * (K - 1)),
+        **_of_means(M, weight),
+        "nc4": _mismatch(features, means, weight, bias),
+    }
+
+
+def _of_means(M: Tensor, weight: Tensor) -> dict[str, float]:
+    """NC2 and NC3, which see K means only."""
+    K = len(M)
+    norms = M.norm(dim=1)
+    cosines = ((M / norms.unsqueeze(1)) @ (M / norms.unsqueeze(1)).T)[
+        torch.ones(K, K, dtype=torch.bool).triu(1)
+    ]
+    W = weight.double()
+    return {
+        "nc2_equinorm": float(norms.std(correction=0) / norms.mean()),
+        "nc2_equiangular": float(cosines.std(correction=0)),
+        "nc2_maxangle": float((cosines + 1 / (K - 1)).abs().mean()),
+        "nc3": float((W / W.norm() - M / M.norm()).square().sum()),
+    }
+
+
+def _mismatch(features: Tensor, means: Tensor, weight: Tensor, bias: Tensor) -> float:
+    """NC4 by all scores and all distances."""
+    predicted = (features @ weight.T + bias).argmax(1)
+    nearest = torch.cdist(features, means.float()).argmin(1)
+    return float((predicted != nearest).double().mean())
+
+
+#: The forms that are compared.
+FORMS: dict[str, Form] = {"ours": ours, "two_pass": two_pass, "vectorised": vectorised}
+
+
+def run(
+    sizes: Sequence[tuple[int, int, int]] = SIZES, threads: int = 1, repeats: int = 3
+) -> dict[str, Any]:
+    """Time all forms at each size.
+
+    Args:
+        sizes: (N, d, K) each.
+        threads: of PyTorch, for the time of the benchmark.
+        repeats: turns; in each, every form runs once.
+
+    Returns:
+        Plain numbers for JSON: ``threads``, ``repeats``, ``machine``, and under ``sizes`` for
+        each: ``N``, ``d``, ``K``; ``seconds`` by form (median); ``ratio`` of the other forms'
+        time to ours (median over turns); ``extra_mib`` by form; ``difference`` by form, the
+        largest over measures from ours, relative above 1 and absolute below.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        rows = [_one_size(*size, threads=threads, repeats=repeats) for size in sizes]
+    finally:
+        torch.set_num_threads(before)
+    machine = platform.processor() or platform.machine()
+    return {"threads": threads, "repeats": repeats, "machine": machine, "sizes": rows}
+
+
+def _one_size(N: int, d: int, K: int, *, threads: int, repeats: int) -> dict[str, Any]:
+    data = clusters(N, d, K)
+    seconds: dict[str, list[float]] = {name: [] for name in FORMS}
+    values: dict[str, Mapping[str, float]] = {}
+    for _ in range(repeats):
+        for name, form in FORMS.items():
+            start = time.perf_counter()
+            values[name] = form(*data)
+            seconds[name].append(time.perf_counter() - start)
+    del data
+    others = [name for name in FORMS if name != "ours"]
+    return {
+        "N": N,
+        "d": d,
+        "K": K,
+        "seconds": {name: statistics.median(times) for name, times in seconds.items()},
+        "ratio": {
+            name: statistics.median(
+                other / own for other, own in zip(seconds[name], seconds["ours"], strict=True)
+            )
+            for name in others
+        },
+        "extra_mib": {name: _extra_mib(name, (N, d, K), threads) for name in FORMS},
+        "difference": {name: difference(values["ours"], values[name]) for name in others},
+    }
+
+
+def difference(first: Mapping[str, float], second: Mapping[str, float]) -> float:
+    """Return the largest difference between two sets of measures, relative where above 1.
+
+    Example:
+        >>> difference({"nc1": 200.0, "nc4": 0.5}, {"nc1": 202.0, "nc4": 0.5})
+        0.01
+    """
+    return max(abs(first[k] - second[k]) / max(1.0, abs(first[k])) for k in first)
+
+
+def _extra_mib(name: str, size: tuple[int, int, int], threads: int) -> float:
+    """Return by how much a form raises the peak of a process that holds its input, in MiB."""
+    context = multiprocessing.get_context("spawn")
+    ours_end, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_measure_peak, args=(name, size, threads, theirs))
+    process.start()
+    theirs.close()
+    try:
+        return float(ours_end.recv())
+    except EOFError:  # killed, for want of memory most likely
+        return math.nan
+    finally:
+        process.join()
+
+
+def _measure_peak(
+    name: str, size: tuple[int, int, int], threads: int, connection: Connection
+) -> None:
+    torch.set_num_threads(threads)
+    form = FORMS[name]
+    form(*clusters(300, 8, 3))  # libraries load and allocate their workspaces here
+    data = clusters(*size)
+    before = _peak_mib()
+    form(*data)
+    connection.send(_peak_mib() - before)
+    connection.close()
+
+
+def _peak_mib() -> float:
+    """Return the peak resident size of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
