@@ -4,18 +4,19 @@
 #   make lint    ruff, mypy, import-linter
 # PYTHON picks the interpreter, VENV the environment's folder, PIP_ARGS goes to pip as it is
 # (for example a constraints file, or an index that holds CPU-only builds of PyTorch),
-# TABLE_ARGS goes to `mcr2 table` (for example TABLE_ARGS="--seeds 0 1 2").
+# OUT is the table's folder, TABLE_ARGS goes to `mcr2 table` (for example "--seeds 0 1 2").
 
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
+OUT ?= results/quick
 TABLE_ARGS ?=
 BIN := $(VENV)/bin
 
 .PHONY: table test slow lint format clean
 
 table: $(VENV)/.installed
-	$(BIN)/mcr2 table --out results/quick $(TABLE_ARGS)
+	$(BIN)/mcr2 table --out $(OUT) $(TABLE_ARGS)
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n auto --maxprocesses 8
