@@ -286,7 +286,8 @@ def train(
         epoch, spent = _restore(Path(checkpoint), encoder, optimizer, result, sums)
     saved = time.perf_counter()
 
-    def take_stock(at: int, lr: float) -> None:
+    def take_stock(at: int, lr: float) -> bool:
+        """Evaluate and note it; False where the network cannot be read any more."""
         try:
             measures = dict(evaluate(encoder)) if evaluate is not None else {}
         except ValueError:
@@ -294,7 +295,7 @@ def train(
             if bool(_all_features(encoder, split, config.batch_size).isfinite().all()):
                 raise
             result.reason = _not_finite("features", at, result.steps)
-            return
+            return False
         loss, terms = sums.take()
         seconds = spent + time.perf_counter() - start
         result.history.append(
@@ -312,6 +313,7 @@ def train(
         if at in wanted:
             result.kept[at] = _state(encoder)
         result.kept = {e: state for e, state in result.kept.items() if e in wanted}
+        return True
 
     lr = learning_rate(config, 0, per_epoch)
     if epoch == 0 and not result.history:
@@ -365,10 +367,9 @@ def train(
             result.reason = _not_finite("weights", epoch, result.steps)
         if result.reason is not None:
             break
-        if epoch % config.evaluate_every == 0 or epoch == config.epochs:
-            take_stock(epoch, lr)
-            if result.reason is not None:
-                break
+        due = epoch % config.evaluate_every == 0 or epoch == config.epochs
+        if due and not take_stock(epoch, lr):
+            break
         now = time.perf_counter()
         if checkpoint is not None and now - saved >= checkpoint_seconds and epoch < config.epochs:
             _save(Path(checkpoint), encoder, optimizer, result, sums, epoch, spent + now - start)
