@@ -293,7 +293,7 @@ def write_figures(out: Path, cells: Sequence[Mapping[str, Any]], dataset: str) -
 
     panels = list(TITLES)
     figure, row = plt.subplots(
-        1, len(panels), figsize=(9.6, 3.6), layout="constrained", sharey=True
+        1, len(panels), figsize=(9.6, 3.6), layout="constrained", sharex=True, sharey=True
     )
     for axes, measure in zip(row, panels, strict=True):
         for method in methods:
