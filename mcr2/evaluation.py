@@ -153,7 +153,7 @@ def evaluate(
 
     for name in dict.fromkeys((readout, *readouts)):
         fitted = fit_readout(name, h_train, train.labels, num_classes=num_classes, head=head)
-        guesses = fitted.predict(h_train)
+        guesses = fitted.predict_training(h_train)
 
         def put(measure: str, split: str, labels: str, value: Value, name: str = name) -> None:
             measures[measure_key(measure, split=split, labels=labels, readout=name)] = value

@@ -1,15 +1,16 @@
-"""Classifiers on frozen features: fitted once on ``(features, labels)``, in closed form.
+"""Classifiers on frozen features, fitted once on ``(features, labels)``.
 
 A readout turns features ``(N, d)`` into class scores ``(N, K)``. :data:`READOUTS` maps a name to
-its fit function; :func:`fit_readout` fits by name, with the number of components of a subspace
-behind an ``@`` (``nearest_subspace@3``), and also knows ``head``, the objective's own linear
-classifier. Fit on the *noisy* training labels, as a user would have them; on clean labels only
-as a named diagnostic.
+its fit function; :func:`fit_readout` fits by name, with the number that some kinds need behind an
+``@`` (``nearest_subspace@3`` components, ``knn@5`` neighbours), and also knows ``head``, the
+objective's own linear classifier. Fit on the *noisy* training labels, as a user would have them;
+on clean labels only as a named diagnostic. Those in :data:`FINAL_ONLY` cost too much for every
+evaluation of a training run; the others take milliseconds.
 
 All of it is computed in float64, on the features' device: features of a collapsed network differ
-from their class mean by less than float32 resolves, and the cost is a few milliseconds. (MPS has
-no float64; there the readout lives on the CPU and predictions are brought back.) A class without
-a training sample scores -inf and is never predicted.
+from their class mean by less than float32 resolves. (MPS has no float64; there the readout lives
+on the CPU and predictions are brought back.) A class without a training sample scores -inf and is
+never predicted.
 """
 
 from __future__ import annotations
@@ -17,14 +18,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-#: The ridge penalty in units of the features' mean variance.
+FloatArray: TypeAlias = npt.NDArray[np.float64]
+IntArray: TypeAlias = npt.NDArray[np.int64]
+
+#: The penalty of the linear classifiers in units of the features' mean variance.
 RIDGE = 1e-3
 
-#: Scores of a nearest-subspace readout are computed for this many numbers at a time.
+#: Scores of nearest subspaces and neighbours are computed for this many numbers at a time.
 _CHUNK = 1 << 22
 
 
@@ -39,10 +46,17 @@ class Readout(ABC):
         """Return the best-scoring class of each sample, int64 ``(N,)`` on the features' device."""
         return self.scores(features).argmax(dim=1).to(features.device)
 
+    def predict_training(self, features: Tensor) -> Tensor:
+        """Return the classes of the very samples fitted on, in the same order.
+
+        It is :meth:`predict` for all but the nearest neighbours, which leave each sample out.
+        """
+        return self.predict(features)
+
 
 @dataclass(frozen=True, eq=False)
 class LinearClassifier(Readout):
-    """Scores ``W h + b``: a ridge fit, or the objective's own head.
+    """Scores ``W h + b``: a fit, or the objective's own head.
 
     Args:
         weight: W, ``(K, d)``.
@@ -130,6 +144,70 @@ class ClassSubspaces(Readout):
             inside = ((part @ columns).view(-1, K, n) - offsets).square_().sum(dim=2)
             torch.sub(_sq_distances(part, M), inside, out=out)
         return residuals.clamp_(min=0).neg_().masked_fill_(~present, -torch.inf)
+
+
+@dataclass(frozen=True, eq=False)
+class NearestNeighbours(Readout):
+    """Scores are votes of the k training samples of largest cosine with h.
+
+    Between classes of as many votes the larger sum of cosines decides: it is added, scaled to
+    less than half a vote. A zero feature has cosine 0 with everything.
+
+    Args:
+        directions: training samples at unit norm, float64 ``(N, d)``.
+        labels: their classes, int64 ``(N,)``.
+        present: bool ``(K,)``; False for a class without training samples.
+        k: number of neighbours, below N.
+
+    Example:
+        >>> axes, labels = torch.eye(2, dtype=torch.float64), torch.tensor([0, 1])
+        >>> neighbours = NearestNeighbours(axes, labels, torch.tensor([True, True]), k=1)
+        >>> neighbours.predict(torch.tensor([[3.0, 1.0], [-1.0, 0.1]]))
+        tensor([0, 1])
+        >>> neighbours.predict_training(axes)
+        tensor([1, 0])
+    """
+
+    directions: Tensor
+    labels: Tensor
+    present: Tensor
+    k: int
+
+    def scores(self, features: Tensor) -> Tensor:
+        """Return the votes of the neighbours, and less than half a vote for their cosines."""
+        return self._votes(features, leave_one_out=False)
+
+    def predict_training(self, features: Tensor) -> Tensor:
+        """Return the classes of the samples fitted on, none being its own neighbour.
+
+        Args:
+            features: the training features ``(N, d)``, in the order of the fit.
+
+        Raises:
+            ValueError: another number of samples than were fitted.
+        """
+        if len(features) != len(self.labels):
+            raise ValueError(
+                f"fitted on {len(self.labels)} samples; predict_training got {len(features)}"
+            )
+        votes = self._votes(features, leave_one_out=True)
+        return votes.argmax(dim=1).to(features.device)
+
+    def _votes(self, features: Tensor, *, leave_one_out: bool) -> Tensor:
+        H = _directions(_features(features, self.directions.shape[1]))
+        directions, labels = self.directions.to(H), self.labels.to(H.device)
+        votes = H.new_zeros(len(H), len(self.present))
+        rows = max(1, _CHUNK // len(labels))
+        start = 0
+        for part, out in zip(torch.split(H, rows), torch.split(votes, rows), strict=True):
+            cosines = part @ directions.T
+            if leave_one_out:
+                index = torch.arange(len(part), device=H.device)
+                cosines[index, start + index] = -torch.inf
+            nearest, samples = cosines.topk(self.k, dim=1)
+            out.scatter_add_(1, labels[samples], 1 + nearest / (4 * self.k))
+            start += len(part)
+        return votes.masked_fill_(~self.present.to(H.device), -torch.inf)
 
 
 @dataclass(frozen=True, eq=False)
@@ -307,23 +385,116 @@ def fit_ridge(features: Tensor, labels: Tensor, *, num_classes: int) -> LinearCl
     return LinearClassifier(weight, bias)
 
 
-#: Fit functions by name, ``fit(features, labels, *, num_classes[, n_components])``.
+def fit_logistic_regression(
+    features: Tensor, labels: Tensor, *, num_classes: int
+) -> LinearClassifier:
+    """Fit multinomial logistic regression with scikit-learn, bias unpenalised.
+
+    ``min_{W,b} (1/N) Σ_i -log softmax(W h_i + b)_{y_i} + λ/2 ‖W‖_F²``, ``λ = 1e-3 s²`` with s² the
+    features' mean variance, as for ridge: the fit is made on ``(h - h̄)/s`` with penalty 1e-3, so
+    that neither scaling nor shifting the features changes a prediction. Arguments and errors as
+    :func:`class_bases`.
+
+    Example:
+        >>> H = torch.tensor([[0.0], [1.0], [4.0], [5.0]])
+        >>> readout = fit_logistic_regression(H, torch.tensor([0, 0, 1, 1]), num_classes=2)
+        >>> readout.predict(torch.tensor([[2.4], [2.6]]))
+        tensor([0, 1])
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    def solve(H: FloatArray, y: IntArray, C: float) -> tuple[FloatArray, FloatArray]:
+        binary = int(y.max()) == 1
+        # Two classes have one row w, which stands for the rows -w/2 and w/2, half as long.
+        model = LogisticRegression(C=2 * C if binary else C, tol=1e-8, max_iter=5000).fit(H, y)
+        rows, offsets = model.coef_, model.intercept_
+        if binary:
+            return np.concatenate([-rows, rows]) / 2, np.concatenate([-offsets, offsets]) / 2
+        return rows, offsets
+
+    return _fit_standardised(solve, features, labels, num_classes)
+
+
+def fit_linear_svm(features: Tensor, labels: Tensor, *, num_classes: int) -> LinearClassifier:
+    """Fit a linear support vector machine a class, against the others, with scikit-learn.
+
+    For each class ``min_{w,b} (1/N) Σ_i max(0, 1 - t_i (wᵀh_i + b))² + λ/2 (‖w‖² + (b/10)²)``,
+    t_i = 1 in the class and -1 outside, on ``(h - h̄)/s`` with λ = 1e-3 as for
+    :func:`fit_logistic_regression`. (liblinear penalises the bias; at a tenth of its size that
+    is slight.) Solved by Newton's method, so that nothing is random. Arguments and errors as
+    :func:`class_bases`.
+
+    Example:
+        >>> H = torch.tensor([[0.0], [1.0], [4.0], [5.0]])
+        >>> readout = fit_linear_svm(H, torch.tensor([0, 0, 1, 1]), num_classes=2)
+        >>> readout.predict(torch.tensor([[2.4], [2.6]]))
+        tensor([0, 1])
+    """
+    from sklearn.svm import LinearSVC
+
+    def solve(H: FloatArray, y: IntArray, C: float) -> tuple[FloatArray, FloatArray]:
+        model = LinearSVC(C=C, dual=False, intercept_scaling=10, tol=1e-6, max_iter=5000).fit(H, y)
+        rows, offsets = model.coef_, model.intercept_
+        if len(rows) == 1:  # of two classes only the second one's is kept
+            return np.concatenate([-rows, rows]), np.concatenate([-offsets, offsets])
+        return rows, offsets
+
+    return _fit_standardised(solve, features, labels, num_classes)
+
+
+def fit_knn(features: Tensor, labels: Tensor, *, num_classes: int, k: int) -> NearestNeighbours:
+    """Keep the training samples as neighbours by cosine.
+
+    Arguments and errors as :func:`class_bases`; ``k`` from 1 to N - 1, because a training sample
+    has no more neighbours than that.
+
+    Example:
+        >>> H = torch.tensor([[1.0, 0.1], [1.0, -0.1], [0.0, 1.0], [0.1, 1.0]])
+        >>> readout = fit_knn(H, torch.tensor([0, 0, 1, 1]), num_classes=2, k=1)
+        >>> readout.predict_training(H)
+        tensor([0, 0, 1, 1])
+    """
+    H, y = _training_set(features, labels, num_classes)
+    if not 1 <= k < len(H):
+        raise ValueError(
+            f"k is {k}; with {len(H)} samples it must be at least 1 and below {len(H)}"
+        )
+    present = torch.bincount(y, minlength=num_classes) > 0
+    return NearestNeighbours(_directions(H), y, present, k)
+
+
+#: Fit functions by name, ``fit(features, labels, *, num_classes[, n_components or k])``.
 READOUTS: dict[str, Callable[..., Readout]] = {
     "nearest_subspace": fit_nearest_subspace,
     "nearest_subspace_centred": fit_nearest_subspace_centred,
     "class_mean": fit_class_mean,
     "ridge": fit_ridge,
+    "logistic_regression": fit_logistic_regression,
+    "linear_svm": fit_linear_svm,
+    "knn": fit_knn,
 }
 
-#: The members of :data:`READOUTS` that need a number of components behind an ``@``.
-WITH_COMPONENTS = frozenset({"nearest_subspace", "nearest_subspace_centred"})
+#: The members of :data:`READOUTS` that need a number behind an ``@``, and what it is a number of.
+NUMBERED = {
+    "nearest_subspace": "n_components",
+    "nearest_subspace_centred": "n_components",
+    "knn": "k",
+}
+
+#: Those whose number is one of components.
+WITH_COMPONENTS = frozenset(kind for kind, of in NUMBERED.items() if of == "n_components")
+
+#: Kinds too slow for every evaluation of a training run: seconds where the others take
+#: milliseconds.
+FINAL_ONLY = frozenset({"logistic_regression", "linear_svm", "knn"})
 
 
 def parse_readout(name: str) -> tuple[str, int | None]:
-    """Split a readout's name into its kind and its number of components.
+    """Split a readout's name into its kind and its number, of components or neighbours.
 
     Args:
-        name: ``"head"``, a member of :data:`READOUTS`, or for the subspaces ``"kind@n"``.
+        name: ``"head"``, a member of :data:`READOUTS`, or for those in :data:`NUMBERED`
+            ``"kind@n"``.
 
     Returns:
         The kind, and n or None.
@@ -331,7 +502,7 @@ def parse_readout(name: str) -> tuple[str, int | None]:
     Raises:
         TypeError: not a string.
         ValueError: an unknown kind; a number missing, unwanted, or no positive integer. That n
-            is below d is checked at the fit.
+            is not too large is checked at the fit.
 
     Example:
         >>> parse_readout("nearest_subspace@3"), parse_readout("head")
@@ -341,16 +512,16 @@ def parse_readout(name: str) -> tuple[str, int | None]:
         raise TypeError(f"a readout's name is a string; got {type(name).__name__}")
     kind, at, number = name.partition("@")
     if kind not in READOUTS and kind != "head":
-        allowed = ["head", *(k + "@n" * (k in WITH_COMPONENTS) for k in READOUTS)]
+        allowed = ["head", *(k + "@n" * (k in NUMBERED) for k in READOUTS)]
         raise ValueError(f"unknown readout {name!r}; choose from {', '.join(allowed)}")
-    if kind not in WITH_COMPONENTS:
+    if kind not in NUMBERED:
         if at:
-            raise ValueError(f"readout {name!r}: {kind} takes no number of components")
+            raise ValueError(f"readout {name!r}: {kind} takes no number")
         return kind, None
     # One spelling for one readout, since names are keys in records: no sign, no leading zero.
     if not (number.isascii() and number.isdigit() and number[0] != "0"):
         raise ValueError(
-            f"readout {name!r}: {kind} needs a number of components from 1, as in {kind}@3"
+            f"readout {name!r}: {kind} needs a number from 1 ({NUMBERED[kind]}), as in {kind}@3"
         )
     return kind, int(number)
 
@@ -386,9 +557,9 @@ def fit_readout(
         >>> fit_readout("nearest_subspace@1", H, y, num_classes=2).predict(H)
         tensor([0, 0, 1])
     """
-    kind, n_components = parse_readout(name)
-    if n_components is not None:
-        return READOUTS[kind](features, labels, num_classes=num_classes, n_components=n_components)
+    kind, number = parse_readout(name)
+    if number is not None:
+        return READOUTS[kind](features, labels, num_classes=num_classes, **{NUMBERED[kind]: number})
     if kind != "head":
         return READOUTS[kind](features, labels, num_classes=num_classes)
     if head is None:
@@ -441,6 +612,43 @@ def _class_means(H: Tensor, y: Tensor, num_classes: int) -> tuple[Tensor, Tensor
     counts = torch.bincount(y, minlength=num_classes)
     sums = H.new_zeros(num_classes, H.shape[1]).index_add_(0, y, H)
     return sums / counts.clamp(min=1).unsqueeze(1), counts
+
+
+def _directions(H: Tensor) -> Tensor:
+    """Return float64 features at unit norm; zero stays zero."""
+    # By the largest entry first, or the squares of a tiny or huge feature leave float64.
+    largest = H.abs().amax(dim=1, keepdim=True)
+    H = H / torch.where(largest > 0, largest, torch.ones_like(largest))
+    return torch.nn.functional.normalize(H, dim=1)
+
+
+def _fit_standardised(
+    solve: Callable[[FloatArray, IntArray, float], tuple[FloatArray, FloatArray]],
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+) -> LinearClassifier:
+    """Fit a linear model on centred features of mean variance 1.
+
+    ``solve(H, y, C)`` returns a row and an offset a class, y counting the present classes and C
+    being scikit-learn's weight of the summed loss against ½ ‖W‖². A class without samples has
+    W = 0 and b = -inf; one class alone is always predicted.
+    """
+    H, y = _training_set(features, labels, num_classes)
+    mean = H.mean(dim=0)
+    H = H - mean
+    scale = H.square().mean().sqrt()
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    counts = torch.bincount(y, minlength=num_classes)
+    present = counts.nonzero().squeeze(1)
+    weight = H.new_zeros(num_classes, H.shape[1])
+    bias = H.new_zeros(num_classes)
+    if len(present) > 1:
+        ranks = torch.searchsorted(present, y)
+        rows, offsets = solve((H / scale).cpu().numpy(), ranks.cpu().numpy(), 1 / (RIDGE * len(H)))
+        weight[present] = torch.as_tensor(rows).to(H) / scale
+        bias[present] = torch.as_tensor(offsets).to(H)
+    return LinearClassifier(weight, (bias - weight @ mean).masked_fill(counts == 0, -torch.inf))
 
 
 def _about_centre(
