@@ -7,11 +7,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.linalg import subspace_angles
 
 from mcr2.metrics.accuracy import accuracy, standard_error
 from mcr2.metrics.coding import coding_measures
 from mcr2.metrics.memorization import Memorization, memorization, terminal_phase
-from mcr2.metrics.rank import FeatureRank, feature_rank
+from mcr2.metrics.rank import (
+    FeatureRank,
+    between_classes,
+    class_geometry,
+    class_ranks,
+    feature_rank,
+    principal_angles,
+    spectrum,
+)
 
 NAMES = ("effective_rank", "participation_ratio", "stable_rank")
 ZERO = FeatureRank(0, 0.0, 0.0, 0.0, 0)
@@ -135,6 +144,136 @@ def test_centring_removes_one_dimension_of_a_large_mean():
 def test_features_without_a_rank_are_refused(features, error, message):
     with pytest.raises(error, match=message):
         feature_rank(features)
+
+
+# Spectra, classes and what lies between them
+
+
+@pytest.mark.parametrize("shape", [(80, 6), (4, 9)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1.0, 1e-18])
+def test_the_spectrum_is_that_of_the_covariance(shape, dtype, scale):
+    X = (scale * (np.random.RandomState(0).randn(*shape) + 3)).astype(str(dtype)[6:])
+    for centred, moment in ((True, np.cov(X.astype(float).T, bias=True)),
+                            (False, X.astype(float).T @ X / len(X))):  # fmt: skip
+        want = np.linalg.eigvalsh(moment)[::-1]
+        got = spectrum(torch.tensor(X), centred=centred)
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-12 * want[0])
+
+
+def classes_of_subspaces(dims, d, n, seed=0, dtype=torch.float64):
+    """A class on each of some random subspaces; returns samples, labels and the bases."""
+    rng = np.random.RandomState(seed)
+    bases = [orthonormal(d, q, rng) for q in dims]
+    H = np.concatenate([rng.randn(n, U.shape[1]) @ U.T for U in bases])
+    return torch.tensor(H).to(dtype), torch.arange(len(dims)).repeat_interleave(n), bases
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("n", [40, 5])
+def test_class_ranks_are_the_uncentred_ranks_of_each_class(dtype, n):
+    H, y, _ = classes_of_subspaces([3, 7, 1], 12, n, dtype=dtype)
+    order = torch.randperm(len(H), generator=torch.Generator().manual_seed(0))
+    got = class_ranks(H[order], y[order] * 2, num_classes=6)
+    assert got[1] is got[3] is got[5] is None
+    for k in range(3):
+        want = feature_rank(H[y == k], centred=False)
+        assert (got[2 * k].numerical_rank, got[2 * k].dim95) == (want.numerical_rank, want.dim95)
+        for name in NAMES:
+            assert getattr(got[2 * k], name) == pytest.approx(getattr(want, name), rel=1e-6), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [200, 6])
+def test_the_geometry_of_classes_is_their_svd(dtype, n):
+    H, y, _ = classes_of_subspaces([2, 9], 10, n, dtype=dtype)
+    geometry = class_geometry(H, y, num_classes=3)
+    for k in range(2):
+        s, rows = np.linalg.svd(H[y == k].double().numpy(), full_matrices=False)[1:]
+        np.testing.assert_allclose(geometry.spectra[k][: len(s)], s**2 / n, rtol=1e-5, atol=1e-12)
+        q = geometry.ranks[k].dim95
+        assert geometry.bases[k].shape == (10, q)
+        assert subspace_angles(geometry.bases[k].numpy(), rows[:q].T).max() < 1e-6
+    assert geometry.spectra[2].eq(0).all()
+    assert geometry.bases[2].shape == (10, 0)
+
+
+def test_a_collapsed_class_is_a_line_whatever_its_noise():
+    # Centred, what is left is noise of rank 20.
+    rng = np.random.RandomState(0)
+    H = torch.tensor(rng.randn(20) + 1e-3 * rng.randn(300, 20))
+    (rank,) = class_ranks(H, torch.zeros(300, dtype=torch.int64), num_classes=1)
+    assert rank.dim95 == 1
+    assert rank.participation_ratio == pytest.approx(1, abs=1e-4)
+    assert feature_rank(H).participation_ratio > 15
+
+
+@pytest.mark.parametrize("dims", [(3, 3), (1, 4), (5, 2), (6, 6)])
+def test_principal_angles_are_scipys(dims):
+    rng = np.random.RandomState(0)
+    U, V = (orthonormal(8, q, rng) for q in dims)
+    got = principal_angles(torch.tensor(U), torch.tensor(V))
+    np.testing.assert_allclose(got, subspace_angles(U, V)[::-1], atol=1e-12)
+
+
+def test_small_principal_angles_are_resolved():
+    for angle in (1e-12, 1e-6, 0.5, math.pi / 2):
+        U = torch.tensor([[1.0], [0.0]], dtype=torch.float64)
+        V = torch.tensor([[math.cos(angle)], [math.sin(angle)]], dtype=torch.float64)
+        assert float(principal_angles(U, V)) == pytest.approx(angle, rel=1e-6)
+    with pytest.raises(ValueError, match=r"\(3, 1\)"):
+        principal_angles(U, torch.eye(3)[:, :1])
+
+
+def test_coherence_is_the_mean_overlap_of_class_subspaces():
+    _, _, bases = classes_of_subspaces([3, 1, 5, 2], 9, 2)
+    pairs = [(U, V) for i, U in enumerate(bases) for j, V in enumerate(bases) if i != j]
+    overlap = [(np.linalg.norm(U.T @ V) ** 2) / min(U.shape[1], V.shape[1]) for U, V in pairs]
+    angles = [subspace_angles(U, V) for U, V in pairs]
+    got = between_classes([torch.tensor(U) for U in [*bases, np.empty((9, 0))]])
+    assert got.coherence == pytest.approx(np.mean(overlap))
+    assert got.smallest_angle == pytest.approx(min(a.min() for a in angles), abs=1e-7)
+    assert got.mean_angle == pytest.approx(np.mean([a.mean() for a in angles]))
+
+
+def test_orthogonal_classes_have_coherence_0_and_equal_ones_1():
+    d, K = 12, 4
+    H, y = torch.eye(d).repeat(3, 1), (torch.arange(d) // (d // K)).repeat(3)
+    apart = between_classes(class_geometry(H, y, num_classes=K).bases)
+    assert apart.coherence == pytest.approx(0, abs=1e-12)
+    assert apart.smallest_angle == pytest.approx(math.pi / 2)
+    same = between_classes(
+        class_geometry(H.repeat(2, 1), torch.arange(72) // 36, num_classes=2).bases
+    )
+    assert same.coherence == pytest.approx(1)
+    assert same.mean_angle == pytest.approx(0, abs=1e-6)
+    for few in ([], [torch.eye(3)], [torch.eye(3), torch.empty(3, 0)]):
+        alone = between_classes(few)
+        assert (alone.coherence, alone.smallest_angle, alone.mean_angle) == (None,) * 3
+
+
+def test_a_class_of_zeros_or_of_one_sample_has_a_geometry():
+    H = torch.tensor([[0.0, 0, 0], [0, 0, 0], [3, 0, 4]])
+    geometry = class_geometry(H, torch.tensor([0, 0, 1]), num_classes=2)
+    assert geometry.ranks == (ZERO, FeatureRank(1, 1.0, 1.0, 1.0, 1))
+    assert geometry.bases[0].shape == (3, 0)
+    torch.testing.assert_close(geometry.bases[1].abs().squeeze(1).float(), H[2] / 5)
+    assert geometry.spectra[1].tolist() == pytest.approx([25, 0, 0])
+
+
+@pytest.mark.parametrize(
+    "features, labels, error, message",
+    [
+        (torch.ones(3, 2), torch.tensor([0, 1, 2]), ValueError, r"0 \.\.\. 1"),
+        (torch.ones(3, 2), torch.tensor([0.0, 1, 1]), TypeError, "integer"),
+        (torch.ones(3, 2), torch.tensor([0, 1]), ValueError, r"\(3,\)"),
+        (torch.full((3, 2), math.nan), torch.tensor([0, 1, 1]), ValueError, "finite"),
+        (torch.ones(3), torch.tensor([0, 1, 1]), ValueError, r"\(N, d\)"),
+    ],
+)
+def test_classes_without_a_geometry_are_refused(features, labels, error, message):
+    with pytest.raises(error, match=message):
+        class_geometry(features, labels, num_classes=2)
 
 
 # Accuracy

@@ -1,0 +1,528 @@
+"""Neural collapse: how near features are to K points, and those to a simplex and a classifier.
+
+With features ``H (N, d)``, class means ``μ_k``, their unweighted mean ``μ_G``, centred means
+``M (K, d)`` with rows ``μ̄_k = μ_k - μ_G``, ``Σ_W = (1/N) Σ (h - μ_y)(h - μ_y)ᵀ`` pooled over all
+samples, ``Σ_B = (1/K) MᵀM``, and a linear classifier ``W (K, d)``, ``b (K,)`` used as it is:
+
+    nc1               tr(Σ_W Σ_B⁺) / K, the pseudo-inverse truncated to rank K - 1 or less     [1]
+    nc1_ratio         tr Σ_W / tr Σ_B                                                          [2]
+    cdnv              mean over pairs of (v_i + v_j) / (2 ‖μ_i - μ_j‖²), v_k = mean ‖h - μ_k‖² [3]
+    nc2_equinorm      std_k ‖μ̄_k‖ / mean_k ‖μ̄_k‖                                               [1]
+    nc2_equiangular   std over pairs of cos(μ̄_i, μ̄_j)                                          [1]
+    nc2_maxangle      mean over pairs of |cos(μ̄_i, μ̄_j) + 1/(K - 1)|                           [1]
+    nc2_etf           ‖G/‖G‖_F - (I - 11ᵀ/K)/√(K - 1)‖_F, G = MMᵀ                           [4, 5]
+    nc3               ‖Wᵀ/‖W‖_F - Mᵀ/‖M‖_F‖_F²                                                 [1]
+    nc3_etf           ‖WMᵀ/‖WMᵀ‖_F - (I - 11ᵀ/K)/√(K - 1)‖_F                                   [4]
+    nc4               share of samples where argmax(W h + b) is not the nearest class mean     [1]
+
+``nc2_..._w`` are the same of the rows of W. Standard deviations are those of populations. All
+go to 0 under collapse; none but nc4 changes when features or W are scaled, and none changes when
+features and W are rotated together or classes are renamed.
+
+[1] Papyan, Han & Donoho, "Prevalence of neural collapse during the terminal phase of deep
+learning training", PNAS 2020. [2] Tirer, Huang & Niles-Weed, "Perturbation analysis of neural
+collapse", ICML 2023. [3] Galanti, György & Hutter, "On the role of neural collapse in transfer
+learning", ICLR 2022. [4] Zhu et al., "A geometric analysis of neural collapse with unconstrained
+features", NeurIPS 2021. [5] Kothapalli, "Neural collapse: a review on modelling principles and
+generalization", TMLR 2023.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mcr2.metrics.moments import (
+    ClassMoments,
+    check_features,
+    check_finite,
+    check_samples,
+    first_moments,
+    pieces,
+    precision,
+)
+
+#: Below this ``mean_energy`` class means are too small a part of the features for measures about
+#: them to mean much. (The means of n samples without any class structure hold 1/n of the energy.)
+MEAN_ENERGY_FLOOR = 0.05
+
+#: Features whose largest entry lies outside are scaled by a power of two first, so that products
+#: in float32 and squares in float64 neither over- nor underflow.
+_SAFE = (1e-12, 1e12)
+
+
+@dataclass(frozen=True)
+class NeuralCollapse:
+    """The measures of :mod:`mcr2.metrics.collapse`; None where one is undefined or not asked for.
+
+    Undefined, 0/0, are: nc1, nc1_ratio, nc2_etf, nc3, nc3_etf, nc4 and nc2_equinorm where all
+    class means agree up to rounding; the angles where one centred mean is zero; cdnv where two
+    class means agree; the measures of W likewise.
+
+    Args:
+        nc1, nc1_ratio, cdnv: variability within classes against that between them.
+        nc2_equinorm, nc2_equiangular, nc2_maxangle, nc2_etf: the class means' distance from a
+            simplex equiangular tight frame.
+        nc2_equinorm_w, nc2_equiangular_w, nc2_maxangle_w: the same of the rows of W.
+        nc3, nc3_etf: the classifier's distance from the class means.
+        nc4: its disagreement with the nearest class mean. (nc2_..._w to nc4 are None without a
+            classifier.)
+        mean_energy: ``Σ_k ‖μ_k‖² / (K · mean ‖h‖²)``, the part of the features that their class
+            means hold; 0 for zero features.
+        believable: whether ``mean_energy`` reaches :data:`MEAN_ENERGY_FLOOR`. Where classes are
+            subspaces through the origin, class means may vanish and all of these become 0/0.
+        smallest_class: samples in the smallest class; a class with one has no variance to
+            measure and pulls nc1 and cdnv down, and 0 occurs about given means only.
+    """
+
+    nc1: float | None
+    nc1_ratio: float | None
+    cdnv: float | None
+    nc2_equinorm: float | None
+    nc2_equiangular: float | None
+    nc2_maxangle: float | None
+    nc2_etf: float | None
+    nc2_equinorm_w: float | None
+    nc2_equiangular_w: float | None
+    nc2_maxangle_w: float | None
+    nc3: float | None
+    nc3_etf: float | None
+    nc4: float | None
+    mean_energy: float
+    believable: bool
+    smallest_class: int
+
+
+def neural_collapse(
+    features: Tensor,
+    labels: Tensor,
+    *,
+    num_classes: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    means: Tensor | None = None,
+) -> NeuralCollapse:
+    """Measure neural collapse, all measures from two looks at the samples.
+
+    Formulas and sources stand at the top of :mod:`mcr2.metrics.collapse`. A class with one
+    sample counts as any other and adds no variance.
+
+    Sums are float64. Products over samples are taken in the features' precision (float32 for
+    half precision), of samples less their class mean, so that means of size 1e4 beside a spread
+    of 1 cost no digits.
+
+    Args:
+        features: ``(N, d)``, floating.
+        labels: ``(N,)``, integers in 0 ... num_classes - 1.
+        num_classes: K, at least 2.
+        weight: W ``(K, d)``, used uncentred.
+        bias: b ``(K,)``, or None for no bias; -inf for a class never to be predicted.
+        means: class means ``(K, d)`` to measure about, for the collapse of test samples about
+            the training class means; by default the samples' own. Every ``μ_k`` above is then
+            the given one, and a class may be absent: cdnv is the mean over pairs of classes that
+            have samples (None with fewer than two).
+
+    Returns:
+        :class:`NeuralCollapse`.
+
+    Raises:
+        TypeError: features, weight, bias or means that are not floating, labels that are not
+            integers.
+        ValueError: fewer than two classes; shapes that do not fit; labels out of range; entries
+            that are not finite; a bias without a weight; a class without samples, unless
+            ``means`` are given.
+
+    Example:
+        >>> corners = torch.eye(3)
+        >>> result = neural_collapse(
+        ...     corners.repeat(4, 1), torch.arange(12) % 3, num_classes=3, weight=corners - 1 / 3
+        ... )
+        >>> f"{result.nc1:.3f} {result.nc2_etf:.3f} {result.nc3:.3f} {result.nc4:.3f}"
+        '0.000 0.000 0.000 0.000'
+    """
+    _check_classes(num_classes)
+    H, y = check_samples(features, labels, num_classes)
+    d = H.shape[1]
+    eps = precision(H)
+    head = _check_head(weight, bias, (num_classes, d), H.device)
+    given = None if means is None else check_finite("means", means, (num_classes, d)).to(H.device)
+
+    low, high = torch.aminmax(H)
+    largest = max(-float(low), float(high))
+    unit = 1.0
+    if largest > 0 and not _SAFE[0] < largest < _SAFE[1]:
+        unit = math.ldexp(1.0, math.frexp(largest)[1] - 1)
+        H = H.double() / unit
+    first = first_moments(H, y, num_classes=num_classes)
+    if given is None:
+        _check_present(first.counts)
+        points = first.means
+    else:
+        points = given / unit
+    reference = _Reference(points, noise=_noise(eps, first.energy))
+    squares, along, mismatches = _second_look(
+        H,
+        y,
+        reference,
+        None if head is None else (head[0], head[1] / unit),
+        torch.float64 if features.dtype == torch.float64 else torch.float32,
+    )
+    return _measures(
+        reference,
+        counts=first.counts,
+        squares=squares,
+        along=along / len(H),
+        energy=first.energy,
+        weight=None if head is None else head[0],
+        nc4=None if mismatches is None else mismatches / len(H),
+    )
+
+
+def collapse_of_moments(
+    moments: ClassMoments, *, weight: Tensor | None = None, means: Tensor | None = None
+) -> NeuralCollapse:
+    """Measure neural collapse of samples that were seen once, batch by batch.
+
+    Everything is as :func:`neural_collapse` but for ``nc4``, which moments do not determine and
+    which is None: see :func:`nc4` for a second look, batch by batch.
+
+    Args:
+        moments: of the samples, pooled or per class.
+        weight: W ``(K, d)``.
+        means: class means to measure about, as for :func:`neural_collapse`.
+
+    Returns:
+        :class:`NeuralCollapse`, its ``nc4`` None.
+
+    Raises:
+        TypeError, ValueError: as :func:`neural_collapse`; or no sample at all.
+
+    Example:
+        >>> moments = ClassMoments(2, 2)
+        >>> for sign in (-1.0, 1.0):
+        ...     moments.update(torch.tensor([[1.0, sign], [-1.0, sign]]), torch.tensor([0, 1]))
+        >>> round(collapse_of_moments(moments).nc1_ratio, 4)
+        1.0
+    """
+    K, d = moments.means.shape
+    _check_classes(K)
+    N = int(moments.counts.sum())
+    if N == 0:
+        raise ValueError("the moments have seen no sample")
+    head = _check_head(weight, None, (K, d), moments.means.device)
+    if means is None:
+        _check_present(moments.counts)
+        points = moments.means
+    else:
+        points = check_finite("means", means, (K, d)).to(moments.means.device)
+    weights = moments.counts.double()
+    energy = float(moments.squares.sum() + weights @ moments.means.square().sum(1)) / N
+    reference = _Reference(points, noise=_noise(moments.eps, energy))
+    squares, scatter = moments.about(points)
+    return _measures(
+        reference,
+        counts=moments.counts,
+        squares=squares,
+        along=((reference.span @ scatter) * reference.span).sum(1) / N,
+        energy=energy,
+        weight=None if head is None else head[0],
+        nc4=None,
+    )
+
+
+def nc4(features: Tensor, *, means: Tensor, weight: Tensor, bias: Tensor | None = None) -> float:
+    """Return the share of samples where ``argmax(W h + b)`` is not the nearest class mean.
+
+    For samples that arrive in batches: NC4 of all is the mean over batches, weighted by their
+    sizes, about the means of all (``ClassMoments.means``, from a first pass).
+
+    Args:
+        features: a batch ``(n, d)``, floating.
+        means: μ_k ``(K, d)``.
+        weight: W ``(K, d)``.
+        bias: b ``(K,)`` or None.
+
+    Raises:
+        TypeError, ValueError: as :func:`neural_collapse`.
+
+    Example:
+        >>> nc4(torch.tensor([[0.4], [1.0]]), means=torch.tensor([[0.0], [1.0]]),
+        ...     weight=torch.tensor([[0.0], [1.0]]))
+        0.5
+    """
+    H = check_features(features)
+    K = len(means)
+    _check_classes(K)
+    points = check_finite("means", means, (K, H.shape[1])).to(H.device)
+    head = _check_head(weight, bias, (K, H.shape[1]), H.device)
+    assert head is not None
+    centre = points.mean(0)
+    # About the centre, or the expanded squares would cancel beside a large mean.
+    M, x = points - centre, H.double() - centre
+    near = x @ M.T - M.square().sum(1) / 2
+    W, b = head
+    score = x @ W.T + (W @ centre + b)
+    return int((near.argmax(1) != score.argmax(1)).sum()) / len(H)
+
+
+class _Reference:
+    """What the measures need of the class means ``(K, d)`` that they are taken about.
+
+    ``noise`` is a length at or below which means cannot be told apart: what is left of equal
+    means after rounding would otherwise be read as directions.
+    """
+
+    def __init__(self, means: Tensor, *, noise: float) -> None:
+        K, d = means.shape
+        self.means = means
+        self.centred = means - means.mean(0)
+        self.noise = noise
+        self.gram = self.centred @ self.centred.T
+        energy = self.gram.diagonal()
+        self.vanishes = float(energy.sum()) <= K * noise**2
+
+        self.sq_distances = energy.unsqueeze(0) + energy.unsqueeze(1) - 2 * self.gram
+        close = self.sq_distances <= 1e-6 * (energy.unsqueeze(0) + energy.unsqueeze(1))
+        for k in close.fill_diagonal_(False).any(1).nonzero().flatten().tolist():
+            # Rows where the Gram matrix cancels are taken by differences.
+            self.sq_distances[k] = (self.centred - self.centred[k]).square().sum(1)
+        self.sq_distances.fill_diagonal_(0)
+
+        # Σ_B⁺ lives in the span of K means: eigenvectors of the smaller of MMᵀ and MᵀM give an
+        # orthonormal basis of it, no d × d pseudo-inverse needed. The rank is at most K - 1
+        # because the rows of M sum to zero. The K-th eigenvalue is rounding, and inverting it,
+        # as a default cutoff may, would swamp the trace.
+        small = self.gram if d >= K else self.centred.T @ self.centred
+        values, vectors = torch.linalg.eigh(small)
+        values, vectors = values.flip(0)[: K - 1], vectors.flip(1)[:, : K - 1]
+        floor = max(float(values[0]) * max(K, d) * torch.finfo(values.dtype).eps, K * noise**2)
+        rank = 0 if self.vanishes else int((values > floor).sum())
+        #: the non-zero eigenvalues of MᵀM = K Σ_B, falling
+        self.energies = values[:rank]
+        #: U, an orthonormal basis of their span (r, d), and the centred means in it (K, r)
+        vectors = vectors[:, :rank]
+        if d >= K:
+            lengths = self.energies.sqrt()
+            self.span = (vectors.T @ self.centred) / lengths.unsqueeze(1)
+            self.corners = vectors * lengths
+        else:
+            self.span = vectors.T.contiguous()
+            self.corners = self.centred @ vectors
+
+
+def _second_look(
+    H: Tensor,
+    y: Tensor,
+    reference: _Reference,
+    head: tuple[Tensor, Tensor] | None,
+    work: torch.dtype,
+) -> tuple[Tensor, Tensor, int | None]:
+    """Read the samples once more, now that the means are known.
+
+    Args:
+        H: features ``(N, d)``.
+        y: labels ``(N,)``.
+        reference: the class means.
+        head: W and b in float64, or None.
+        work: the precision of products over samples.
+
+    Returns:
+        ``Σ_i ‖h_i - μ_k‖²`` of each class ``(K,)``; ``Σ_i (u_jᵀ(h_i - μ_y))²`` along each
+        direction of the span ``(r,)``; the number of samples on which W and the nearest mean
+        disagree, None without a W or means.
+    """
+    squares = torch.zeros(len(reference.means), dtype=torch.float64, device=H.device)
+    along = torch.zeros(len(reference.span), dtype=torch.float64, device=H.device)
+    span = reference.span.to(work)
+    predict = head is not None and not reference.vanishes
+    if head is not None and predict:
+        size = head[0].abs().max()
+        W, b = (head[0] / size, head[1] / size) if size > 0 else head
+        # Of every class, the scores at its mean: with these in a table a product over samples
+        # sees their deviations only, and float32 does not lose them beside a large mean. The
+        # best score of each row is taken off for the same reason.
+        scores = reference.means @ W.T + b
+        safe = _safe_radii(reference, W, scores)
+        scores = (scores - scores.amax(1, keepdim=True)).to(work)
+        W = W.to(work)
+        # ‖h - μ_k‖² = ‖x‖² + 2 xᵀ(μ_y - μ_k) + ‖μ_y - μ_k‖² with x = h - μ_y.
+        nearness = (reference.sq_distances / -2).to(work)
+        corners = reference.corners.to(work)
+    mismatches = 0
+    with torch.autocast(H.device.type, enabled=False):  # it would take products in half precision
+        for part, classes in pieces(H, y):
+            deviations = part.double() - reference.means.index_select(0, classes)
+            norms = torch.linalg.vector_norm(deviations, dim=1)
+            squares.index_add_(0, classes, norms.square())
+            x = deviations.to(work)
+            inside = x @ span.T
+            along += inside.double().square().sum(0)
+            if predict:
+                doubtful = (~(norms < safe[classes])).nonzero().squeeze(1)
+                x, inside, classes = x[doubtful], inside[doubtful], classes[doubtful]
+                near = torch.addmm(nearness.index_select(0, classes), inside, corners.T)
+                score = torch.addmm(scores.index_select(0, classes), x, W.T)
+                mismatches += int((near.argmax(1) != score.argmax(1)).sum())
+    return squares, along, mismatches if predict else None
+
+
+def _safe_radii(reference: _Reference, W: Tensor, scores: Tensor) -> Tensor:
+    """Return how far from each class mean both predictions are still sure to be that class.
+
+    The nearest mean to ``μ_y + x`` is μ_y where ``‖x‖ < ‖μ_k - μ_y‖ / 2`` for all other k, and
+    the best score that of y where ``‖x‖ ‖w_k - w_y‖`` is less than its lead at μ_y. Inside both,
+    NC4 needs no product: of a collapsed network with many classes that saves most of the work.
+    NaN and what is not positive mean nowhere.
+
+    Args:
+        reference: the class means.
+        W: the classifier, float64.
+        scores: its scores at the class means ``(K, K)``, a row for each mean.
+    """
+    apart = reference.sq_distances.clone().fill_diagonal_(torch.inf).amin(1).sqrt() / 2
+    energy = W.square().sum(1)
+    both = energy.unsqueeze(0) + energy.unsqueeze(1)
+    # With an allowance for what the expanded squares may cancel.
+    sq_distances = (both - 2 * (W @ W.T)).clamp(min=0) + 1e-12 * both
+    lead = scores.diagonal().unsqueeze(1) - scores
+    radii = (lead / sq_distances.sqrt()).fill_diagonal_(torch.inf).amin(1)
+    return torch.minimum(apart, radii)
+
+
+def _measures(
+    reference: _Reference,
+    *,
+    counts: Tensor,
+    squares: Tensor,
+    along: Tensor,
+    energy: float,
+    weight: Tensor | None,
+    nc4: float | None,
+) -> NeuralCollapse:
+    """Put the measures together.
+
+    Args:
+        reference: the class means.
+        counts: n_k.
+        squares: ``Σ_i ‖h_i - μ_k‖²`` of each class.
+        along: Uᵀ Σ_W U, its diagonal, U the reference's span.
+        energy: mean ‖h‖².
+        weight: W or None.
+        nc4: as it is reported.
+    """
+    M, gram = reference.centred, reference.gram
+    K = len(M)
+    simplex = (torch.eye(K).to(M) - 1 / K) / math.sqrt(K - 1)
+    nc1 = nc1_ratio = nc2_etf = nc3 = nc3_etf = None
+    if not reference.vanishes:
+        nc1 = float((along / reference.energies).sum())
+        nc1_ratio = float(squares.sum() / counts.sum() / (gram.trace() / K))
+        nc2_etf = float(torch.linalg.matrix_norm(_normalised(gram) - simplex))
+    frame = _frame(M, reference.noise)
+    frame_w: tuple[float | None, float | None, float | None] = (None, None, None)
+    if weight is not None and bool((weight != 0).any()):
+        W = weight / weight.abs().max()
+        frame_w = _frame(W, 0.0)
+        if not reference.vanishes:
+            nc3 = float((_normalised(W) - _normalised(M)).square().sum())
+            product = W @ M.T
+            if bool((product != 0).any()):
+                nc3_etf = float(torch.linalg.matrix_norm(_normalised(product) - simplex))
+    held = float(reference.means.square().sum() / K)
+    mean_energy = held / energy if energy > 0 else 0.0
+    return NeuralCollapse(
+        nc1=nc1,
+        nc1_ratio=nc1_ratio,
+        cdnv=_cdnv(reference, counts, squares),
+        nc2_equinorm=frame[0],
+        nc2_equiangular=frame[1],
+        nc2_maxangle=frame[2],
+        nc2_etf=nc2_etf,
+        nc2_equinorm_w=frame_w[0],
+        nc2_equiangular_w=frame_w[1],
+        nc2_maxangle_w=frame_w[2],
+        nc3=nc3,
+        nc3_etf=nc3_etf,
+        nc4=nc4,
+        mean_energy=mean_energy,
+        believable=mean_energy >= MEAN_ENERGY_FLOOR,
+        smallest_class=int(counts.min()),
+    )
+
+
+def _cdnv(reference: _Reference, counts: Tensor, squares: Tensor) -> float | None:
+    """Mean over pairs of present classes of (v_i + v_j)/(2 ‖μ_i - μ_j‖²); None at 0/0."""
+    present = counts > 0
+    P = int(present.sum())
+    distances = reference.sq_distances[present][:, present].fill_diagonal_(torch.inf)
+    if P < 2 or float(distances.min()) <= reference.noise**2:
+        return None
+    variances = squares[present] / counts[present]
+    # Over ordered pairs, v_i and v_j meet the same distance: (v_i + v_j)/2 is v_i.
+    return float((variances / distances).sum() / (P * (P - 1)))
+
+
+def _frame(rows: Tensor, noise: float) -> tuple[float | None, float | None, float | None]:
+    """Return equinorm, equiangular and maxangle of K vectors; a zero vector has no angle."""
+    K = len(rows)
+    norms = torch.linalg.vector_norm(rows, dim=1)
+    if float(norms.square().sum()) <= K * noise**2:
+        return None, None, None
+    equinorm = float(norms.std(correction=0) / norms.mean())
+    if float(norms.min()) <= noise:
+        return equinorm, None, None
+    unit = rows / norms.unsqueeze(1)
+    pairs = torch.ones(K, K, dtype=torch.bool, device=rows.device).triu_(1)
+    cosines = (unit @ unit.T)[pairs]
+    return (
+        equinorm,
+        float(cosines.std(correction=0)),
+        float((cosines + 1 / (K - 1)).abs().mean()),
+    )
+
+
+def _normalised(matrix: Tensor) -> Tensor:
+    """Return a matrix over its Frobenius norm."""
+    norm: Tensor = torch.linalg.matrix_norm(matrix)
+    return matrix / norm
+
+
+def _noise(eps: float, energy: float) -> float:
+    """The length that rounding leaves of a mean of features whose mean square is ``energy``."""
+    return 4 * eps * math.sqrt(energy)
+
+
+def _check_classes(num_classes: int) -> None:
+    if num_classes < 2:
+        raise ValueError(f"neural collapse needs at least two classes; got {num_classes}")
+
+
+def _check_present(counts: Tensor) -> None:
+    absent = (counts == 0).nonzero().flatten().tolist()
+    if absent:
+        shown = ", ".join(map(str, absent[:5])) + (", ..." if len(absent) > 5 else "")
+        raise ValueError(
+            f"every class needs a sample, or means= to measure about; none of class {shown}"
+        )
+
+
+def _check_head(
+    weight: Tensor | None, bias: Tensor | None, shape: tuple[int, int], device: torch.device
+) -> tuple[Tensor, Tensor] | None:
+    """Check a classifier (K, d), (K,) and return it in float64, or None without one."""
+    if weight is None:
+        if bias is not None:
+            raise ValueError("a bias was given without a weight")
+        return None
+    W = check_finite("weight", weight, shape).to(device)
+    if bias is None:
+        return W, W.new_zeros(shape[0])
+    # -inf is how a readout says that a class is never to be predicted.
+    never = bias == -torch.inf if isinstance(bias, Tensor) else torch.tensor(False)
+    if bool(never.any()) and not bool(never.all()):
+        b = check_finite("bias", bias.masked_fill(never, 0), shape[:1])
+        return W, b.masked_fill(never.to(b.device), -torch.inf).to(device)
+    return W, check_finite("bias", bias, shape[:1]).to(device)
