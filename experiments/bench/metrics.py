@@ -1,17 +1,23 @@
 """What NC1 to NC4 and CDNV cost from N × d features, against two-pass forms.
 
-Three forms, timed by turns in one process on float32 Gaussian clusters with a classifier:
+Four forms, timed by turns in one process on float32 Gaussian clusters with a classifier:
 
 - ``ours``: :func:`mcr2.metrics.collapse.neural_collapse`;
 - ``two_pass``: the formulas as they read. A loop over classes for the means, a second one for the
   deviations, Σ_W as a d × d product of all of them, the d × d pseudo-inverse of Σ_B by a singular
   value decomposition, CDNV by a loop over pairs of classes;
-- ``vectorised``: the same two passes without a Python loop: means by ``index_add_``, distances
-  between means at once, the pseudo-inverse by a symmetric eigendecomposition.
+- ``two_pass_float64``: the same on features in float64, the plain way to lose no digits where
+  means are large beside the spread, which ours does not lose either;
+- ``vectorised``: the same two passes in float32 without a Python loop: means by ``index_add_``,
+  distances between means at once, the pseudo-inverse by a symmetric eigendecomposition.
 
-The two-pass forms take the products over samples in float32, which is fast, and means, Σ_B and
-its pseudo-inverse in float64, without which the default cutoff of a pseudo-inverse counts
-rounding as rank and nc1 is wrong by orders of magnitude.
+The float32 forms take products over samples in float32 and means, Σ_B and its pseudo-inverse in
+float64, without which the default cutoff of a pseudo-inverse counts rounding as rank and nc1 is
+wrong by orders of magnitude.
+
+NC4 needs the scores of all samples, N·d·K multiplications that no form is spared unless, as in
+ours, samples are seen to lie so near their class mean that both predictions are plain. So the
+clusters are timed as collapsed as in a terminal phase and as spread as before it.
 
 Ratios are medians of per-turn ratios. Memory is the growth of a fresh process's peak resident
 size over what features, labels and classifier take.
@@ -29,6 +35,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,6 +45,10 @@ from mcr2.metrics.collapse import neural_collapse
 
 #: (N, d, K), as in the issue of common measures: few, some and many classes; wide features.
 SIZES = ((50_000, 512, 10), (20_000, 512, 100), (20_000, 512, 1000), (50_000, 2048, 1000))
+
+#: Standard deviations within classes that are timed, between classes being 1: tr Σ_W / tr Σ_B is
+#: 0.04 or 1.
+SPREADS = {"collapsed": 0.2, "spread": 1.0}
 
 #: The measures that all forms compute.
 COMPARED = (
@@ -53,8 +64,17 @@ COMPARED = (
 Form = Callable[[Tensor, Tensor, Tensor, Tensor], dict[str, float]]
 
 
-def clusters(N: int, d: int, K: int, *, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Draw Gaussian clusters and a classifier near their means.
+def clusters(
+    N: int, d: int, K: int, *, spread: float, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Draw Gaussian clusters about Gaussian means, and a classifier near those.
+
+    Args:
+        N: samples.
+        d: dimensions.
+        K: classes.
+        spread: standard deviation within classes; between them it is 1.
+        seed: of all that is drawn.
 
     Returns:
         Features ``(N, d)``, labels ``(N,)`` with every class present, W ``(K, d)``, b ``(K,)``;
@@ -63,9 +83,9 @@ def clusters(N: int, d: int, K: int, *, seed: int = 0) -> tuple[Tensor, Tensor, 
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(N).remainder(K)[torch.randperm(N, generator=generator)]
     means = torch.randn(K, d, generator=generator)
-    features = torch.randn(N, d, generator=generator)
+    features = torch.randn(N, d, generator=generator).mul_(spread)
     # In pieces: a whole second copy would hide in the peak what the measures add.
-    for part, classes in zip(features.split(1000), labels.split(1000), strict=True):
+    for part, classes in zip(torch.split(features, 1000), torch.split(labels, 1000), strict=True):
         part.add_(means[classes])
     weight = means + 0.3 * torch.randn(K, d, generator=generator)
     return features, labels, weight, 0.1 * torch.randn(K, generator=generator)
@@ -79,14 +99,13 @@ def ours(features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor) -> dict
 
 def two_pass(features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor) -> dict[str, float]:
     """Compute the measures as the formulas read: loops over classes and pairs, a d × d pinv."""
-    N, d = features.shape
-    K = len(weight)
+    N, K = len(features), len(weight)
     means = torch.stack([features[labels == k].double().mean(0) for k in range(K)])
     deviations = torch.empty_like(features)
     variances = []
     for k in range(K):
         members = labels == k
-        own = features[members] - means[k].float()
+        own = features[members] - means[k].to(features.dtype)
         deviations[members] = own
         variances.append(float(own.double().square().sum(1).mean()))
     sigma_w = (deviations.T @ deviations).double() / N
@@ -102,6 +121,13 @@ def two_pass(features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor) -> 
         **_of_means(M, weight),
         "nc4": _mismatch(features, means, weight, bias),
     }
+
+
+def two_pass_float64(
+    features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor
+) -> dict[str, float]:
+    """Compute :func:`two_pass` on features in float64."""
+    return two_pass(features.double(), labels, weight.double(), bias.double())
 
 
 def vectorised(features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor) -> dict[str, float]:
@@ -145,18 +171,23 @@ def _of_means(M: Tensor, weight: Tensor) -> dict[str, float]:
 def _mismatch(features: Tensor, means: Tensor, weight: Tensor, bias: Tensor) -> float:
     """NC4 by all scores and all distances."""
     predicted = (features @ weight.T + bias).argmax(1)
-    nearest = torch.cdist(features, means.float()).argmin(1)
+    nearest = torch.cdist(features, means.to(features.dtype)).argmin(1)
     return float((predicted != nearest).double().mean())
 
 
 #: The forms that are compared.
-FORMS: dict[str, Form] = {"ours": ours, "two_pass": two_pass, "vectorised": vectorised}
+FORMS: dict[str, Form] = {
+    "ours": ours,
+    "two_pass_float64": two_pass_float64,
+    "two_pass": two_pass,
+    "vectorised": vectorised,
+}
 
 
 def run(
     sizes: Sequence[tuple[int, int, int]] = SIZES, threads: int = 1, repeats: int = 3
 ) -> dict[str, Any]:
-    """Time all forms at each size.
+    """Time all forms at each size, on collapsed and on spread clusters.
 
     Args:
         sizes: (N, d, K) each.
@@ -164,23 +195,24 @@ def run(
         repeats: turns; in each, every form runs once.
 
     Returns:
-        Plain numbers for JSON: ``threads``, ``repeats``, ``machine``, and under ``sizes`` for
-        each: ``N``, ``d``, ``K``; ``seconds`` by form (median); ``ratio`` of the other forms'
-        time to ours (median over turns); ``extra_mib`` by form; ``difference`` by form, the
-        largest over measures from ours, relative above 1 and absolute below.
+        Plain numbers for JSON: ``threads``, ``repeats``, ``machine``, and under ``rows`` for each
+        size and spread: ``N``, ``d``, ``K``, ``clusters`` (a name of :data:`SPREADS`);
+        ``seconds`` by form (median); ``ratio``, the other forms' time over ours (median over
+        turns); ``extra_mib`` by form; ``difference`` from ours, the largest over measures,
+        relative.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        rows = [_one_size(*size, threads=threads, repeats=repeats) for size in sizes]
+        rows = [_row(*size, spread, threads, repeats) for size in sizes for spread in SPREADS]
     finally:
         torch.set_num_threads(before)
     machine = platform.processor() or platform.machine()
-    return {"threads": threads, "repeats": repeats, "machine": machine, "sizes": rows}
+    return {"threads": threads, "repeats": repeats, "machine": machine, "rows": rows}
 
 
-def _one_size(N: int, d: int, K: int, *, threads: int, repeats: int) -> dict[str, Any]:
-    data = clusters(N, d, K)
+def _row(N: int, d: int, K: int, spread: str, threads: int, repeats: int) -> dict[str, Any]:
+    data = clusters(N, d, K, spread=SPREADS[spread])
     seconds: dict[str, list[float]] = {name: [] for name in FORMS}
     values: dict[str, Mapping[str, float]] = {}
     for _ in range(repeats):
@@ -194,6 +226,7 @@ def _one_size(N: int, d: int, K: int, *, threads: int, repeats: int) -> dict[str
         "N": N,
         "d": d,
         "K": K,
+        "clusters": spread,
         "seconds": {name: statistics.median(times) for name, times in seconds.items()},
         "ratio": {
             name: statistics.median(
@@ -201,26 +234,26 @@ def _one_size(N: int, d: int, K: int, *, threads: int, repeats: int) -> dict[str
             )
             for name in others
         },
-        "extra_mib": {name: _extra_mib(name, (N, d, K), threads) for name in FORMS},
+        "extra_mib": {name: _extra_mib(name, (N, d, K), spread, threads) for name in FORMS},
         "difference": {name: difference(values["ours"], values[name]) for name in others},
     }
 
 
 def difference(first: Mapping[str, float], second: Mapping[str, float]) -> float:
-    """Return the largest difference between two sets of measures, relative where above 1.
+    """Return the largest relative difference between two sets of measures; 0/0 is 0.
 
     Example:
-        >>> difference({"nc1": 200.0, "nc4": 0.5}, {"nc1": 202.0, "nc4": 0.5})
+        >>> difference({"nc1": 200.0, "nc4": 0.0}, {"nc1": 202.0, "nc4": 0.0})
         0.01
     """
-    return max(abs(first[k] - second[k]) / max(1.0, abs(first[k])) for k in first)
+    return max(abs(first[k] - second[k]) / (abs(first[k]) or 1.0) for k in first)
 
 
-def _extra_mib(name: str, size: tuple[int, int, int], threads: int) -> float:
+def _extra_mib(name: str, size: tuple[int, int, int], spread: str, threads: int) -> float:
     """Return by how much a form raises the peak of a process that holds its input, in MiB."""
     context = multiprocessing.get_context("spawn")
     ours_end, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_measure_peak, args=(name, size, threads, theirs))
+    process = context.Process(target=_measure_peak, args=(name, size, spread, threads, theirs))
     process.start()
     theirs.close()
     try:
@@ -232,12 +265,12 @@ def _extra_mib(name: str, size: tuple[int, int, int], threads: int) -> float:
 
 
 def _measure_peak(
-    name: str, size: tuple[int, int, int], threads: int, connection: Connection
+    name: str, size: tuple[int, int, int], spread: str, threads: int, connection: Connection
 ) -> None:
     torch.set_num_threads(threads)
     form = FORMS[name]
-    form(*clusters(300, 8, 3))  # libraries load and allocate their workspaces here
-    data = clusters(*size)
+    form(*clusters(300, 8, 3, spread=1.0))  # libraries load and allocate their workspaces here
+    data = clusters(*size, spread=SPREADS[spread])
     before = _peak_mib()
     form(*data)
     connection.send(_peak_mib() - before)
@@ -246,5 +279,9 @@ def _measure_peak(
 
 def _peak_mib() -> float:
     """Return the peak resident size of this process so far."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage on Linux remembers the process that this one was forked from
+        line = next(s for s in status.read_text().splitlines() if s.startswith("VmHWM"))
+        return int(line.split()[1]) / (1 << 10)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
