@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -140,22 +141,21 @@ def _bounds(
 ) -> list[tuple[int, int, bool]]:
     """Cut ascending class sizes into buckets: (first, stop, by_features)."""
     bounds: list[tuple[int, int, bool]] = []
-    first, waste = absent, 0.0
-    kind = (False, False)
-    for k in range(absent, len(sizes)):
-        n, previous, before = sizes[k], sizes[max(k - 1, first)], kind
-        by_features = _by_features(n, d, m, total)
-        kind = (by_features, _worth_a_call(n, d))
-        if by_features:
-            # Large ones of this side are not padded.
-            waste += 0 if kind[1] else 4 * (k - first) * (n - previous) * d * d
-        else:
-            waste += 4 * (k - first) * (n * n - previous * previous) * d
-        if k > first and ((by_features and kind != before) or waste > overhead):
-            bounds.append((first, k, before[0]))
-            first, waste = k, 0.0
-    if first < len(sizes):
-        bounds.append((first, len(sizes), kind[0]))
+    first = stop = absent
+    previous, waste, kind = 0, 0.0, (False, False)
+    for n, classes in Counter(sizes[absent:]).items():
+        before, kind = kind, (_by_features(n, d, m, total), _worth_a_call(n, d))
+        if not kind[0]:
+            waste += 4 * (stop - first) * (n * n - previous * previous) * d
+        elif not kind[1]:  # large ones of this side are not padded
+            waste += 4 * (stop - first) * (n - previous) * d * d
+        if stop > first and (waste > overhead or (kind[0] and kind != before)):
+            bounds.append((first, stop, before[0]))
+            first, waste = stop, 0.0
+        stop += classes
+        previous = n
+    if stop > first:
+        bounds.append((first, stop, kind[0]))
     return bounds
 
 
@@ -259,36 +259,42 @@ class _Grams(Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         (X,) = ctx.saved_tensors
         m, d = X.shape[-2:]
-        if torch.is_grad_enabled():  # a second derivative asks for this as a function of any S
-            grads = tuple(None if g is None else (g + g.mH) / 2 for g in grads)
-        of_total, of_classes = (grads[0], grads[1:]) if ctx.total else (None, grads)
+        of_total, of_classes = (grads[0], list(grads[1:])) if ctx.total else (None, list(grads))
+        again = torch.is_grad_enabled()
+        if again:  # a second derivative asks for this as a function of any S
+            of_total = None if of_total is None else (of_total + of_total.mH) / 2
+            of_classes = [None if g is None else (g + g.mH) / 2 for g in of_classes]
         shared = None if of_total is None else 2 * of_total
         rest = _rows_by_samples(ctx.buckets, m)
-        base = None  # what the total's gradient gives to classes on the other side
-        if shared is not None and rest:
+        # First what the total gives to classes on the other side, then what they add to it.
+        if shared is None:
+            base = torch.zeros_like(X[..., :rest, :])
+        else:
             base = shared @ X if m < d else X[..., :rest, :] @ shared
         pieces = []
         for bucket, own in zip(ctx.buckets, of_classes, strict=True):
-            rows = bucket.rows
             if not bucket.by_features:
-                piece = None if base is None else base[..., rows, :]
+                piece = base[..., bucket.rows, :]
                 if own is not None:
                     added = bucket.rows_of(own @ bucket.blocks(X))
-                    piece = 2 * added if piece is None else torch.add(piece, added, alpha=2)
-                pieces.append(torch.zeros_like(X[..., rows, :]) if piece is None else piece)
+                    if again:
+                        piece = torch.add(piece, added, alpha=2)
+                    else:
+                        piece.add_(added, alpha=2)
+                pieces.append(piece)
                 continue
             factor = None if shared is None else shared.unsqueeze(-3)
             if own is not None:
                 factor = 2 * own if factor is None else torch.add(factor, own, alpha=2)
             if factor is None:
-                pieces.append(torch.zeros_like(X[..., rows, :]))
+                pieces.append(torch.zeros_like(X[..., bucket.rows, :]))
             elif bucket.each_alone:
                 runs = bucket.runs(X)
                 factors = factor.expand(*factor.shape[:-3], len(runs), d, d).unbind(-3)
                 pieces += [run @ f for run, f in zip(runs, factors, strict=True)]
             else:
                 pieces.append(bucket.rows_of(bucket.blocks(X) @ factor))
-        if not pieces:  # the total alone
+        if not pieces or (rest == m and not again):
             return base, None, None
         return (pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-2)), None, None
 
@@ -377,7 +383,8 @@ class _HalfLogdet(Function):
         shifted = gram * scale
         diagonal = shifted.diagonal(dim1=-2, dim2=-1)
         diagonal.add_(1)
-        factor, info = torch.linalg.cholesky_ex(shifted)
+        ctx.upper = gram.shape[-1] <= 2 * _PANEL  # the faster triangle
+        factor, info = torch.linalg.cholesky_ex(shifted, upper=ctx.upper)
         ctx.save_for_backward(gram, factor)
         ctx.scale = scale
         pivots = factor.diagonal(dim1=-2, dim2=-1)
@@ -389,7 +396,7 @@ class _HalfLogdet(Function):
         gram, factor = ctx.saved_tensors
         weight = grads[0][..., None, None] * (ctx.scale / 2)
         if not torch.is_grad_enabled():
-            return torch.cholesky_inverse(factor).mul_(weight), None
+            return torch.cholesky_inverse(factor, upper=ctx.upper).mul_(weight), None
         # Slower, and a differentiable function of G.
         eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
         return torch.linalg.inv(eye + ctx.scale * gram) * weight, None

@@ -218,7 +218,8 @@ def evaluate(
     """
     if spectrum is None:
         m, d = Z.shape[-2:]
-        within, length = (-1,), 1
+        within: tuple[int, ...] = (-1,)
+        length = 1
     else:
         # An unnormalised spectrum holds at each frequency at most T times a signal's energy.
         m, d = Z.shape[:2]
