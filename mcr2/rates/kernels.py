@@ -1,20 +1,22 @@
 """Where the time goes: Gram matrices of classes, their log-determinants, and both gradients.
 
-Everything here trusts its input. Three small autograd functions compose, and each has a backward
-of its own that reuses what the forward left behind and can itself be differentiated:
+Everything here trusts its input. With labels, samples are sorted by class and classes by size, so
+that every class is a run of rows; Gram matrices G = ZᵀZ or ZZᵀ, whichever is cheaper, give rates
+½ logdet(I + cG) by Cholesky factors, and the gradient comes from the same factors:
 
-    features ─ _Reorder ─► runs of one class each ─ _Grams ─► G, G_1 … G_K ─ _HalfLogdet ─► rates
+    ∂/∂Z ½ logdet(I + c ZᵀZ) = c Z (I + c ZᵀZ)⁻¹ = c (I + c ZZᵀ)⁻¹ Z
 
-Features may be complex (spectra of signals): Zᵀ is the conjugate transpose throughout. Leading
-dimensions are independent problems with the same membership.
+With a membership matrix every class has all samples, and a d × d moment. Features may be complex
+(spectra of signals): Zᵀ is the conjugate transpose throughout. Leading dimensions are independent
+problems with the same membership.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,17 +86,15 @@ class Groups:
 
     Attributes:
         order: the sample in each row of the reordered features, ``(m,)``.
-        inverse: the row of each sample, ``(m,)``.
-        counts: samples per class, in the order of sizes, ``(K,)``, on the device.
-        rank: the position of each class in that order, ``(K,)``.
+        class_order: the class at each place of the order of sizes, ``(K,)``.
+        counts: samples per class, in that order, ``(K,)``, on the device.
         absent: how many classes have no sample; they come first.
         buckets: the others.
     """
 
     order: Tensor
-    inverse: Tensor
+    class_order: Tensor
     counts: Tensor
-    rank: Tensor
     absent: int
     buckets: list[Bucket]
 
@@ -116,9 +116,6 @@ def group(
     rank = torch.empty_like(class_order)
     rank.scatter_(0, class_order, torch.arange(K, device=device))
     keys, order = rank[labels].sort(stable=True)
-    position = torch.arange(m, device=device)
-    inverse = torch.empty_like(order).scatter_(0, order, position)
-
     absent = sizes.count(0)
     bounds = _bounds(sizes, absent, d, m, total, _OVERHEAD.get(device.type, _OVERHEAD_ELSEWHERE))
     buckets, row, within = [], 0, None
@@ -130,10 +127,11 @@ def group(
         alone = by_features and _worth_a_call(own[0], d)
         if own[0] != own[-1] and not alone:
             if within is None:
+                position = torch.arange(m, device=device)
                 within = position - (counts.cumsum(0) - counts)[keys]
             slots = (keys[rows] - first) * own[-1] + within[rows]
         buckets.append(Bucket(rows, slice(first, stop), own, by_features, slots))
-    return Groups(order, inverse, counts, rank, absent, buckets)
+    return Groups(order, class_order, counts, absent, buckets)
 
 
 def _bounds(
@@ -178,125 +176,121 @@ def _by_features(n: int, d: int, m: int, total: bool) -> bool:
     return factors <= 2 * n * n * d
 
 
-def reorder(X: Tensor, groups: Groups) -> Tensor:
-    """Sort samples (..., m, d) by class."""
-    return _Reorder.apply(X, groups.order, groups.inverse)  # type: ignore[no-any-return]
+def grouped_rates(
+    Z: Tensor, groups: Groups | None, eps_sq: float, totals: Sequence[float]
+) -> tuple[Tensor, ...]:
+    """Rates of features (..., m, d) with labels.
+
+    Args:
+        Z: the features.
+        groups: the plan made from the labels, or None for the rate of all samples alone.
+        eps_sq: ε² of the class rates.
+        totals: ε² of each rate of all samples that is wanted.
+
+    Returns:
+        R ``(...)`` for each of ``totals``, then R_k ``(..., K)`` if there are groups; NaN where
+        a factor does not exist.
+    """
+    return _GroupedRates.apply(Z, groups, eps_sq, totals)  # type: ignore[no-any-return]
 
 
-def _in_full_precision(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """Keep a backward pass that is run under autocast from taking its products in half."""
+class _GroupedRates(Function):
+    """One product a Gram forward; backward one product with all that multiplies a class.
 
-    @functools.wraps(backward)
-    def call(ctx: Any, *grads: Any) -> Any:
-        device = next(g.device.type for g in grads if g is not None)
-        with torch.autocast(device, enabled=False):
-            return backward(ctx, *grads)
-
-    return call
-
-
-class _Reorder(Function):
-    """A permutation of rows; backward it gathers too, where autograd would scatter and add."""
+    dZ_k = Z_k (S + S_k) where S, the total's gS c (I + cG)⁻¹, and S_k, the class's, are both
+    d × d, and Z_k S + S_k Z_k where the class's is n × n.
+    """
 
     @staticmethod
-    def forward(ctx: Any, X: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(order, inverse)
-        return X.index_select(-2, order)
+    def forward(
+        ctx: Any, Z: Tensor, groups: Groups | None, eps_sq: float, totals: Sequence[float]
+    ) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        X = Z if groups is None else Z.index_select(-2, groups.order)
+        factors: list[Tensor] = []
+
+        def rate(gram: Tensor, scale: float | Tensor) -> Tensor:
+            factor, logs = _factor(gram, scale)
+            factors.append(factor)
+            return logs
+
+        rates = _rates_of_runs(X, groups, eps_sq, totals, rate)
+        ctx.save_for_backward(Z, X, *factors)
+        ctx.given = groups, eps_sq, totals
+        return rates
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        order, inverse = ctx.saved_tensors
-        return _Reorder.apply(grads[0], inverse, order), None, None
+        Z, X, *factors = ctx.saved_tensors
+        with full_precision(Z):
+            if torch.is_grad_enabled():
+                gradient = _differentiable_gradient(Z, grads, *ctx.given)
+            else:
+                gradient = _gradient(X, factors, grads, *ctx.given)
+        return gradient, None, None, None
 
 
-def grams(
+def _rates_of_runs(
+    X: Tensor,
+    groups: Groups | None,
+    eps_sq: float,
+    totals: Sequence[float],
+    rate: Callable[[Tensor, float | Tensor], Tensor],
+) -> tuple[Tensor, ...]:
+    """Rates of reordered features by way of ``rate(G, c)`` = ½ logdet(I + cG)."""
+    m, d = X.shape[-2:]
+    buckets = [] if groups is None else groups.buckets
+    of_all, of_classes = _grams(X, buckets, total=bool(totals))
+    rates = [] if of_all is None else [rate(of_all, d / (m * e)) for e in totals]
+    if groups is None:
+        return tuple(rates)
+    by_size = [
+        rate(gram, _scale(groups, bucket, d, eps_sq, X))
+        for bucket, gram in zip(buckets, of_classes, strict=True)
+    ]
+    if groups.absent:
+        shape = (*X.shape[:-2], groups.absent)
+        by_size.insert(0, torch.zeros(shape, dtype=X.dtype.to_real(), device=X.device))
+    class_rates = by_size[0] if len(by_size) == 1 else torch.cat(by_size, dim=-1)
+    rank = torch.empty_like(groups.class_order)
+    rank.scatter_(0, groups.class_order, torch.arange(len(rank), device=rank.device))
+    return (*rates, class_rates.index_select(-1, rank))
+
+
+def _scale(groups: Groups, bucket: Bucket, d: int, eps_sq: float, X: Tensor) -> float | Tensor:
+    """c = d/(n ε²) of a bucket's classes, (classes, 1, 1) where they differ."""
+    if bucket.sizes[0] == bucket.sizes[-1]:
+        return d / (bucket.sizes[0] * eps_sq)
+    counts = groups.counts[bucket.classes].to(X.dtype.to_real())
+    return (d / eps_sq / counts)[:, None, None]
+
+
+def _grams(
     X: Tensor, buckets: Sequence[Bucket], *, total: bool
 ) -> tuple[Tensor | None, list[Tensor]]:
     """Gram matrices of reordered features (..., m, d), on the cheaper side each.
 
     Returns:
         That of all samples, (..., d, d) or (..., m, m) where m < d, if ``total``; and for each
-        bucket those of its classes, (..., classes, d, d) or (..., classes, n, n). Their gradients
-        must be Hermitian, as :func:`half_logdet`'s are, unless they are to be differentiated.
+        bucket those of its classes, (..., classes, d, d) or (..., classes, n, n).
     """
-    results = _Grams.apply(X, buckets, total)
-    return (results[0], list(results[1:])) if total else (None, list(results))
-
-
-class _Grams(Function):
-    """One product a Gram forward; backward one product with all that multiplies a class.
-
-    With Hermitian gradients S of the total and S_k of the classes, dZ_k = 2 Z_k (S + S_k) where
-    both are d × d, and 2 (Z_k S + S_k Z_k) where the class's is n × n.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, X: Tensor, buckets: Sequence[Bucket], total: bool) -> tuple[Tensor, ...]:
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(X)
-        ctx.buckets, ctx.total = buckets, total
-        results = []
-        for bucket in buckets:
-            if bucket.each_alone:
-                results.append(torch.stack([_gram(run) for run in bucket.runs(X)], dim=-3))
-                continue
-            blocks = bucket.blocks(X)
-            results.append(_gram(blocks) if bucket.by_features else blocks @ blocks.mH)
-        if not total:
-            return tuple(results)
-        m, d = X.shape[-2:]
-        if m < d:
-            return (X @ X.mH, *results)
-        by_features = [g for g, b in zip(results, buckets, strict=True) if b.by_features]
-        rest = _rows_by_samples(buckets, m)
-        summands = [g.sum(-3) for g in by_features]
-        if rest or not summands:
-            summands.append(_gram(X[..., :rest, :]))
-        return (sum(summands[1:], start=summands[0]), *results)
-
-    @staticmethod
-    @_in_full_precision
-    def backward(ctx: Any, *grads: Any) -> Any:
-        (X,) = ctx.saved_tensors
-        m, d = X.shape[-2:]
-        of_total, of_classes = (grads[0], list(grads[1:])) if ctx.total else (None, list(grads))
-        again = torch.is_grad_enabled()
-        if again:  # a second derivative asks for this as a function of any S
-            of_total = None if of_total is None else (of_total + of_total.mH) / 2
-            of_classes = [None if g is None else (g + g.mH) / 2 for g in of_classes]
-        shared = None if of_total is None else 2 * of_total
-        rest = _rows_by_samples(ctx.buckets, m)
-        # First what the total gives to classes on the other side, then what they add to it.
-        if shared is None:
-            base = torch.zeros_like(X[..., :rest, :])
+    grams = []
+    for bucket in buckets:
+        if bucket.each_alone:
+            grams.append(torch.stack([_gram(run) for run in bucket.runs(X)], dim=-3))
         else:
-            base = shared @ X if m < d else X[..., :rest, :] @ shared
-        pieces = []
-        for bucket, own in zip(ctx.buckets, of_classes, strict=True):
-            if not bucket.by_features:
-                piece = base[..., bucket.rows, :]
-                if own is not None:
-                    added = bucket.rows_of(own @ bucket.blocks(X))
-                    if again:
-                        piece = torch.add(piece, added, alpha=2)
-                    else:
-                        piece.add_(added, alpha=2)
-                pieces.append(piece)
-                continue
-            factor = None if shared is None else shared.unsqueeze(-3)
-            if own is not None:
-                factor = 2 * own if factor is None else torch.add(factor, own, alpha=2)
-            if factor is None:
-                pieces.append(torch.zeros_like(X[..., bucket.rows, :]))
-            elif bucket.each_alone:
-                runs = bucket.runs(X)
-                factors = factor.expand(*factor.shape[:-3], len(runs), d, d).unbind(-3)
-                pieces += [run @ f for run, f in zip(runs, factors, strict=True)]
-            else:
-                pieces.append(bucket.rows_of(bucket.blocks(X) @ factor))
-        if not pieces or (rest == m and not again):
-            return base, None, None
-        return (pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-2)), None, None
+            blocks = bucket.blocks(X)
+            grams.append(_gram(blocks) if bucket.by_features else blocks @ blocks.mH)
+    if not total:
+        return None, grams
+    m, d = X.shape[-2:]
+    if m < d:
+        return X @ X.mH, grams
+    summands = [g.sum(-3) for g, b in zip(grams, buckets, strict=True) if b.by_features]
+    rest = _rows_by_samples(buckets, m)
+    if rest:
+        summands.append(_gram(X[..., :rest, :]))
+    return sum(summands[1:], start=summands[0]), grams
 
 
 def _rows_by_samples(buckets: Sequence[Bucket], m: int) -> int:
@@ -307,7 +301,7 @@ def _rows_by_samples(buckets: Sequence[Bucket], m: int) -> int:
 def _gram(X: Tensor) -> Tensor:
     """XᵀX (..., d, d); on the CPU only the panels on and above the diagonal are multiplied."""
     d = X.shape[-1]
-    if X.dim() > 2 or d < 2 * _PANEL or X.device.type != "cpu":
+    if X.dim() > 2 or d < 2 * _PANEL or X.device.type != "cpu" or torch.is_grad_enabled():
         return X.mH @ X
     gram = X.new_empty(d, d)
     for i in range(0, d, _PANEL):
@@ -315,6 +309,134 @@ def _gram(X: Tensor) -> Tensor:
         torch.mm(X[:, i:j].mH, X[:, i:], out=gram[i:j, i:])
         gram[j:, i:j] = gram[i:j, j:].mH
     return gram
+
+
+def _factor(gram: Tensor, scale: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Return a triangular factor of I + cG, upper or lower, and ½ logdet; NaN where none is."""
+    shifted = gram * scale
+    diagonal = shifted.diagonal(dim1=-2, dim2=-1)
+    diagonal.add_(1)
+    factor, info = torch.linalg.cholesky_ex(shifted, upper=_is_upper(gram))
+    pivots = factor.diagonal(dim1=-2, dim2=-1)
+    logs: Tensor = (pivots.real if pivots.is_complex() else pivots).log().sum(-1)
+    return factor, logs.masked_fill(info != 0, math.nan)
+
+
+def _inverse(factor: Tensor, weight: float | Tensor) -> Tensor:
+    """Return the weight (..., 1, 1) times (I + cG)⁻¹ from its factor."""
+    return torch.cholesky_inverse(factor, upper=_is_upper(factor)).mul_(weight)
+
+
+def _is_upper(matrix: Tensor) -> bool:
+    """Which triangle is the faster; LAPACK's crossover."""
+    return matrix.shape[-1] <= 2 * _PANEL
+
+
+def _gradient(
+    X: Tensor,
+    factors: list[Tensor],
+    grads: tuple[Tensor | None, ...],
+    groups: Groups | None,
+    eps_sq: float,
+    totals: Sequence[float],
+) -> Tensor:
+    """The gradient with respect to the features as they were before their reordering."""
+    m, d = X.shape[-2:]
+    of_totals = grads[: len(totals)]
+    shared: Tensor | None = None
+    for factor, g, e in zip(factors, of_totals, totals, strict=False):
+        if g is not None:
+            part = _inverse(factor, g[..., None, None] * (d / (m * e)))
+            shared = part if shared is None else shared.add_(part)
+    buckets = [] if groups is None else groups.buckets
+    rest = _rows_by_samples(buckets, m)
+    # First what the total gives to classes on the other side, then what they add to it.
+    if shared is None:
+        base = torch.zeros_like(X[..., :rest, :])
+    else:
+        base = shared @ X if m < d else X[..., :rest, :] @ shared
+    if groups is None:
+        return base
+
+    of_classes = grads[-1]
+    if of_classes is not None:
+        of_classes = of_classes.index_select(-1, groups.class_order)
+    pieces = [base] if rest else []
+    for bucket, factor in zip(buckets, factors[len(totals) :], strict=True):
+        own = None
+        if of_classes is not None:
+            weight = of_classes[..., bucket.classes, None, None]
+            own = _inverse(factor, weight * _scale(groups, bucket, d, eps_sq, X))
+        if not bucket.by_features:
+            if own is not None:
+                _add_product(base[..., bucket.rows, :], own, bucket, X)
+            continue
+        if own is None:
+            own = X.new_zeros(*X.shape[:-2], len(bucket.sizes), d, d)
+        if shared is not None:
+            own += shared.unsqueeze(-3)
+        if bucket.each_alone:
+            pairs = zip(bucket.runs(X), own.unbind(-3), strict=True)
+            pieces += [run @ matrix for run, matrix in pairs]
+        else:
+            pieces.append(bucket.rows_of(bucket.blocks(X) @ own))
+    rows = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-2)
+    return torch.empty_like(rows).index_copy_(-2, groups.order, rows)
+
+
+def _add_product(rows: Tensor, own: Tensor, bucket: Bucket, X: Tensor) -> None:
+    """Add S_k Z_k of a bucket's classes to their rows, in place."""
+    blocks = bucket.blocks(X)
+    if bucket.slots is None and X.dim() == 2:
+        rows.view(blocks.shape).baddbmm_(own, blocks)
+    else:
+        rows += bucket.rows_of(own @ blocks)
+
+
+def _differentiable_gradient(
+    Z: Tensor,
+    grads: tuple[Tensor | None, ...],
+    groups: Groups | None,
+    eps_sq: float,
+    totals: Sequence[float],
+) -> Tensor:
+    """The same as a differentiable function of features and of ``grads``, slower."""
+    X = Z if groups is None else Z.index_select(-2, groups.order)
+    rates = _rates_of_runs(X, groups, eps_sq, totals, half_logdet)
+    wanted = [(r, g) for r, g in zip(rates, grads, strict=True) if g is not None]
+    outputs, weights = zip(*wanted, strict=True)
+    return torch.autograd.grad(outputs, Z, weights, create_graph=True)[0]
+
+
+def half_logdet(gram: Tensor, scale: float | Tensor) -> Tensor:
+    """½ logdet(I + c G) of Hermitian positive semidefinite G (..., n, n); NaN where it fails.
+
+    Args:
+        gram: G.
+        scale: c, a number or real ``(..., 1, 1)``, constant.
+    """
+    return _HalfLogdet.apply(gram, scale)  # type: ignore[no-any-return]
+
+
+class _HalfLogdet(Function):
+    """Its gradient, ½c (I + cG)⁻¹, comes from the factor that the value did."""
+
+    @staticmethod
+    def forward(ctx: Any, gram: Tensor, scale: float | Tensor) -> Tensor:
+        factor, logs = _factor(gram, scale)
+        ctx.save_for_backward(gram, factor)
+        ctx.scale = scale
+        return logs
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        gram, factor = ctx.saved_tensors
+        weight = grads[0][..., None, None] * (ctx.scale / 2)
+        if not torch.is_grad_enabled():
+            return _inverse(factor, weight), None
+        # Slower, and a differentiable function of G.
+        eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+        return torch.linalg.inv(eye + ctx.scale * gram) * weight, None
 
 
 class _WeightedMoments(Function):
@@ -336,10 +458,14 @@ class _WeightedMoments(Function):
         )
 
     @staticmethod
-    @_in_full_precision
     def backward(ctx: Any, *grads: Any) -> Any:
+        with full_precision(grads[0]):
+            return _WeightedMoments._gradients(ctx, grads[0])
+
+    @staticmethod
+    def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         Z, weights = ctx.saved_tensors
-        S = grads[0] + grads[0].mH
+        S = grad + grad.mH
         step = _classes_at_once(Z)
         of_features: Tensor | None = None
         of_weights = []
@@ -365,71 +491,10 @@ def _classes_at_once(Z: Tensor) -> int:
     return max(1, _CHUNK // max(Z.numel(), 1))
 
 
-def half_logdet(gram: Tensor, scale: float | Tensor) -> Tensor:
-    """½ logdet(I + c G) of Hermitian positive semidefinite G (..., n, n); NaN where it fails.
-
-    Args:
-        gram: G.
-        scale: c, a number or real ``(..., 1, 1)``, constant.
-    """
-    return _HalfLogdet.apply(gram, scale)  # type: ignore[no-any-return]
-
-
-class _HalfLogdet(Function):
-    """Σ log diag L with LLᵀ = I + cG; its gradient ½c (I + cG)⁻¹ comes from the same L."""
-
-    @staticmethod
-    def forward(ctx: Any, gram: Tensor, scale: float | Tensor) -> Tensor:
-        shifted = gram * scale
-        diagonal = shifted.diagonal(dim1=-2, dim2=-1)
-        diagonal.add_(1)
-        ctx.upper = gram.shape[-1] <= 2 * _PANEL  # the faster triangle
-        factor, info = torch.linalg.cholesky_ex(shifted, upper=ctx.upper)
-        ctx.save_for_backward(gram, factor)
-        ctx.scale = scale
-        pivots = factor.diagonal(dim1=-2, dim2=-1)
-        logs: Tensor = (pivots.real if pivots.is_complex() else pivots).log().sum(-1)
-        return logs.masked_fill(info != 0, math.nan)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        gram, factor = ctx.saved_tensors
-        weight = grads[0][..., None, None] * (ctx.scale / 2)
-        if not torch.is_grad_enabled():
-            return torch.cholesky_inverse(factor, upper=ctx.upper).mul_(weight), None
-        # Slower, and a differentiable function of G.
-        eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-        return torch.linalg.inv(eye + ctx.scale * gram) * weight, None
-
-
-def total_rates(X: Tensor, totals: Sequence[float]) -> Tensor:
-    """R of features (..., m, d) at each squared distortion in ``totals``, (..., T)."""
-    m, d = X.shape[-2:]
-    gram, _ = grams(X, (), total=True)
-    assert gram is not None
-    return torch.stack([half_logdet(gram, d / (m * eps_sq)) for eps_sq in totals], dim=-1)
-
-
-def grouped_rates(X: Tensor, groups: Groups, eps_sq: float, totals: Sequence[float]) -> Tensor:
-    """R at each of ``totals``, then R_k of each class, (..., T + K)."""
-    m, d = X.shape[-2:]
-    real = X.dtype.to_real()
-    gram, of_buckets = grams(reorder(X, groups), groups.buckets, total=bool(totals))
-    rates = [torch.zeros(*X.shape[:-2], groups.absent, dtype=real, device=X.device)]
-    for bucket, of_bucket in zip(groups.buckets, of_buckets, strict=True):
-        scale: float | Tensor = d / (bucket.sizes[0] * eps_sq)
-        if bucket.sizes[0] != bucket.sizes[-1]:
-            scale = (d / eps_sq / groups.counts[bucket.classes].to(real))[:, None, None]
-        rates.append(half_logdet(of_bucket, scale))
-    class_rates = torch.cat(rates, dim=-1).index_select(-1, groups.rank)
-    if gram is None:
-        return class_rates
-    of_all = [half_logdet(gram, d / (m * e)).unsqueeze(-1) for e in totals]
-    return torch.cat([*of_all, class_rates], dim=-1)
-
-
-def weighted_rates(X: Tensor, weights: Tensor, eps_sq: float, totals: Sequence[float]) -> Tensor:
-    """The same for a membership (m, K), also differentiable with respect to it.
+def weighted_rates(
+    X: Tensor, weights: Tensor, eps_sq: float, totals: Sequence[float]
+) -> tuple[Tensor, ...]:
+    """Rates as :func:`grouped_rates`' for a membership (m, K), differentiable in both.
 
     R comes from a product of its own: it does not depend on the membership, whose rows sum to
     one only on the simplex, and gradients do not know that they must stay there.
@@ -443,4 +508,11 @@ def weighted_rates(X: Tensor, weights: Tensor, eps_sq: float, totals: Sequence[f
     present = mass > 0
     weights = torch.where(present, weights / mass.where(present, torch.ones_like(mass)), 0.0)
     class_rates = half_logdet(weighted_moments(X, weights), d / eps_sq)
-    return torch.cat([total_rates(X, totals), class_rates], dim=-1) if totals else class_rates
+    return (*grouped_rates(X, None, eps_sq, totals), class_rates) if totals else (class_rates,)
+
+
+def full_precision(X: Tensor) -> AbstractContextManager[Any]:
+    """Keep autocast, where it is on, from taking products in half precision."""
+    if torch.is_autocast_enabled(X.device.type):
+        return torch.autocast(X.device.type, enabled=False)
+    return nullcontext()

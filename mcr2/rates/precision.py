@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+
+from mcr2.rates.kernels import full_precision
 
 # Reading a number costs nothing here; elsewhere the host would wait for the device.
 _READ_AT_ONCE = {"cpu"}
@@ -51,17 +54,21 @@ def certainty(Z: Tensor, m: int, d: int, dims: tuple[int, ...], eps_sq: float) -
 
 
 def in_safe_precision(
-    compute: Callable[[Tensor], Tensor], Z: Tensor, eps_sq: float, *, certain: bool = False
-) -> Tensor:
+    compute: Callable[[Tensor], tuple[Tensor, ...]],
+    Z: Tensor,
+    eps_sq: float,
+    *,
+    certain: bool = False,
+) -> tuple[Tensor, ...]:
     """Evaluate rates of Z in at least float32, in float64 where that fails, or say why it cannot.
 
     Where it is free nothing is looked for beforehand: a non-finite feature or an overflow shows
     in a diagonal of a Gram matrix and hence in a rate.
     """
     X = Z.to(working_dtype(Z))
-    with torch.autocast(Z.device.type, enabled=False):  # it would take the Grams in half precision
+    with full_precision(X):
         rates = compute(X)
-        if certain or bool(torch.isfinite(rates).all()):
+        if certain or _all_finite(rates):
             return rates
         if not bool(torch.isfinite(Z).all()):
             bad = int((~torch.isfinite(Z)).sum())
@@ -69,13 +76,18 @@ def in_safe_precision(
         if X.dtype != torch.float64:
             # Metal has no float64, the CPU beside it does.
             retry = X.cpu() if X.device.type == "mps" else X
-            rates = compute(retry.double()).to(X)
-            if bool(torch.isfinite(rates).all()):
+            rates = tuple(r.to(X) for r in compute(retry.double()))
+            if _all_finite(rates):
                 return rates
     raise ValueError(
         f"I + d/(m eps_sq) ZᵀZ has no Cholesky factor, in float64 either: eps_sq={eps_sq} is too "
         f"small for features as large as {float(Z.detach().abs().max()):.3g}"
     )
+
+
+def _all_finite(rates: tuple[Tensor, ...]) -> bool:
+    # No rate is negative, so that nothing cancels.
+    return math.isfinite(sum(r.detach().sum() for r in rates))
 
 
 def outside_graphs(function: Callable[P, R]) -> Callable[P, R]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from mcr2.rates.kernels import Groups, grouped_rates, total_rates, weighted_rates
+from mcr2.rates.kernels import Groups, grouped_rates, weighted_rates
 from mcr2.rates.membership import (
     Membership,
     check_features,
@@ -61,7 +62,7 @@ def coding_rate(Z: Tensor, *, eps_sq: float = 0.5) -> Tensor:
         1.0986 1.0986
     """
     check_features(Z, eps_sq)
-    return evaluate(Z, None, eps_sq=eps_sq, totals=[eps_sq])[0][..., 0]
+    return evaluate(Z, None, eps_sq=eps_sq, totals=[eps_sq])[0][0]
 
 
 def class_coding_rates(
@@ -98,7 +99,7 @@ def class_coding_rates(
     """
     check_features(Z, eps_sq)
     check_membership(Z, Z.shape[-2], labels, num_classes)
-    return evaluate(Z, labels, num_classes=num_classes, eps_sq=eps_sq)[0]
+    return evaluate(Z, labels, num_classes=num_classes, eps_sq=eps_sq)[0][0]
 
 
 def rate_reduction(
@@ -136,8 +137,10 @@ def rate_reduction(
     """
     check_features(Z, eps_sq)
     check_membership(Z, Z.shape[-2], labels, num_classes)
-    evaluated = evaluate(Z, labels, num_classes=num_classes, eps_sq=eps_sq, totals=[eps_sq])
-    return as_rates(*evaluated)
+    (rate, class_rates), shares = evaluate(
+        Z, labels, num_classes=num_classes, eps_sq=eps_sq, totals=[eps_sq]
+    )
+    return as_rates(rate, class_rates, shares)
 
 
 def rate_reduction_with_expansion(
@@ -179,15 +182,14 @@ def rate_reduction_with_expansion(
     check_positive("gamma", gamma)
     check_positive("eps_sq / gamma", eps_sq / gamma)
     check_membership(Z, Z.shape[-2], labels, num_classes)
-    rates, shares = evaluate(
+    (expansion, rate, class_rates), shares = evaluate(
         Z, labels, num_classes=num_classes, eps_sq=eps_sq, totals=[eps_sq / gamma, eps_sq]
     )
-    return rates[..., 0], as_rates(rates[..., 1:], shares)
+    return expansion, as_rates(rate, class_rates, shares)
 
 
-def as_rates(rates: Tensor, shares: Tensor) -> Rates:
-    """Name R and R_k (..., 1 + K), and weigh the latter by the classes' shares (K,)."""
-    rate, class_rates = rates[..., 0], rates[..., 1:]
+def as_rates(rate: Tensor, class_rates: Tensor, shares: Tensor) -> Rates:
+    """Weigh class rates (..., K) by the classes' shares (K,) and take them from R (...)."""
     compressed_rate = (class_rates * shares.to(class_rates)).sum(-1)
     return Rates(rate, class_rates, compressed_rate, rate - compressed_rate)
 
@@ -201,7 +203,7 @@ def evaluate(
     num_classes: int | None = None,
     totals: Sequence[float] = (),
     spectrum: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[tuple[Tensor, ...], Tensor]:
     """Evaluate the rates of checked input.
 
     Args:
@@ -214,7 +216,8 @@ def evaluate(
             the rates of frequencies.
 
     Returns:
-        R at each of ``totals`` and then R_k, ``(..., T + K)``; and the classes' shares ``(K,)``.
+        R ``(...)`` for each of ``totals`` and then, with labels, R_k ``(..., K)``; and the
+        classes' shares ``(K,)``.
     """
     if spectrum is None:
         m, d = Z.shape[-2:]
@@ -231,10 +234,10 @@ def evaluate(
 
     classes = None if labels is None else read(labels)
 
-    def compute(X: Tensor) -> Tensor:
+    def compute(X: Tensor) -> tuple[Tensor, ...]:
         features, weights = spectrum(X) if spectrum else (X, None)
         if labels is None or classes is None:
-            rates = total_rates(features, totals)
+            rates = grouped_rates(features, None, eps_sq, totals)
         else:
             # A retry may have moved to a device that has float64.
             here = classes if X.device == Z.device else read(labels.to(X.device))
@@ -242,7 +245,9 @@ def evaluate(
                 rates = grouped_rates(features, here.by_class, eps_sq, totals)
             else:
                 rates = weighted_rates(features, here.by_class, eps_sq, totals)
-        return rates if weights is None else weights @ rates
+        if weights is None:
+            return rates
+        return tuple(torch.tensordot(weights, r, dims=1) for r in rates)
 
     rates = in_safe_precision(compute, Z, eps_sq, certain=classes is not None and classes.certain)
-    return rates, (classes.shares if classes is not None else rates.new_empty(0))
+    return rates, (classes.shares if classes is not None else Z.new_empty(0))
