@@ -18,9 +18,10 @@ shifts: the ``shift_invariant_…`` functions.
     kernels.py      Gram matrices, log-determinants and their gradients
     precision.py    at least float32, float64 where that fails, or an error that says why
 
-Every rate is differentiable, twice too; each call waits for the device once. Under
-``torch.compile`` a call is a graph break: class sizes shape the work, and compiled code would be
-compiled anew for every batch.
+Every rate is differentiable, twice too. A call waits for its device once, for the class sizes,
+and once more without ``num_classes``, or where float32 may not be enough and rates must be looked
+at. Under ``torch.compile`` a call is a graph break: class sizes shape the work, and compiled code
+would be compiled anew for every batch.
 
 Reference: Yu, Chan, You, Song & Ma, "Learning Diverse and Discriminative Representations via the
 Principle of Maximal Coding Rate Reduction", NeurIPS 2020, Sections 2.1 and 2.2. The paper writes

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -33,7 +34,11 @@ _WORTH_A_CALL = 2.5e5
 # Factoring and inverting n³/2 multiplications' worth runs at about this fraction of the speed of
 # a matrix product.
 _FACTOR_SLOWNESS = 8
-_PANEL = 128
+# Below this dimension the panels of a symmetric product are too narrow to gain.
+_WORTH_PANELS = 128
+# Up to this size LAPACK's upper factor is the faster one.
+_UPPER_UP_TO = 256
+# Numbers that soft class moments may hold at once.
 _CHUNK = 2**22
 
 
@@ -86,36 +91,41 @@ class Groups:
 
     Attributes:
         order: the sample in each row of the reordered features, ``(m,)``.
-        class_order: the class at each place of the order of sizes, ``(K,)``.
+        class_order: the class at each place of the order of sizes, ``(K,)``; None where classes
+            ascend in size as they are.
         counts: samples per class, in that order, ``(K,)``, on the device.
         absent: how many classes have no sample; they come first.
         buckets: the others.
     """
 
     order: Tensor
-    class_order: Tensor
+    class_order: Tensor | None
     counts: Tensor
     absent: int
     buckets: list[Bucket]
 
 
 def group(
-    labels: Tensor, counts: Tensor, class_order: Tensor, sizes: list[int], d: int, total: bool
+    ordered: Tensor, order: Tensor, counts: Tensor, sizes: list[int], d: int, *, total: bool
 ) -> Groups:
     """Plan the work on features of d dimensions.
 
     Args:
-        labels: ``(m,)``, integers in [0, K).
-        counts: samples per class in ascending order, ``(K,)``.
-        class_order: the class at each place of that order, ``(K,)``.
+        ordered: sorted labels in [0, K), ``(m,)``.
+        order: the sample that each belongs to, ``(m,)``.
+        counts: samples per class, ``(K,)``.
         sizes: ``counts`` on the host.
         d: the features' dimension.
         total: whether the Gram of all samples is wanted too.
     """
-    m, K, device = len(labels), len(sizes), labels.device
-    rank = torch.empty_like(class_order)
-    rank.scatter_(0, class_order, torch.arange(K, device=device))
-    keys, order = rank[labels].sort(stable=True)
+    m, device = len(ordered), ordered.device
+    class_order = None
+    if any(a > b for a, b in pairwise(sizes)):
+        counts, class_order = counts.sort(stable=True)
+        sizes = sorted(sizes)
+        ordered, again = _inverse_permutation(class_order)[ordered].sort(stable=True)
+        order = order[again]
+
     absent = sizes.count(0)
     bounds = _bounds(sizes, absent, d, m, total, _OVERHEAD.get(device.type, _OVERHEAD_ELSEWHERE))
     buckets, row, within = [], 0, None
@@ -128,8 +138,8 @@ def group(
         if own[0] != own[-1] and not alone:
             if within is None:
                 position = torch.arange(m, device=device)
-                within = position - (counts.cumsum(0) - counts)[keys]
-            slots = (keys[rows] - first) * own[-1] + within[rows]
+                within = position - (counts.cumsum(0) - counts)[ordered]
+            slots = (ordered[rows] - first) * own[-1] + within[rows]
         buckets.append(Bucket(rows, slice(first, stop), own, by_features, slots))
     return Groups(order, class_order, counts, absent, buckets)
 
@@ -155,6 +165,10 @@ def _bounds(
     if stop > first:
         bounds.append((first, stop, kind[0]))
     return bounds
+
+
+def _inverse_permutation(order: Tensor) -> Tensor:
+    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
 
 
 def _worth_a_call(n: int, d: int) -> bool:
@@ -221,6 +235,8 @@ class _GroupedRates(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
+        if all(g is None for g in grads):
+            return None, None, None, None
         Z, X, *factors = ctx.saved_tensors
         with full_precision(Z):
             if torch.is_grad_enabled():
@@ -252,9 +268,9 @@ def _rates_of_runs(
         shape = (*X.shape[:-2], groups.absent)
         by_size.insert(0, torch.zeros(shape, dtype=X.dtype.to_real(), device=X.device))
     class_rates = by_size[0] if len(by_size) == 1 else torch.cat(by_size, dim=-1)
-    rank = torch.empty_like(groups.class_order)
-    rank.scatter_(0, groups.class_order, torch.arange(len(rank), device=rank.device))
-    return (*rates, class_rates.index_select(-1, rank))
+    if groups.class_order is not None:
+        class_rates = class_rates.index_select(-1, _inverse_permutation(groups.class_order))
+    return (*rates, class_rates)
 
 
 def _scale(groups: Groups, bucket: Bucket, d: int, eps_sq: float, X: Tensor) -> float | Tensor:
@@ -299,13 +315,15 @@ def _rows_by_samples(buckets: Sequence[Bucket], m: int) -> int:
 
 
 def _gram(X: Tensor) -> Tensor:
-    """XᵀX (..., d, d); on the CPU only the panels on and above the diagonal are multiplied."""
+    """XᵀX (..., d, d); on the CPU only the blocks on and above its diagonal are multiplied."""
     d = X.shape[-1]
-    if X.dim() > 2 or d < 2 * _PANEL or X.device.type != "cpu" or torch.is_grad_enabled():
+    alone = X.dim() == 2 and X.device.type == "cpu" and not torch.is_grad_enabled()
+    if not alone or d < _WORTH_PANELS:
         return X.mH @ X
     gram = X.new_empty(d, d)
-    for i in range(0, d, _PANEL):
-        j = min(i + _PANEL, d)
+    width = -(-d // 4)  # of four panels, 10/16 of the work
+    for i in range(0, d, width):
+        j = min(i + width, d)
         torch.mm(X[:, i:j].mH, X[:, i:], out=gram[i:j, i:])
         gram[j:, i:j] = gram[i:j, j:].mH
     return gram
@@ -328,8 +346,7 @@ def _inverse(factor: Tensor, weight: float | Tensor) -> Tensor:
 
 
 def _is_upper(matrix: Tensor) -> bool:
-    """Which triangle is the faster; LAPACK's crossover."""
-    return matrix.shape[-1] <= 2 * _PANEL
+    return matrix.shape[-1] <= _UPPER_UP_TO
 
 
 def _gradient(
@@ -359,7 +376,7 @@ def _gradient(
         return base
 
     of_classes = grads[-1]
-    if of_classes is not None:
+    if of_classes is not None and groups.class_order is not None:
         of_classes = of_classes.index_select(-1, groups.class_order)
     pieces = [base] if rest else []
     for bucket, factor in zip(buckets, factors[len(totals) :], strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -51,22 +52,22 @@ def read_membership(
     m = len(labels)
     labels = labels.long()
     K = num_classes or max(int(labels.max()) + 1, 1)
-    # Labels that are out of range are counted at the two ends.
-    counts = labels.new_zeros(K + 2)
-    counts.scatter_add_(0, labels.clamp(-1, K) + 1, torch.ones_like(labels))
-    ascending, class_order = counts[1:-1].sort(stable=True)
-    news = [ascending, counts[:1] + counts[-1:]]
-    if certain is not None:
-        news.append(certain.reshape(1).long())
-    sizes = torch.cat(news).tolist()
-    known = certain is not None and bool(sizes.pop())
-    if sizes.pop():
+    ordered, order = labels.sort(stable=True)
+    ends = torch.searchsorted(ordered, torch.arange(K + 1, device=labels.device))
+    news = ends if certain is None else torch.cat([ends, certain.reshape(1).to(ends)])
+    bounds = news.tolist()
+    known = certain is not None and bool(bounds.pop())
+    if bounds[0] != 0 or bounds[-1] != m:
         raise ValueError(
-            f"labels run from {int(labels.min())} to {int(labels.max())}; "
+            f"labels run from {int(ordered[0])} to {int(ordered[-1])}; "
             f"with {K} classes they must lie in [0, {K - 1}]"
         )
-    shares = counts[1:-1].to(torch.float32 if labels.device.type == "mps" else torch.float64) / m
-    return Membership(group(labels, ascending, class_order, sizes, d, total), shares, known)
+    counts = ends.diff()
+    sizes = [b - a for a, b in pairwise(bounds)]
+    groups = group(ordered, order, counts, sizes, d, total=total)
+    # On the labels' device already; float64, so that no dtype of features loses by it.
+    shares = counts.to(torch.float32 if labels.device.type == "mps" else torch.float64) / m
+    return Membership(groups, shares, known)
 
 
 def _read_matrix(matrix: Tensor, certain: Tensor | None) -> Membership:

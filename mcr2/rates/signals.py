@@ -129,21 +129,21 @@ def shift_invariant_rate_reduction(
     return as_rates(rate, class_rates, shares)
 
 
-def half_spectrum(Z: Tensor) -> tuple[Tensor, Tensor]:
+def half_spectrum(Z: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return the non-negative frequencies of real signals (m, C, ...), and what each counts.
 
     Args:
         Z: signals ``(m, C, T)`` or ``(m, C, H, W)``.
 
     Returns:
-        The unnormalised DFT, ``(F, m, C)``, complex unless there is one position only; and
-        weights ``(F,)`` that sum to one.
+        The unnormalised DFT, ``(F, m, C)``, and weights ``(F,)`` that sum to one; for signals of
+        one position themselves, ``(m, C)``, and None.
     """
     positions = tuple(range(2, Z.dim()))
     last = Z.shape[-1]
     total = Z[0, 0].numel()
     if total == 1:
-        return Z.reshape(1, *Z.shape[:2]), Z.new_ones(1)
+        return Z.reshape(Z.shape[:2]), None
     spectrum = torch.fft.rfftn(Z, dim=positions)
     # Frequency zero, and the one at half the rate where there is one, stand for themselves.
     counts = Z.new_full((spectrum.shape[-1],), 2.0)

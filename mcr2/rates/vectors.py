@@ -182,10 +182,11 @@ def rate_reduction_with_expansion(
     check_positive("gamma", gamma)
     check_positive("eps_sq / gamma", eps_sq / gamma)
     check_membership(Z, Z.shape[-2], labels, num_classes)
-    (expansion, rate, class_rates), shares = evaluate(
-        Z, labels, num_classes=num_classes, eps_sq=eps_sq, totals=[eps_sq / gamma, eps_sq]
+    totals = [eps_sq] if gamma == 1 else [eps_sq, eps_sq / gamma]
+    (*of_all, class_rates), shares = evaluate(
+        Z, labels, num_classes=num_classes, eps_sq=eps_sq, totals=totals
     )
-    return expansion, as_rates(rate, class_rates, shares)
+    return of_all[-1], as_rates(of_all[0], class_rates, shares)
 
 
 def as_rates(rate: Tensor, class_rates: Tensor, shares: Tensor) -> Rates:
@@ -202,7 +203,7 @@ def evaluate(
     eps_sq: float,
     num_classes: int | None = None,
     totals: Sequence[float] = (),
-    spectrum: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
+    spectrum: Callable[[Tensor], tuple[Tensor, Tensor | None]] | None = None,
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """Evaluate the rates of checked input.
 
@@ -213,7 +214,7 @@ def evaluate(
         num_classes: K, or None.
         totals: ε² of each rate of all samples that is wanted.
         spectrum: turns signals into features ``(F, m, C)`` and weights ``(F,)`` that average
-            the rates of frequencies.
+            the rates of frequencies, or into ``(m, C)`` and None.
 
     Returns:
         R ``(...)`` for each of ``totals`` and then, with labels, R_k ``(..., K)``; and the
