@@ -1,0 +1,1 @@
+"""Benchmarks: what our code costs beside other ways to the same numbers."""
