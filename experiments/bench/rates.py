@@ -1,7 +1,8 @@
 """What coding rates cost, forward and backward, beside other ways to compute them.
 
-In one process, at a stated thread count, the forms take turns; a form's time is the median of its
-turns, and only ratios of such medians are worth comparing between machines.
+In one process, at a stated thread count, the forms take turns; a turn is as many calls in a row as
+take 30 ms, one at least, and a form's time is the median over its turns of the mean call. Only
+ratios of such medians are worth comparing between machines.
 
     ours    mcr2.rates
     dense   a (K, m, m) membership built from the labels in a Python loop, log-determinants of
@@ -58,6 +59,7 @@ TARGETS = [  # (m, d, K), what, at least or at most
 ]
 # A dense membership of more bytes than this is not built.
 _LARGEST_MEMBERSHIP = 2**30
+_TURN_S = 0.03
 
 
 def run(
@@ -198,17 +200,25 @@ def _signals(
 def _measure(
     name: str, forms: dict[str, Callable[[], object]], repeats: int, budget_s: float
 ) -> dict[str, Any]:
+    # Once a block of this size was freed, glibc keeps smaller ones instead of handing them back to
+    # the system: the state that a training process is in.
+    block = torch.ones(2**22)
+    del block
     turns: dict[str, list[float]] = {}
     remaining: dict[str, float] = {}
-    for form, call in forms.items():  # the first turn, which warms up
+    calls: dict[str, int] = {}
+    for form, call in forms.items():  # the first call, which warms up
         first = _seconds(call)
         turns[form] = [first] if first > budget_s / 2 else []
         remaining[form] = budget_s - first
+        calls[form] = max(1, round(_TURN_S / first))
     for _ in range(repeats):
         for form, call in forms.items():
-            if remaining[form] > 0 and not (turns[form] and remaining[form] < turns[form][-1]):
-                turns[form].append(_seconds(call))
-                remaining[form] -= turns[form][-1]
+            cost = turns[form][-1] * calls[form] if turns[form] else 0.0
+            if remaining[form] > cost:
+                spent = _seconds(call, calls[form])
+                remaining[form] -= spent
+                turns[form].append(spent / calls[form])
     times = {
         form: {
             "median_ms": 1e3 * statistics.median(t),
@@ -414,9 +424,10 @@ def _difference(value: Tensor, exact: Tensor) -> float:
     return float((value.detach().double() - exact.detach()).norm() / exact.detach().norm())
 
 
-def _seconds(call: Callable[[], object]) -> float:
+def _seconds(call: Callable[[], object], calls: int = 1) -> float:
     start = time.perf_counter()
-    call()
+    for _ in range(calls):
+        call()
     return time.perf_counter() - start
 
 

@@ -224,7 +224,7 @@ class _GroupedRates(Function):
         factors: list[Tensor] = []
 
         def rate(gram: Tensor, scale: float | Tensor) -> Tensor:
-            factor, logs = _factor(gram, scale)
+            factor, logs = _factor(gram.mul_(scale))
             factors.append(factor)
             return logs
 
@@ -253,11 +253,17 @@ def _rates_of_runs(
     totals: Sequence[float],
     rate: Callable[[Tensor, float | Tensor], Tensor],
 ) -> tuple[Tensor, ...]:
-    """Rates of reordered features by way of ``rate(G, c)`` = ½ logdet(I + cG)."""
+    """Rates of reordered features by way of ``rate(G, c)`` = ½ logdet(I + cG).
+
+    It may write over G, which is handed to it only once.
+    """
     m, d = X.shape[-2:]
     buckets = [] if groups is None else groups.buckets
     of_all, of_classes = _grams(X, buckets, total=bool(totals))
-    rates = [] if of_all is None else [rate(of_all, d / (m * e)) for e in totals]
+    rates = []
+    if of_all is not None:
+        copies = [of_all.clone() for _ in totals[1:]]
+        rates = [rate(g, d / (m * e)) for g, e in zip([*copies, of_all], totals, strict=True)]
     if groups is None:
         return tuple(rates)
     by_size = [
@@ -321,20 +327,24 @@ def _gram(X: Tensor) -> Tensor:
     if not alone or d < _WORTH_PANELS:
         return X.mH @ X
     gram = X.new_empty(d, d)
-    width = -(-d // 4)  # of four panels, 10/16 of the work
+    panels = 2 if d < 2 * _WORTH_PANELS else 4  # 3/4 or 10/16 of the work
+    width = -(-d // panels)
     for i in range(0, d, width):
         j = min(i + width, d)
         torch.mm(X[:, i:j].mH, X[:, i:], out=gram[i:j, i:])
-        gram[j:, i:j] = gram[i:j, j:].mH
+        if j < d:
+            gram[j:, i:j] = gram[i:j, j:].mH
     return gram
 
 
-def _factor(gram: Tensor, scale: float | Tensor) -> tuple[Tensor, Tensor]:
-    """Return a triangular factor of I + cG, upper or lower, and ½ logdet; NaN where none is."""
-    shifted = gram * scale
-    diagonal = shifted.diagonal(dim1=-2, dim2=-1)
+def _factor(scaled: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a triangular factor of I + cG, upper or lower, and ½ logdet, NaN where none is.
+
+    Writes over cG.
+    """
+    diagonal = scaled.diagonal(dim1=-2, dim2=-1)
     diagonal.add_(1)
-    factor, info = torch.linalg.cholesky_ex(shifted, upper=_is_upper(gram))
+    factor, info = torch.linalg.cholesky_ex(scaled, upper=_is_upper(scaled))
     pivots = factor.diagonal(dim1=-2, dim2=-1)
     logs: Tensor = (pivots.real if pivots.is_complex() else pivots).log().sum(-1)
     return factor, logs.masked_fill(info != 0, math.nan)
@@ -398,7 +408,7 @@ def _gradient(
         else:
             pieces.append(bucket.rows_of(bucket.blocks(X) @ own))
     rows = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-2)
-    return torch.empty_like(rows).index_copy_(-2, groups.order, rows)
+    return rows.index_select(-2, _inverse_permutation(groups.order))
 
 
 def _add_product(rows: Tensor, own: Tensor, bucket: Bucket, X: Tensor) -> None:
@@ -440,7 +450,7 @@ class _HalfLogdet(Function):
 
     @staticmethod
     def forward(ctx: Any, gram: Tensor, scale: float | Tensor) -> Tensor:
-        factor, logs = _factor(gram, scale)
+        factor, logs = _factor(gram * scale)
         ctx.save_for_backward(gram, factor)
         ctx.scale = scale
         return logs

@@ -87,7 +87,7 @@ def in_safe_precision(
 
 def _all_finite(rates: tuple[Tensor, ...]) -> bool:
     # No rate is negative, so that nothing cancels.
-    return math.isfinite(sum(r.detach().sum() for r in rates))
+    return all(math.isfinite(r.detach().sum() if r.dim() else r.item()) for r in rates)
 
 
 def outside_graphs(function: Callable[P, R]) -> Callable[P, R]:
