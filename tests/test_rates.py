@@ -200,7 +200,7 @@ THRESHOLDS = {
     "as they are": {},
     "never pad": {"_OVERHEAD": {"cpu": 0.0}, "_WORTH_A_CALL": 0.0},
     "always pad": {"_OVERHEAD": {"cpu": 1e18}, "_WORTH_A_CALL": 1e18},
-    "panels": {"_WORTH_PANELS": 1, "_WORTH_A_CALL": 0.0, "_UPPER_UP_TO": 0},
+    "panels": {"_WORTH_PANELS": 1, "_WORTH_A_CALL": 0.0, "_UPPER_UP_TO": 0, "_ALIASING": (2, 2)},
 }
 
 

@@ -37,7 +37,9 @@ _FACTOR_SLOWNESS = 8
 # Below this dimension the panels of a symmetric product are too narrow to gain.
 _WORTH_PANELS = 128
 # Up to this size LAPACK's upper factor is the faster one.
-_UPPER_UP_TO = 256
+_UPPER_UP_TO = 128
+# Matrices from this size on, of a multiple of that size, are factored with a border.
+_ALIASING = (256, 128)
 # Numbers that soft class moments may hold at once.
 _CHUNK = 2**22
 
@@ -342,9 +344,16 @@ def _factor(scaled: Tensor) -> tuple[Tensor, Tensor]:
 
     Writes over cG.
     """
-    diagonal = scaled.diagonal(dim1=-2, dim2=-1)
-    diagonal.add_(1)
-    factor, info = torch.linalg.cholesky_ex(scaled, upper=_is_upper(scaled))
+    n = scaled.shape[-1]
+    if n >= _ALIASING[0] and n % _ALIASING[1] == 0 and scaled.device.type == "cpu":
+        # Columns that lie a power of two apart share cache lines' places, and factoring takes
+        # up to twice as long. A border of the identity changes neither determinant nor factor.
+        bordered = scaled.new_zeros(*scaled.shape[:-2], n + 8, n + 8)
+        bordered[..., :n, :n] = scaled
+        scaled = bordered
+    scaled.diagonal(dim1=-2, dim2=-1).add_(1)
+    factor, info = torch.linalg.cholesky_ex(scaled, upper=_is_upper(n))
+    factor = factor[..., :n, :n]
     pivots = factor.diagonal(dim1=-2, dim2=-1)
     logs: Tensor = (pivots.real if pivots.is_complex() else pivots).log().sum(-1)
     return factor, logs.masked_fill(info != 0, math.nan)
@@ -352,11 +361,11 @@ def _factor(scaled: Tensor) -> tuple[Tensor, Tensor]:
 
 def _inverse(factor: Tensor, weight: float | Tensor) -> Tensor:
     """Return the weight (..., 1, 1) times (I + cG)⁻¹ from its factor."""
-    return torch.cholesky_inverse(factor, upper=_is_upper(factor)).mul_(weight)
+    return torch.cholesky_inverse(factor, upper=_is_upper(factor.shape[-1])).mul_(weight)
 
 
-def _is_upper(matrix: Tensor) -> bool:
-    return matrix.shape[-1] <= _UPPER_UP_TO
+def _is_upper(n: int) -> bool:
+    return n <= _UPPER_UP_TO
 
 
 def _gradient(
