@@ -12,6 +12,7 @@ from torch import Tensor
 from mcr2.rates import (
     class_coding_rates,
     coding_rate,
+    kernels,
     rate_reduction,
     shift_invariant_class_rates,
     shift_invariant_rate,
@@ -103,6 +104,15 @@ def test_gradients_of_hard_and_soft_rates(positions, C, m):
     for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
         assert check(hard, (Z,), fast_mode=True)
         assert check(shift_invariant_rate_reduction, (Z, Pi), fast_mode=True)
+
+
+def test_gradients_as_a_gpu_takes_them(monkeypatch):
+    Z, labels = random_signals(5, 2, 4).requires_grad_(), torch.arange(5) % 2
+    value = shift_invariant_rate_reduction(Z, labels).reduction
+    (expected,) = torch.autograd.grad(value, Z, retain_graph=True)
+    monkeypatch.setattr(kernels, "_FREE_ERROR_FLAGS", set())
+    (gradient,) = torch.autograd.grad(value, Z)
+    torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("positions", [(5,), (3, 2)])

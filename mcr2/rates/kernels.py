@@ -40,6 +40,8 @@ _WORTH_PANELS = 128
 _UPPER_UP_TO = 128
 # Matrices from this size on, of a multiple of that size, are factored with a border.
 _ALIASING = (256, 128)
+# Elsewhere cholesky_inverse would wait for the device, to look at error flags.
+_FREE_ERROR_FLAGS = {"cpu"}
 # Numbers that soft class moments may hold at once.
 _CHUNK = 2**22
 
@@ -361,7 +363,12 @@ def _factor(scaled: Tensor) -> tuple[Tensor, Tensor]:
 
 def _inverse(factor: Tensor, weight: float | Tensor) -> Tensor:
     """Return the weight (..., 1, 1) times (I + cG)⁻¹ from its factor."""
-    return torch.cholesky_inverse(factor, upper=_is_upper(factor.shape[-1])).mul_(weight)
+    upper = _is_upper(factor.shape[-1])
+    if factor.device.type in _FREE_ERROR_FLAGS:
+        return torch.cholesky_inverse(factor, upper=upper).mul_(weight)
+    eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+    W = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=upper)
+    return (W @ W.mH if upper else W.mH @ W).mul_(weight)
 
 
 def _is_upper(n: int) -> bool:
@@ -472,7 +479,7 @@ class _HalfLogdet(Function):
             return _inverse(factor, weight), None
         # Slower, and a differentiable function of G.
         eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-        return torch.linalg.inv(eye + ctx.scale * gram) * weight, None
+        return torch.linalg.inv_ex(eye + ctx.scale * gram).inverse * weight, None
 
 
 class _WeightedMoments(Function):
