@@ -368,7 +368,8 @@ def _inverse(factor: Tensor, weight: float | Tensor) -> Tensor:
         return torch.cholesky_inverse(factor, upper=upper).mul_(weight)
     eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
     W = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=upper)
-    return (W @ W.mH if upper else W.mH @ W).mul_(weight)
+    inverse: Tensor = W @ W.mH if upper else W.mH @ W
+    return inverse.mul_(weight)
 
 
 def _is_upper(n: int) -> bool:
