@@ -93,3 +93,14 @@ PAPER = Recipe(
 
 #: Recipes by name.
 RECIPES: dict[str, Recipe] = {"quick": QUICK, "paper": PAPER}
+
+
+def find_recipe(name: str) -> Recipe:
+    """Return a recipe by its name.
+
+    Raises:
+        ValueError: no such recipe; the message lists those there are.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"unknown recipe {name!r}; choose from {', '.join(RECIPES)}")
+    return RECIPES[name]

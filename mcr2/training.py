@@ -409,6 +409,44 @@ def _statistics_at_rest(module: nn.Module) -> Iterator[None]:
             norm.track_running_stats = True
 
 
+def compiled(backbone: nn.Module, config: TrainingConfig) -> Callable[[Tensor], Tensor] | None:
+    """Return what ``torch.compile`` makes of the backbone, or None where that is not asked for.
+
+    It stands beside the backbone, not in its place: weights keep their names, and evaluations run
+    as ever.
+    """
+    # Batches differ by one sample at most: fixed shapes cost two compilations.
+    return torch.compile(backbone, dynamic=False) if config.compile else None
+
+
+def take_step(
+    backbone: nn.Module,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    context: Context,
+    config: TrainingConfig,
+    *,
+    lr: float,
+    forward: Callable[[Tensor], Tensor] | None = None,
+    mark: Callable[[str], None] = _no_mark,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Take one optimiser step on a batch and return its loss and terms, without graph.
+
+    Arguments and errors as :func:`backpropagate`; ``lr`` is the step's learning rate, and ``mark``
+    is told "optimiser", too.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.zero_grad(set_to_none=True)
+    loss, terms = backpropagate(
+        backbone, objective, batch, context, config, forward=forward, mark=mark
+    )
+    optimizer.step()
+    mark("optimiser")
+    return loss, terms
+
+
 def train(
     backbone: nn.Module,
     objective: Objective,
@@ -475,9 +513,7 @@ def train(
     backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     objective.to(device)
     encoder = Encoder(backbone, objective)
-    # Beside the backbone, not in its place: weights keep their names and evaluations run eagerly.
-    # Batches differ by a sample at most, so that fixed shapes cost two compilations.
-    forward = torch.compile(backbone, dynamic=False) if config.compile else None
+    forward = compiled(backbone, config)
     optimizer = make_optimizer(config, backbone, objective)
     per_epoch = num_batches(len(split), config.batch_size)
     total_steps = max(config.epochs * per_epoch, 1)
@@ -542,8 +578,6 @@ def train(
             if fed is not None:
                 fed.add(batch)
             lr = learning_rate(config, result.steps, per_epoch)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
             context = Context(
                 indices=batch.indices,
                 step=result.steps,
@@ -551,15 +585,20 @@ def train(
                 progress=result.steps / total_steps,
                 generator=generator,
             )
-            optimizer.zero_grad(set_to_none=True)
             try:
-                loss, terms = backpropagate(
-                    backbone, objective, batch, context, config, forward=forward
+                loss, terms = take_step(
+                    backbone,
+                    objective,
+                    optimizer,
+                    batch,
+                    context,
+                    config,
+                    lr=lr,
+                    forward=forward,
                 )
             except FeaturesNotFiniteError:
                 result.reason = _not_finite("features", epoch + 1, result.steps)
                 break
-            optimizer.step()
             result.steps += 1
             sums.add(loss, terms)
         epoch += 1
