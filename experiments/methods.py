@@ -149,9 +149,17 @@ def readout_for(spec: RunSpec, method: Method) -> str:
 
 
 def rules_for(spec: RunSpec) -> tuple[str, ...]:
-    """Return the selection rules that a run serves: without a held-out share, no validation."""
+    """Return the selection rules that a run serves: without a held-out share, no validation.
+
+    Raises:
+        ValueError: it is to serve a rule that it cannot.
+    """
     able = tuple(r for r in SELECTIONS if spec.validation > 0 or r != "noisy_validation")
-    return able if spec.selections is None else tuple(r for r in able if r in spec.selections)
+    if spec.selections is None:
+        return able
+    if not set(spec.selections) <= set(able):
+        raise ValueError("selection noisy_validation needs a validation share; validation is 0")
+    return tuple(rule for rule in able if rule in spec.selections)
 
 
 def candidates(history: Sequence[Mapping[str, Any]], readout: str) -> list[Candidate]:

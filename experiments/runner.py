@@ -398,6 +398,7 @@ def plan(specs: Sequence[RunSpec], root: Path, machine: Machine) -> list[Cell]:
         dataset = datasets[source]
         method.check(spec, prepare(spec, dataset).sizes)
         readout_for(spec, method)
+        rules_for(spec)
         key = run_key(spec, dataset, method)
         cells.append(Cell(spec, key, dataset.content_hash(), run_folder(root, spec, key)))
     return cells

@@ -135,8 +135,6 @@ class RunSpec:
         if self.selections is not None:
             for rule in self.selections or ("",):
                 among("selections", rule, SELECTIONS)
-            if self.validation == 0 and "noisy_validation" in self.selections:
-                raise ValueError("selection noisy_validation needs a validation share; it is 0")
 
 
 def as_dict(spec: RunSpec) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ FOLDER = "tensorboard"
 
 def require_tensorboard() -> None:
     """Raise ValueError, with what to do, where TensorBoard is not installed."""
-    if importlib.util.find_spec("tensorboard") is None:
+    if find_spec("tensorboard") is None:
         raise ValueError(
             "--tensorboard needs the package tensorboard, which is not installed; "
             "pip install 'mcr2-robustness[tensorboard]' (from a clone: pip install -e "

@@ -99,16 +99,17 @@ class TrainingConfig:
                 raise ValueError(f"{name} is {value}; it must be {span}")
         if list(self.milestones) != sorted(self.milestones) or min((0, *self.milestones)) < 0:
             raise ValueError(f"milestones are {self.milestones}; they must be rising epochs")
-        if self.accumulate and self.micro_batch is None:
-            raise ValueError("accumulate sums over micro-batches; say how large with micro_batch")
 
 
 def check_accumulation(config: TrainingConfig, objective: Objective) -> None:
     """Refuse gradient accumulation where it would train for something else.
 
     Raises:
-        ValueError: ``accumulate`` for an objective that is not ``additive``.
+        ValueError: ``accumulate`` for an objective that is not ``additive``, or without a
+            ``micro_batch``.
     """
+    if config.accumulate and config.micro_batch is None:
+        raise ValueError("accumulate sums over micro-batches; say how large with micro_batch")
     if config.accumulate and not objective.additive:
         raise ValueError(
             f"accumulate needs a loss that is a mean over samples; {type(objective).__name__} is "
@@ -492,8 +493,8 @@ def train(
         run with a ``reason``, not an exception.
 
     Raises:
-        ValueError: a split of fewer than two samples, a checkpoint of another run, or
-            ``accumulate`` for an objective that is not ``additive``.
+        ValueError: a split of fewer than two samples, a checkpoint of another run, or what
+            :func:`check_accumulation` refuses.
 
     Example:
         >>> from mcr2.backbones import BACKBONES

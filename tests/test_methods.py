@@ -218,6 +218,13 @@ def test_without_a_held_out_share_nothing_is_selected_by_it(small):
     assert not [k for entry in got.history for k in entry["measures"] if "validation" in k]
 
 
+def test_a_run_that_holds_nothing_out_cannot_serve_early_stopping():
+    spec = RunSpec("ce", validation=0.0, selections=("last", "noisy_validation"))
+    with pytest.raises(ValueError, match="noisy_validation needs a validation share"):
+        rules_for(spec)
+    assert rules_for(replace(spec, validation=0.1)) == ("last", "noisy_validation")
+
+
 def test_augmentation_is_the_data_sets_unless_the_spec_says(small):
     dataset = load(small)
     assert augmentation_for(small, dataset) == Augmentation(shift=1, flip=False)
@@ -625,10 +632,6 @@ def test_vary_names_what_it_cannot_do(name, text, parts):
         ({"readout": "nearest_subspace"}, "needs a number"),
         ({"selections": ()}, "selections is ''; choose from last, noisy_validation, oracle"),
         ({"selections": ("best",)}, "selections is 'best'"),
-        (
-            {"selections": ("noisy_validation",), "validation": 0.0},
-            "noisy_validation needs a validation share",
-        ),
         ({"streams": Streams(batches=-1)}, "streams.batches is -1"),
         ({"streams": Streams(noise=2**32)}, "streams.noise is 4294967296"),
     ],

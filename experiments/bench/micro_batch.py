@@ -25,7 +25,7 @@ from experiments.bench.step import Steps, specs_for
 from experiments.report import Table
 from experiments.runner import Machine, load, process_context
 from experiments.runner import prepare as prepare_data
-from experiments.specs import RunSpec, as_dict, from_dict
+from experiments.specs import as_dict, from_dict
 from mcr2.objectives import Context
 from mcr2.training import backpropagate
 
@@ -44,20 +44,18 @@ def peak_memory(device: torch.device) -> int | None:
     return int(peak if sys.platform == "darwin" else peak * 1024)
 
 
-def _gradient(
-    saved: dict[str, Any], machine: Machine, training: bool, repeats: int
-) -> tuple[torch.Tensor, float, int | None]:
-    """Return one step's gradient, its median seconds and the memory it took; in its own process."""
+def _gradients(
+    saved: dict[str, Any], machine: Machine, repeats: int
+) -> tuple[torch.Tensor, torch.Tensor, float, int | None]:
+    """Return a step's gradient with batch normalisation training and evaluating, its median
+    seconds and the memory that it took; in a process of its own."""
     torch.set_num_threads(machine.threads)
     spec, device = from_dict(saved), machine.torch_device()
     steps = Steps(spec, prepare_data(spec, load(spec, machine.data_root)), device)
-    steps.encoder.train(training)
     _, batch = steps.feed()()
-    before = peak_memory(device) or 0
-    spent = []
-    for _ in range(repeats):
+
+    def gradient() -> torch.Tensor:
         steps.optimizer.zero_grad(set_to_none=True)
-        start = steps.now()
         backpropagate(
             steps.backbone,
             steps.objective,
@@ -66,17 +64,18 @@ def _gradient(
             steps.config,
             forward=steps.forward,
         )
+        return torch.cat([p.grad.flatten().cpu() for p in steps.encoder.parameters()])
+
+    before = peak_memory(device)
+    spent = []
+    for _ in range(repeats):
+        start = steps.now()
+        trained = gradient()
         spent.append(steps.now() - start)
     after = peak_memory(device)
-    gradient = torch.cat([p.grad.flatten().cpu() for p in steps.encoder.parameters()])
-    return gradient, median(spent), None if after is None else after - before
-
-
-def _apart(
-    spec: RunSpec, machine: Machine, training: bool, repeats: int
-) -> tuple[torch.Tensor, float, int | None]:
-    with ProcessPoolExecutor(1, mp_context=process_context()) as pool:
-        return pool.submit(_gradient, as_dict(spec), machine, training, repeats).result()
+    memory = None if before is None or after is None else after - before
+    steps.encoder.eval()
+    return trained, gradient(), median(spent), memory
 
 
 def prepare(options: Options) -> Callable[[], tuple[Table, dict[str, Any]]]:
@@ -87,23 +86,25 @@ def prepare(options: Options) -> Callable[[], tuple[Table, dict[str, Any]]]:
     def measure() -> tuple[Table, dict[str, Any]]:
         rows, figures = [], []
         for spec in specs:
-            whole: dict[bool, torch.Tensor] = {}
+            whole: tuple[torch.Tensor, ...] = ()
             for count in PIECES:
                 size = None if count == 1 else max(2, -(-spec.training.batch_size // count))
                 cut = replace(spec, training=replace(spec.training, micro_batch=size))
-                differs = {}
-                for training in (False, True):
-                    gradient, seconds, memory = _apart(cut, machine, training, options.repeats)
-                    reference = whole.setdefault(training, gradient).double()
-                    off = (gradient.double() - reference).norm() / reference.norm()
-                    differs[training] = float(off)
+                with ProcessPoolExecutor(1, mp_context=process_context()) as pool:
+                    sent = pool.submit(_gradients, as_dict(cut), machine, options.repeats)
+                    *gradients, seconds, memory = sent.result()
+                gradients = [gradient.double() for gradient in gradients]
+                whole = whole or tuple(gradients)
+                training, evaluating = (
+                    float((g - w).norm() / w.norm()) for g, w in zip(gradients, whole, strict=True)
+                )
                 found = {
                     "method": spec.method,
                     "micro_batch": size,
                     "seconds": seconds,
                     "memory_bytes": memory,
-                    "difference_evaluation_mode": differs[False],
-                    "difference_training_mode": differs[True],
+                    "difference_evaluation_mode": evaluating,
+                    "difference_training_mode": training,
                 }
                 figures.append(found)
                 rows.append(
@@ -114,8 +115,8 @@ def prepare(options: Options) -> Callable[[], tuple[Table, dict[str, Any]]]:
                         "whole" if size is None else str(size),
                         "-" if memory is None else f"{memory / 2**20:.0f}",
                         f"{seconds * 1e3:.0f}",
-                        f"{differs[False]:.1e}",
-                        f"{differs[True]:.1e}",
+                        f"{evaluating:.1e}",
+                        f"{training:.1e}",
                     )
                 )
         header = ("method", "backbone", "", "micro-batch", "MB", "ms", "BN evaluating", "training")
