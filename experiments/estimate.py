@@ -13,13 +13,14 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from statistics import mean
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from experiments.bench.micro_batch import peak_memory
-from experiments.bench.step import EPOCH, Steps
+from experiments.bench.step import EPOCH, SLOW, Steps
 from experiments.methods import COMMON_READOUT, find_method, readout_for, rules_for
 from experiments.report import Table
 from experiments.runner import (
@@ -97,11 +98,11 @@ def probe(saved: dict[str, Any], machine: Machine) -> Probe:
         first, batch = draw()
         steps.take(batch)
         spent.append((first, steps.now() - before))
-        # A slow step has no use for as many to warm up.
-        warm = EPOCH if spent[0][1] < SECONDS else 1
+        warm = 1 if spent[0][1] > SLOW else EPOCH
         if len(spent) >= warm + FEWEST and steps.now() - begin >= SECONDS:
             break
-    step = steps.over_epoch(spent[warm:])
+    # Their mean, not the median: the study will meet the slow ones too.
+    step = steps.over_epoch(spent[warm:], mean)
 
     encoder, count = steps.encoder, min(IMAGES, len(data.train))
     some = steps.split.images[:count]

@@ -49,7 +49,7 @@ def test_bench_step_splits_a_step_and_compares_it(tiny, capsys):
 
 def test_bench_step_knows_micro_batches(tiny):
     arguments = ["--methods", "mcr2", "--set", "micro_batch=25", "--repeats", "1"]
-    assert main(["bench", "step", *SMALL, *arguments]) == 0
+    assert main(["bench", "step", *SMALL, *arguments, "--threads", "1"]) == 0
 
 
 def test_bench_micro_batch_measures_what_batch_normalisation_changes(tiny, monkeypatch):

@@ -11,6 +11,7 @@ mode (each piece normalised by itself).
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -27,7 +28,7 @@ from experiments.runner import Machine, load, process_context
 from experiments.runner import prepare as prepare_data
 from experiments.specs import as_dict, from_dict
 from mcr2.objectives import Context
-from mcr2.training import backpropagate
+from mcr2.training import Encoder, backpropagate
 
 PIECES = (1, 2, 4, 8)
 
@@ -52,30 +53,24 @@ def _gradients(
     torch.set_num_threads(machine.threads)
     spec, device = from_dict(saved), machine.torch_device()
     steps = Steps(spec, prepare_data(spec, load(spec, machine.data_root)), device)
+    untouched = copy.deepcopy(steps.encoder).eval()
     _, batch = steps.feed()()
 
-    def gradient() -> torch.Tensor:
-        steps.optimizer.zero_grad(set_to_none=True)
-        backpropagate(
-            steps.backbone,
-            steps.objective,
-            batch,
-            Context(indices=batch.indices, generator=torch.Generator().manual_seed(0)),
-            steps.config,
-            forward=steps.forward,
-        )
-        return torch.cat([p.grad.flatten().cpu() for p in steps.encoder.parameters()])
+    def gradient(encoder: Encoder) -> torch.Tensor:
+        encoder.zero_grad(set_to_none=True)
+        context = Context(indices=batch.indices, generator=torch.Generator().manual_seed(0))
+        backpropagate(encoder.backbone, encoder.objective, batch, context, steps.config)
+        return torch.cat([p.grad.flatten().cpu() for p in encoder.parameters()])
 
     before = peak_memory(device)
     spent = []
     for _ in range(repeats):
         start = steps.now()
-        trained = gradient()
+        trained = gradient(steps.encoder)
         spent.append(steps.now() - start)
     after = peak_memory(device)
     memory = None if before is None or after is None else after - before
-    steps.encoder.eval()
-    return trained, gradient(), median(spent), memory
+    return trained, gradient(untouched), median(spent), memory
 
 
 def prepare(options: Options) -> Callable[[], tuple[Table, dict[str, Any]]]:

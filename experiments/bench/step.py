@@ -38,6 +38,9 @@ PARTS = ("data", "forward", "objective", "backward", "optimiser")
 #: Steps after which a new epoch is begun, so that its beginning is measured too.
 EPOCH = 3
 
+#: Seconds from which a step is too slow to be warmed up more than once.
+SLOW = 4.0
+
 
 @dataclass(frozen=True)
 class StepTimes:
@@ -134,13 +137,17 @@ class Steps:
         )
         self.taken += 1
 
-    def over_epoch(self, values: list[tuple[bool, float]]) -> float:
+    def over_epoch(
+        self,
+        values: list[tuple[bool, float]],
+        centre: Callable[[list[float]], float] = median,
+    ) -> float:
         """Return the mean step of a whole epoch from steps that begin one and steps that do not."""
         first = [seconds for begins, seconds in values if begins]
         later = [seconds for begins, seconds in values if not begins]
         if not first or not later:
-            return median(first or later)
-        return (median(first) + (self.per_epoch - 1) * median(later)) / self.per_epoch
+            return centre(first or later)
+        return (centre(first) + (self.per_epoch - 1) * centre(later)) / self.per_epoch
 
     def now(self) -> float:
         """Return the time when the device has done what it was given."""
@@ -176,7 +183,7 @@ def time_step(spec: RunSpec, data: Prepared, device: torch.device, repeats: int)
         spec: whose method, network and training.
         data: its data.
         device: where.
-        repeats: how often; three more go before, for warming up.
+        repeats: how often; a few more go before, for warming up.
     """
     steps = Steps(spec, data, device)
     draw, draw_for_parts = steps.feed(), steps.feed()
@@ -188,11 +195,14 @@ def time_step(spec: RunSpec, data: Prepared, device: torch.device, repeats: int)
     whole: list[tuple[bool, float]] = []
     alone: list[float] = []
     parts: dict[str, list[tuple[bool, float]]] = defaultdict(list)
-    for _ in range(repeats + EPOCH):
+    warm = EPOCH
+    while len(alone) < warm + repeats:
         start = steps.now()
         first, batch = draw()
         steps.take(batch)
         whole.append((first, steps.now() - start))
+        if whole[0][1] > SLOW:
+            warm = 1
 
         start = steps.now()
         backpropagate(steps.backbone, given, resident, Context(), once, forward=steps.forward)
@@ -217,11 +227,11 @@ def time_step(spec: RunSpec, data: Prepared, device: torch.device, repeats: int)
         method=spec.method,
         backbone=spec.backbone,
         batch_size=len(resident.labels),
-        whole=steps.over_epoch(whole[EPOCH:]),
-        alone=median(alone[EPOCH:]),
+        whole=steps.over_epoch(whole[warm:]),
+        alone=median(alone[warm:]),
         parts={
-            "data": steps.over_epoch(parts["data"][EPOCH:]),
-            **{part: median([s for _, s in parts[part][EPOCH:]]) for part in PARTS[1:]},
+            "data": steps.over_epoch(parts["data"][warm:]),
+            **{part: median([s for _, s in parts[part][warm:]]) for part in PARTS[1:]},
         },
     )
 
