@@ -319,10 +319,12 @@ def backpropagate(
         count = max(1, min(num_batches(m, config.micro_batch), m // 2))
 
     def features(images: Tensor) -> Tensor:
-        with (
-            _tf32(config.tf32),
-            torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.amp),
-        ):
+        # Not autocast switched off: torch 2.4 has none at all on some devices. bfloat16 has
+        # float32's exponents, so that no gradient vanishes and none needs scaling.
+        mixed: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        if config.amp:
+            mixed = torch.autocast(device.type, dtype=torch.bfloat16)
+        with _tf32(config.tf32), mixed:
             return run(images)
 
     def score(
