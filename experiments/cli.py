@@ -1,4 +1,4 @@
-"""The command line: ``mcr2 table``, ``train``, ``evaluate``, ``datasets``.
+"""The command line: ``mcr2 table``, ``train``, ``evaluate``, ``datasets``, ``bench``.
 
 A mistake in what was asked for is one line on standard error and exit status 2, before anything
 is run or overwritten. A run that fails is a row of the table, and exit status 1.
@@ -7,6 +7,7 @@ is run or overwritten. A run that fails is a row of the table, and exit status 1
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import os
 import re
@@ -17,6 +18,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+
+from experiments.bench import BENCHES, Options
+
+#: An option that is only ever switched on.
+Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 OK, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 
@@ -51,6 +57,20 @@ class TableCommand:
     """symmetric (the true class included, as in the paper) or symmetric_excluding_true."""
     set: tuple[str, ...] = ()
     """[METHOD.]FIELD=VALUE: any field of a run, its training or its objective."""
+    micro_batch: int | None = None
+    """Images that pass through the network at a time; the gradient stays the whole batch's."""
+    no_shuffle: Switch = False
+    """Keep the data set's order, hence the same batches, in every epoch."""
+    amp: Switch = False
+    """Run the network in bfloat16 where autocast sees fit; losses stay in float32."""
+    compile: Switch = False
+    """Run the network through torch.compile."""
+    tf32: Switch = False
+    """Let the network's products round to TF32 (CUDA)."""
+    tensorboard: Switch = False
+    """Write TensorBoard events into each run's folder."""
+    estimate: Switch = False
+    """Measure and tell what all this would take, and do nothing else."""
     jobs: int | None = None
     """Runs at a time; by default as many as fit the processors, one on a GPU."""
     threads: int = 1
@@ -87,6 +107,18 @@ class TrainCommand:
     """symmetric (the true class included, as in the paper) or symmetric_excluding_true."""
     set: tuple[str, ...] = ()
     """FIELD=VALUE: any field of the run, its training or its objective."""
+    micro_batch: int | None = None
+    """Images that pass through the network at a time; the gradient stays the whole batch's."""
+    no_shuffle: Switch = False
+    """Keep the data set's order, hence the same batches, in every epoch."""
+    amp: Switch = False
+    """Run the network in bfloat16 where autocast sees fit; losses stay in float32."""
+    compile: Switch = False
+    """Run the network through torch.compile."""
+    tf32: Switch = False
+    """Let the network's products round to TF32 (CUDA)."""
+    tensorboard: Switch = False
+    """Write TensorBoard events into the run's folder."""
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
     """CPU threads."""
     device: str = "auto"
@@ -124,6 +156,7 @@ Command = (
     | Annotated[TrainCommand, tyro.conf.subcommand("train")]
     | Annotated[EvaluateCommand, tyro.conf.subcommand("evaluate")]
     | Annotated[DatasetsCommand, tyro.conf.subcommand("datasets")]
+    | Annotated[Options, tyro.conf.subcommand("bench")]
 )
 
 
@@ -185,14 +218,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _recipe(name: str) -> Any:
-    from experiments.recipes import RECIPES
-
-    if name not in RECIPES:
-        raise ValueError(f"unknown recipe {name!r}; choose from {', '.join(RECIPES)}")
-    return RECIPES[name]
-
-
 def _fields(command: TableCommand | TrainCommand, recipe: Any) -> dict[str, Any]:
     """Return the fields of a spec that both commands set."""
     dataset = recipe.base.dataset if command.dataset is None else command.dataset
@@ -210,16 +235,24 @@ def _short(dataset: str) -> str:
 
 
 def _settings(command: TableCommand | TrainCommand) -> list[str]:
-    """Return --epochs as the setting that it is, before the given ones, which may refine it."""
-    return [*([] if command.epochs is None else [f"epochs={command.epochs}"]), *command.set]
+    """Return options as the settings that they are, before the given ones, which may refine."""
+    named = {
+        "epochs": command.epochs,
+        "micro_batch": command.micro_batch,
+        "shuffle": False if command.no_shuffle else None,
+        **{name: getattr(command, name) or None for name in ("amp", "compile", "tf32")},
+    }
+    given = [f"{name}={value}" for name, value in named.items() if value is not None]
+    return [*given, *command.set]
 
 
 def _table(command: TableCommand) -> Any:
     from experiments.label_noise import claim, grid
+    from experiments.recipes import find_recipe
     from experiments.runner import Machine, finished, plan
 
-    recipe = _recipe(command.recipe)
-    machine = Machine(command.device, command.threads, command.data_root)
+    recipe = find_recipe(command.recipe)
+    machine = Machine(command.device, command.threads, command.data_root, command.tensorboard)
     jobs = command.jobs
     if jobs is None:
         cores = max(1, (os.cpu_count() or 1) // machine.threads)
@@ -239,6 +272,14 @@ def _table(command: TableCommand) -> Any:
     cells = plan(specs, out / "runs", machine)
     for cell in cells:
         finished(cell.folder, cell.key)  # a damaged record is a mistake too, found before runs are
+    if command.estimate:
+        from experiments.estimate import report_estimate
+
+        def tell() -> int:
+            print(report_estimate(cells, jobs, machine))
+            return OK
+
+        return tell
     dataset = _short(fields["dataset"])
     claim(
         out,
@@ -260,10 +301,11 @@ def _table(command: TableCommand) -> Any:
 
 def _train(command: TrainCommand) -> Any:
     from experiments.label_noise import grid
+    from experiments.recipes import find_recipe
     from experiments.runner import Machine, finished, holds_another, plan, run
 
-    recipe = _recipe(command.recipe)
-    machine = Machine(command.device, command.threads, command.data_root)
+    recipe = find_recipe(command.recipe)
+    machine = Machine(command.device, command.threads, command.data_root, command.tensorboard)
     spec = grid(
         recipe,
         [command.method],
@@ -332,12 +374,35 @@ def _datasets(command: DatasetsCommand) -> Any:
     return go
 
 
+def _bench(command: Options) -> Any:
+    from mcr2.records import environment, write_json
+
+    if command.name not in BENCHES:
+        raise ValueError(f"unknown benchmark {command.name!r}; choose from {', '.join(BENCHES)}")
+    if command.repeats < 1:
+        raise ValueError(f"repeats is {command.repeats}; it must be at least 1")
+    if command.out is not None and command.out.is_dir():
+        raise ValueError(f"--out {command.out} is a folder; give a file for the figures")
+    measure = importlib.import_module(BENCHES[command.name]).prepare(command)
+
+    def go() -> int:
+        table, figures = measure()
+        print(table.text())
+        if command.out is not None:
+            asked = {"bench": command.name, "repeats": command.repeats, "threads": command.threads}
+            write_json(command.out, {**asked, "environment": environment(), **figures})
+        return OK
+
+    return go
+
+
 #: Each prepares what it was asked for (mistakes surface here) and returns what to run.
 _PREPARE: dict[type, Any] = {
     TableCommand: _table,
     TrainCommand: _train,
     EvaluateCommand: _evaluate,
     DatasetsCommand: _datasets,
+    Options: _bench,
 }
 
 if __name__ == "__main__":

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from experiments import report
 from experiments.live import StudyView
-from experiments.methods import METHODS, find_method
+from experiments.methods import METHODS, find_method, rules_for
 from experiments.runner import Cell, Machine, Outcome, run_cells
 from experiments.specs import Recipe, RunSpec, vary
 from mcr2.evaluation import measure_key
@@ -39,6 +39,9 @@ COMPETENCE = 0.02
 
 STUDY = "study.json"
 
+#: The rule that needs a held-out share.
+EARLY_STOPPING = "noisy_validation"
+
 #: What all runs of a grid share, or what spans it: set by options of their own, not by ``--set``.
 GRID_FIELDS = ("dataset", "subset", "image_size", "noise", "ratio", "seed")
 
@@ -53,6 +56,10 @@ def grid(
     settings: Sequence[str] = (),
 ) -> list[RunSpec]:
     """Return the specs of a study, cheapest order for a reader: seed by seed, ratio by ratio.
+
+    A recipe with an ``early_stopping_share`` makes two of each: one that holds nothing out, for
+    every rule but early stopping, and one with that share for early stopping. A ``validation``
+    among the settings makes it one again, which serves what it can.
 
     Args:
         recipe: fills in everything but method, ratio and seed.
@@ -98,7 +105,14 @@ def grid(
                 for owner, field, text in parsed:
                     if owner == name or (owner is None and field not in others[name]):
                         spec = vary(spec, field, text, method.options)
-                specs.append(spec)
+                set_here = {field for owner, field, _ in parsed if owner in (None, name)}
+                share = recipe.early_stopping_share
+                if share is None or set_here & {"validation", "selections"}:
+                    specs.append(spec)
+                    continue
+                rest = tuple(rule for rule in SELECTIONS if rule != EARLY_STOPPING)
+                specs.append(replace(spec, validation=0.0, selections=rest))
+                specs.append(replace(spec, validation=share, selections=(EARLY_STOPPING,)))
     return specs
 
 
@@ -145,7 +159,7 @@ def cells_of(outcome: Outcome) -> list[dict[str, Any]]:
     """
     spec, record = outcome.cell.spec, outcome.record
     rows = []
-    for rule in SELECTIONS:
+    for rule in rules_for(spec):
         row: dict[str, Any] = {
             "method": spec.method,
             "selection": rule,
@@ -177,8 +191,6 @@ def cells_of(outcome: Outcome) -> list[dict[str, Any]]:
             }
             for name in ("fit_noisy", "fit_corrupted", "recovered"):
                 row[name] = _measure(record, rule, name, "train", "noisy")
-        elif record is not None and record.status == "finished":
-            continue
         rows.append(row)
     return rows
 
@@ -186,6 +198,11 @@ def cells_of(outcome: Outcome) -> list[dict[str, Any]]:
 def _measure(record: Record, rule: str, measure: str, split: str, labels: str) -> Any:
     key = measure_key(measure, split=split, labels=labels, readout=record.readout)
     return record.selections[rule]["measures"][key]
+
+
+def _name(spec: RunSpec) -> str:
+    served = f", for {' and '.join(spec.selections)}" if spec.selections else ""
+    return f"{spec.method} at ratio {spec.ratio:g}, seed {spec.seed}{served}"
 
 
 def not_terminal(outcomes: Sequence[Outcome]) -> list[str]:
@@ -202,10 +219,9 @@ def not_terminal(outcomes: Sequence[Outcome]) -> list[str]:
         key = measure_key("fit_noisy", split="train", labels="noisy", readout=record.readout)
         fits = [entry["measures"][key] for entry in record.history]
         if terminal_phase(fits) is None:
-            spec = outcome.cell.spec
             lines.append(
-                f"{spec.method} at ratio {spec.ratio:g}, seed {spec.seed}: terminal phase not "
-                f"reached (fit_noisy {fits[-1]:.3f} after {record.epochs} epochs)"
+                f"{_name(outcome.cell.spec)}: terminal phase not reached ("
+                f"fit_noisy {fits[-1]:.3f} after {record.epochs} epochs)"
             )
     return lines
 
@@ -226,16 +242,28 @@ def not_competent(cells: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
+def separate_runs(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return a line where early stopping is reported from runs of its own."""
+    own = {
+        outcome.cell.spec.validation
+        for outcome in outcomes
+        if outcome.cell.spec.selections == (EARLY_STOPPING,)
+    }
+    return [
+        f"{EARLY_STOPPING} is read from runs of its own, which held out {share:.0%} of the "
+        "training samples to choose the epoch by; last and oracle from runs that held out nothing"
+        for share in sorted(own)
+    ]
+
+
 def failures(outcomes: Sequence[Outcome]) -> list[str]:
     """Return a line for each run that failed, with the reason."""
     lines = []
     for outcome in outcomes:
-        spec, record = outcome.cell.spec, outcome.record
+        record = outcome.record
         reason = outcome.error if record is None else record.reason
         if record is None or record.status == "failed":
-            lines.append(
-                f"{spec.method} at ratio {spec.ratio:g}, seed {spec.seed}: failed, {reason}"
-            )
+            lines.append(f"{_name(outcome.cell.spec)}: failed, {reason}")
     return lines
 
 
@@ -264,7 +292,12 @@ def run_study(
     with StudyView(len(cells), table) as view:
         outcomes = run_cells(cells, jobs=jobs, machine=machine, watch=view.show)
     found = rows(outcomes)
-    notes = [*failures(outcomes), *not_terminal(outcomes), *not_competent(found)]
+    notes = [
+        *separate_runs(outcomes),
+        *failures(outcomes),
+        *not_terminal(outcomes),
+        *not_competent(found),
+    ]
     report.write_tables(
         out,
         found,

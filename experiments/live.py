@@ -18,7 +18,8 @@ from mcr2.training import Progress as Told
 
 def label(spec: RunSpec) -> str:
     """Return a run's name on a line."""
-    return f"{spec.method} ratio {spec.ratio:g} seed {spec.seed}"
+    served = f" for {', '.join(spec.selections)}" if spec.selections else ""
+    return f"{spec.method} ratio {spec.ratio:g} seed {spec.seed}{served}"
 
 
 def told_line(told: Mapping[str, Any]) -> str:
@@ -103,10 +104,9 @@ def _ended(outcome: Outcome) -> str:
         return f"{name}: failed, {outcome.error}"
     if record.status == "failed":
         return f"{name}: failed, {record.reason}"
-    accuracy = record.selections["last"]["measures"][
-        f"features/test/clean/{record.readout}/accuracy"
-    ]
+    chosen = next(iter(record.selections.values()))
+    accuracy = chosen["measures"][f"features/test/clean/{record.readout}/accuracy"]
     return (
-        f"{name}: test accuracy {accuracy:.3f} by {record.readout} at epoch {record.epochs} "
+        f"{name}: test accuracy {accuracy:.3f} by {record.readout} at epoch {chosen['epoch']} "
         f"({record.wall_seconds:.0f} s)"
     )

@@ -31,7 +31,7 @@ from mcr2.objectives import Objective
 from mcr2.readouts import WITH_COMPONENTS, parse_readout
 from mcr2.records import tensors_digest
 from mcr2.selection import SELECTIONS, Candidate, select
-from mcr2.training import Encoder, Progress, seeded, train
+from mcr2.training import Encoder, Progress, check_accumulation, seeded, train
 
 #: The readout by which every method is read beside its own, fitted identically for all.
 COMMON_READOUT = "ridge"
@@ -72,12 +72,16 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where and how a run may work: its device, its checkpoint, whom it tells."""
+    """Where and how a run may work: its device, its checkpoint, whom it tells.
+
+    ``progress`` is called once an epoch, ``log`` with every entry of the history.
+    """
 
     device: torch.device
     checkpoint: Path | None = None
     checkpoint_seconds: float = 20.0
     progress: Callable[[Progress], None] | None = None
+    log: Callable[[Mapping[str, Any]], None] | None = None
 
 
 @dataclass
@@ -112,6 +116,8 @@ class Method:
         fit: ``(spec, data, workspace) -> Fitted``.
         load: ``(spec, sizes, state) -> encoder``, from the tensors that ``fit`` kept.
         readout: name of the classifier that its accuracy is reported with by default.
+        build: ``(spec, sizes) -> encoder`` before training, as the spec's seed makes it; None for
+            a method that is not trained by steps.
         options: names of the keyword arguments that a spec's ``options`` may set.
         additive: whether its loss is a mean over samples.
         fingerprint: hash of a user's own file; empty for what is built in.
@@ -122,6 +128,7 @@ class Method:
     fit: Callable[[RunSpec, Prepared, Workspace], Fitted]
     load: Callable[[RunSpec, Sizes, Mapping[str, Tensor]], ImageEncoder]
     readout: str
+    build: Callable[[RunSpec, Sizes], Encoder] | None = None
     options: frozenset[str] = frozenset()
     additive: bool = False
     fingerprint: str = ""
@@ -142,8 +149,17 @@ def readout_for(spec: RunSpec, method: Method) -> str:
 
 
 def rules_for(spec: RunSpec) -> tuple[str, ...]:
-    """Return the selection rules that a run can serve: without a held-out share, no validation."""
-    return tuple(r for r in SELECTIONS if spec.validation > 0 or r != "noisy_validation")
+    """Return the selection rules that a run serves: without a held-out share, no validation.
+
+    Raises:
+        ValueError: it is to serve a rule that it cannot.
+    """
+    able = tuple(r for r in SELECTIONS if spec.validation > 0 or r != "noisy_validation")
+    if spec.selections is None:
+        return able
+    if not set(spec.selections) <= set(able):
+        raise ValueError("selection noisy_validation needs a validation share; validation is 0")
+    return tuple(rule for rule in able if rule in spec.selections)
 
 
 def candidates(history: Sequence[Mapping[str, Any]], readout: str) -> list[Candidate]:
@@ -203,25 +219,28 @@ def trained(name: str, objective: type[Objective], fingerprint: str = "") -> Met
             stem_stride=spec.stem_stride,
         )
 
-    def check(spec: RunSpec, sizes: Sizes) -> None:
-        with seeded(0):
+    def build(spec: RunSpec, sizes: Sizes) -> Encoder:
+        seeds = spec.streams.seeds(spec.seed)
+        with seeded(seeds["objective"]):
             loss = make_objective(spec, sizes)
-            if readout_for(spec, method) == "head" and loss.classifier() is None:
-                raise ValueError(f"readout is 'head', but {name} has no classifier of its own")
-            make_backbone(spec, sizes)
+        with seeded(seeds["backbone"]):
+            return Encoder(make_backbone(spec, sizes), loss)
+
+    def check(spec: RunSpec, sizes: Sizes) -> None:
+        encoder = build(spec, sizes)
+        if readout_for(spec, method) == "head" and encoder.classifier() is None:
+            raise ValueError(f"readout is 'head', but {name} has no classifier of its own")
+        check_accumulation(spec.training, encoder.objective)
 
     def load(spec: RunSpec, sizes: Sizes, state: Mapping[str, Tensor]) -> Encoder:
-        with seeded(0):
-            encoder = Encoder(make_backbone(spec, sizes), make_objective(spec, sizes))
+        encoder = build(spec, sizes)
         encoder.load_state_dict(dict(state))
         return encoder
 
     def fit(spec: RunSpec, data: Prepared, workspace: Workspace) -> Fitted:
         seeds = spec.streams.seeds(spec.seed)
-        with seeded(seeds["backbone"]):
-            backbone = make_backbone(spec, data.sizes)
-        with seeded(seeds["objective"]):
-            loss = make_objective(spec, data.sizes)
+        encoder = build(spec, data.sizes)
+        backbone, loss = encoder.backbone, encoder.objective
         proof = {"initial_weights": tensors_digest(backbone.state_dict())}
         readout = readout_for(spec, method)
         train_split, test_split = data.train.to(workspace.device), data.test.to(workspace.device)
@@ -259,6 +278,7 @@ def trained(name: str, objective: type[Objective], fingerprint: str = "") -> Met
             checkpoint=workspace.checkpoint,
             checkpoint_seconds=workspace.checkpoint_seconds,
             progress=workspace.progress,
+            log=workspace.log,
         )
         return Fitted(
             states=result.kept,
@@ -275,6 +295,7 @@ def trained(name: str, objective: type[Objective], fingerprint: str = "") -> Met
         fit=fit,
         load=load,
         readout=objective.readout,
+        build=build,
         options=options,
         additive=objective.additive,
         fingerprint=fingerprint,

@@ -7,7 +7,7 @@ the gap between methods.
 
 from __future__ import annotations
 
-from experiments.specs import Recipe, RunSpec
+from experiments.specs import Recipe, RunSpec, Streams
 from mcr2.training import TrainingConfig
 
 # How quick's numbers were chosen. The network was taken as given: 0.33 M parameters, shifts by one
@@ -46,5 +46,61 @@ QUICK = Recipe(
     },
 )
 
+# Where paper's numbers are from. Nothing of it was tuned here.
+#
+# MCR²: the official code of Chan et al. (2021): its network, optimiser, schedule, batch size,
+# augmentation, 30 components and corrupted labels, which it draws with seed 10 whatever else is
+# seeded. That code never shuffles; shuffling is the default here and --no-shuffle keeps its fixed
+# batches. It fits both subspace classifiers; the uncentred one is reported, the centred one stands
+# in every record, at 30 components as at others.
+#
+# Cross-entropy: no code or setting was published. What stands here is the common recipe for this
+# network on CIFAR-10 (He et al. 2016, with a cosine in place of steps), with the same augmentation.
+#
+# Nothing is held out, as there. Early stopping cannot be had without, so that a second run of each
+# cell holds out a tenth.
+PAPER = Recipe(
+    name="paper",
+    about="CIFAR-10, ResNet-18, 500 epochs: days on a GPU",
+    base=RunSpec(
+        method="ce",
+        dataset="cifar10",
+        backbone="resnet18",
+        feature_dim=128,
+        projection="mlp",
+        validation=0.0,
+        shift=8,
+        flip=True,
+        n_components=30,
+        streams=Streams(noise=10),
+    ),
+    training={
+        "ce": TrainingConfig(
+            epochs=200, batch_size=128, lr=0.1, weight_decay=5e-4, schedule="cosine"
+        ),
+        "mcr2": TrainingConfig(
+            epochs=500,
+            batch_size=1000,
+            lr=0.01,
+            weight_decay=5e-4,
+            schedule="steps",
+            milestones=(200, 400),
+            evaluate_every=10,
+        ),
+    },
+    early_stopping_share=0.1,
+)
+
 #: Recipes by name.
-RECIPES: dict[str, Recipe] = {"quick": QUICK}
+RECIPES: dict[str, Recipe] = {"quick": QUICK, "paper": PAPER}
+
+
+def find_recipe(name: str) -> Recipe:
+    """Return a recipe by its name.
+
+    Raises:
+        ValueError: no such recipe; the message lists those there are.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"unknown recipe {name!r}; choose from {', '.join(RECIPES)}")
+    return RECIPES[name]

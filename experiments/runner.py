@@ -31,6 +31,7 @@ from experiments.methods import (
     rules_for,
 )
 from experiments.specs import RunSpec, as_dict, from_dict
+from experiments.tensorboard_log import TensorBoardLog, require_tensorboard
 from mcr2.data import Dataset, load_dataset
 from mcr2.evaluation import Evaluation, ImageEncoder, evaluate
 from mcr2.noise import corrupt
@@ -63,15 +64,19 @@ class Machine:
         device: ``"auto"`` (CUDA, then MPS, then CPU) or a torch device.
         threads: CPU threads of a run.
         data_root: where data sets are looked for first.
+        tensorboard: write TensorBoard events into each run's folder.
     """
 
     device: str = "auto"
     threads: int = 1
     data_root: str | None = None
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         if self.threads < 1:
             raise ValueError(f"threads is {self.threads}; it must be at least 1")
+        if self.tensorboard:
+            require_tensorboard()
         self.torch_device()
 
     def torch_device(self) -> torch.device:
@@ -241,8 +246,11 @@ def run(
                 f"{folder} holds another run (other spec, data or loss file); choose another folder"
             )
         write_json(folder / SPEC, {"key": key, "spec": as_dict(spec)})
-        workspace = Workspace(device, folder / CHECKPOINT, checkpoint_seconds, progress)
+        log = TensorBoardLog(folder) if machine.tensorboard else None
+        workspace = Workspace(device, folder / CHECKPOINT, checkpoint_seconds, progress, log)
         fitted = method.fit(spec, data, workspace)
+        if log is not None:
+            log.close()
         readout = readout_for(spec, method)
         selections = {}
         points = candidates(fitted.history, readout)
@@ -390,6 +398,7 @@ def plan(specs: Sequence[RunSpec], root: Path, machine: Machine) -> list[Cell]:
         dataset = datasets[source]
         method.check(spec, prepare(spec, dataset).sizes)
         readout_for(spec, method)
+        rules_for(spec)
         key = run_key(spec, dataset, method)
         cells.append(Cell(spec, key, dataset.content_hash(), run_folder(root, spec, key)))
     return cells
@@ -435,7 +444,7 @@ def run_cells(
         else:
             outcomes[cell] = Outcome(cell, record)
     running: dict[Cell, BaseProcess] = {}
-    context = _context()
+    context = process_context()
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
@@ -460,7 +469,11 @@ def run_cells(
     return [outcomes[cell] for cell in cells]
 
 
-def _context() -> Any:
+def process_context() -> Any:
+    """Return how processes for runs are started: from a server that has imported torch.
+
+    Where there is none (Windows), each process imports it.
+    """
     # A fork server imports torch once; where there is none (Windows), each process imports it.
     # Plain forks are out: torch's threads and CUDA do not survive them.
     if "forkserver" not in multiprocessing.get_all_start_methods():

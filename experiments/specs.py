@@ -18,6 +18,7 @@ from typing import Any
 from mcr2.backbones import BACKBONES, PROJECTIONS
 from mcr2.noise import KINDS
 from mcr2.readouts import parse_readout
+from mcr2.selection import SELECTIONS
 from mcr2.training import TrainingConfig
 
 STREAMS = ("noise", "validation", "backbone", "objective", "batches", "augmentation")
@@ -79,6 +80,7 @@ class RunSpec:
             ``n_components`` where it is a subspace readout.
         n_components: dimensions of a class in subspace readouts.
         streams: seeds of single streams.
+        selections: the selection rules that the run serves; None means all that it can.
     """
 
     method: str
@@ -101,6 +103,7 @@ class RunSpec:
     readout: str | None = None
     n_components: int = 3
     streams: Streams = field(default_factory=Streams)
+    selections: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         def among(name: str, value: object, allowed: typing.Iterable[str]) -> None:
@@ -129,6 +132,9 @@ class RunSpec:
         between("n_components", self.n_components, 1, self.feature_dim - 1)
         if self.readout is not None:
             parse_readout(self.readout)
+        if self.selections is not None:
+            for rule in self.selections or ("",):
+                among("selections", rule, SELECTIONS)
 
 
 def as_dict(spec: RunSpec) -> dict[str, Any]:
@@ -154,6 +160,8 @@ def from_dict(value: Mapping[str, Any]) -> RunSpec:
         )
         parts["streams"] = Streams(**parts["streams"])
         parts["options"] = tuple((str(k), v) for k, v in parts["options"])
+        if parts.get("selections") is not None:
+            parts["selections"] = tuple(parts["selections"])
         return RunSpec(**parts)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not a run's spec: {error}") from error
@@ -235,12 +243,15 @@ class Recipe:
         base: the spec that runs start from; its method, ratio and seed are replaced.
         training: how each method is trained. A method that is not named here is trained as
             ``ce`` where its loss is a mean over samples (``additive``), as ``mcr2`` otherwise.
+        early_stopping_share: where ``base`` holds nothing out, the validation share of a second
+            run of each cell, from which early stopping is reported; None makes no second run.
     """
 
     name: str
     about: str
     base: RunSpec
     training: Mapping[str, TrainingConfig]
+    early_stopping_share: float | None = None
 
     def spec(self, method: str, *, additive: bool, **fields: Any) -> RunSpec:
         """Return the spec of one run of a method."""

@@ -3,7 +3,8 @@
 The loop is short on purpose. Images stay uint8 on the device until a batch is cut
 (:mod:`mcr2.data`), the learning rate is a pure function of the step, and every random draw comes
 from a stream that is seeded anew each epoch: a run that was killed continues from its checkpoint
-to the same result.
+to the same result. Nothing in the loop reads a value back from the device; what an objective
+reads is its own affair. One step's gradient is :func:`backpropagate`.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mcr2.data import Augmentation, Batch, Split, batches, mix_seed, num_batches
 from mcr2.objectives import Context, Objective
@@ -45,6 +47,14 @@ class TrainingConfig:
         decay: the factor of ``"steps"``.
         warmup: share of all steps in which ``"one_cycle"`` rises.
         evaluate_every: epochs between evaluations; epoch 0 and the last are always evaluated.
+        micro_batch: images that pass through the backbone at a time; None takes the whole batch.
+            The gradient stays that of the whole batch, see :func:`backpropagate`.
+        accumulate: with ``micro_batch``, sum the gradients of the micro-batches' own losses
+            instead: one forward pass less, for ``additive`` objectives only.
+        amp: run the backbone in bfloat16 where autocast sees fit; objectives stay in float32.
+        compile: run the backbone through ``torch.compile`` in training steps.
+        tf32: let the backbone's products round to TF32 (CUDA); False means full float32, for
+            convolutions too, where torch's own default is TF32.
     """
 
     epochs: int = 100
@@ -58,6 +68,11 @@ class TrainingConfig:
     decay: float = 0.1
     warmup: float = 0.3
     evaluate_every: int = 5
+    micro_batch: int | None = None
+    accumulate: bool = False
+    amp: bool = False
+    compile: bool = False
+    tf32: bool = False
 
     def __post_init__(self) -> None:
         for name, allowed in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
@@ -69,6 +84,7 @@ class TrainingConfig:
             ("epochs", 0, math.inf),
             ("batch_size", 2, math.inf),
             ("evaluate_every", 1, math.inf),
+            ("micro_batch", 2, math.inf),
             ("weight_decay", 0, math.inf),
             ("lr", 0, math.inf),
             ("decay", 0, 1),
@@ -76,11 +92,32 @@ class TrainingConfig:
             ("warmup", 0, 1),
         ):
             value = getattr(self, name)
+            if name == "micro_batch" and value is None:
+                continue
             if not (low <= value <= high and math.isfinite(value)):
                 span = f"at least {low}" if high == math.inf else f"between {low} and {high}"
                 raise ValueError(f"{name} is {value}; it must be {span}")
         if list(self.milestones) != sorted(self.milestones) or min((0, *self.milestones)) < 0:
             raise ValueError(f"milestones are {self.milestones}; they must be rising epochs")
+
+
+def check_accumulation(config: TrainingConfig, objective: Objective) -> None:
+    """Refuse gradient accumulation where it would train for something else.
+
+    Raises:
+        ValueError: ``accumulate`` for an objective that is not ``additive``, or without a
+            ``micro_batch``.
+    """
+    if config.accumulate and config.micro_batch is None:
+        raise ValueError("accumulate sums over micro-batches; say how large with micro_batch")
+    if config.accumulate and not objective.additive:
+        raise ValueError(
+            f"accumulate needs a loss that is a mean over samples; {type(objective).__name__} is "
+            "not additive: coding rates do not add up over micro-batches, the log-determinant of "
+            "a sum is no sum of log-determinants. Leave accumulate out: "
+            f"micro_batch={config.micro_batch} by itself gives the exact gradient of the whole "
+            "batch, for one more forward pass"
+        )
 
 
 def learning_rate(config: TrainingConfig, step: int, steps_per_epoch: int) -> float:
@@ -212,6 +249,207 @@ def make_optimizer(
     )
 
 
+class FeaturesNotFiniteError(ValueError):
+    """An objective refused features that were not finite."""
+
+
+def _no_mark(_: str) -> None:
+    pass
+
+
+def backpropagate(
+    backbone: nn.Module,
+    objective: Objective,
+    batch: Batch,
+    context: Context,
+    config: TrainingConfig,
+    *,
+    forward: Callable[[Tensor], Tensor] | None = None,
+    mark: Callable[[str], None] = _no_mark,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Add one step's gradient to ``.grad`` of every parameter, and return the loss.
+
+    With raw features H = f(x; θ) and a loss ℓ(H; φ), the objective's ``embed`` included, the
+    gradient is taken in two parts, dℓ/dH and dℓ/dφ by the objective and (dH/dθ)ᵀ dℓ/dH by the
+    backbone. That keeps the objective in float32 whatever the backbone runs in, and makes
+    micro-batches exact for losses that are not additive:
+
+    - ``micro_batch=None``: one forward, one backward;
+    - ``micro_batch=n``: H in pieces without a graph; dℓ/dH of the whole batch; once more forward
+      in pieces, each backward with its rows of dℓ/dH. Memory is that of one piece and (m, d);
+    - ``micro_batch=n, accumulate=True``: Σ (n_i/m) ℓ(H_i), for additive losses.
+
+    Batch normalisation that is training normalises by the piece it sees: with it the gradient is
+    that of a network with ghost batches of n (Hoffer et al. 2017), not of the whole-batch one.
+    Its running statistics move once a piece; the first of the two passes leaves them alone and
+    draws (dropout) what the second will draw again.
+
+    Args:
+        backbone: images -> raw features.
+        objective: scores what its ``embed`` makes of them.
+        batch: images, labels, indices.
+        context: for the objective.
+        config: ``micro_batch``, ``accumulate``, ``amp``, ``tf32``; the rest is not looked at.
+        forward: called in the backbone's place; what ``torch.compile`` made of it.
+        mark: told "forward", "objective" or "backward" where such a part ends, for clocks.
+
+    Returns:
+        Loss and terms of the batch, without graph.
+
+    Raises:
+        FeaturesNotFiniteError: the objective refused features that are not finite.
+        ValueError: the objective refused them for another reason.
+
+    Example:
+        >>> from mcr2.objectives import RateReduction
+        >>> net = nn.Flatten()
+        >>> batch = Batch(torch.rand(6, 1, 2, 2), torch.arange(6) % 2, torch.arange(6))
+        >>> whole, _ = backpropagate(net, RateReduction(2), batch, Context(), TrainingConfig())
+        >>> pieces = TrainingConfig(micro_batch=2)
+        >>> again, _ = backpropagate(net, RateReduction(2), batch, Context(), pieces)
+        >>> torch.equal(whole, again)
+        True
+    """
+    run = forward or backbone
+    device = batch.images.device
+    m = len(batch.labels)
+    count = 1
+    if config.micro_batch is not None:
+        # At least two samples a piece: batch normalisation refuses one.
+        count = max(1, min(num_batches(m, config.micro_batch), m // 2))
+
+    def features(images: Tensor) -> Tensor:
+        # Not autocast switched off: torch 2.4 has none at all on some devices. bfloat16 has
+        # float32's exponents, so that no gradient vanishes and none needs scaling.
+        mixed: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        if config.amp:
+            mixed = torch.autocast(device.type, dtype=torch.bfloat16)
+        with _tf32(config.tf32), mixed:
+            return run(images)
+
+    def score(
+        raw: Tensor, labels: Tensor, at: Context, share: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Leave d(share · loss)/d(raw) in ``raw.grad``; the objective's own parameters too."""
+        with _tf32(False):
+            embedded = objective.embed(raw)
+            try:
+                loss, terms = objective(embedded, labels, at)
+            except ValueError as error:
+                if bool(torch.isfinite(embedded).all()):
+                    raise
+                raise FeaturesNotFiniteError(str(error)) from error
+            (loss * share).backward()
+        mark("objective")
+        return loss.detach(), terms
+
+    def pull_back(raw: Tensor, gradient: Tensor | None) -> None:
+        # A frozen backbone wants no gradient, and a loss may ignore the features.
+        if raw.requires_grad and gradient is not None:
+            with _tf32(config.tf32):
+                raw.backward(gradient.to(raw.dtype))  # type: ignore[no-untyped-call]
+        mark("backward")
+
+    if count > 1 and not config.accumulate:
+        pieces = batch.images.tensor_split(count)
+        devices = [device] if device.type == "cuda" else []
+        with torch.no_grad(), _statistics_at_rest(backbone), torch.random.fork_rng(devices):
+            leaf = torch.cat([_wide(features(images)) for images in pieces])
+        mark("forward")
+        leaf.requires_grad_()
+        loss, terms = score(leaf, batch.labels, context, 1.0)
+        rows = [None] * count if leaf.grad is None else leaf.grad.tensor_split(count)
+        for images, gradient in zip(pieces, rows, strict=True):
+            raw = features(images)
+            mark("forward")
+            pull_back(raw, gradient)
+        return loss, terms
+
+    losses: list[tuple[Tensor, dict[str, Tensor], float]] = []
+    for images, labels, indices in zip(*(part.tensor_split(count) for part in batch), strict=True):
+        raw = features(images)
+        mark("forward")
+        leaf = _wide(raw.detach()).requires_grad_()
+        share = len(labels) / m
+        loss, terms = score(leaf, labels, replace(context, indices=indices), share)
+        pull_back(raw, leaf.grad)
+        losses.append((loss, terms, share))
+    if count == 1:
+        return losses[0][:2]
+    names = losses[0][1]
+    return (
+        torch.stack([loss * share for loss, _, share in losses]).sum(),
+        {k: torch.stack([terms[k] * share for _, terms, share in losses]).sum() for k in names},
+    )
+
+
+def _wide(raw: Tensor) -> Tensor:
+    return raw.to(torch.promote_types(raw.dtype, torch.float32))
+
+
+@contextlib.contextmanager
+def _tf32(allowed: bool) -> Iterator[None]:
+    """Allow or forbid TF32 inside the block; the flags belong to the whole process."""
+    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, convolution.allow_tf32
+    matmul.allow_tf32 = convolution.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, convolution.allow_tf32 = before
+
+
+@contextlib.contextmanager
+def _statistics_at_rest(module: nn.Module) -> Iterator[None]:
+    """Keep running means and variances, and their count, from moving inside the block."""
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+def compiled(backbone: nn.Module, config: TrainingConfig) -> Callable[[Tensor], Tensor] | None:
+    """Return what ``torch.compile`` makes of the backbone, or None where that is not asked for.
+
+    It stands beside the backbone, not in its place: weights keep their names, and evaluations run
+    as ever.
+    """
+    # Batches differ by one sample at most: fixed shapes cost two compilations.
+    return torch.compile(backbone, dynamic=False) if config.compile else None
+
+
+def take_step(
+    backbone: nn.Module,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    context: Context,
+    config: TrainingConfig,
+    *,
+    lr: float,
+    forward: Callable[[Tensor], Tensor] | None = None,
+    mark: Callable[[str], None] = _no_mark,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Take one optimiser step on a batch and return its loss and terms, without graph.
+
+    Arguments and errors as :func:`backpropagate`; ``lr`` is the step's learning rate, and ``mark``
+    is told "optimiser", too.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.zero_grad(set_to_none=True)
+    loss, terms = backpropagate(
+        backbone, objective, batch, context, config, forward=forward, mark=mark
+    )
+    optimizer.step()
+    mark("optimiser")
+    return loss, terms
+
+
 def train(
     backbone: nn.Module,
     objective: Objective,
@@ -229,6 +467,7 @@ def train(
     checkpoint: str | Path | None = None,
     checkpoint_seconds: float = 20.0,
     progress: Callable[[Progress], None] | None = None,
+    log: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> TrainingResult:
     """Optimise backbone and objective together on a split.
 
@@ -249,13 +488,15 @@ def train(
         checkpoint: file to continue from where it exists, and to write while training.
         checkpoint_seconds: how often to write it, at the most.
         progress: called once an epoch.
+        log: called with every new entry of the history.
 
     Returns:
         The history, the kept weights and what was spent. A loss that is not finite ends the
         run with a ``reason``, not an exception.
 
     Raises:
-        ValueError: a split of fewer than two samples, or a checkpoint of another run.
+        ValueError: a split of fewer than two samples, a checkpoint of another run, or what
+            :func:`check_accumulation` refuses.
 
     Example:
         >>> from mcr2.backbones import BACKBONES
@@ -268,12 +509,14 @@ def train(
     """
     if len(split) < 2:
         raise ValueError(f"training needs at least two samples; the split has {len(split)}")
+    check_accumulation(config, objective)
     start = time.perf_counter()
     device = torch.device(device)
     split = split.to(device)
     backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     objective.to(device)
     encoder = Encoder(backbone, objective)
+    forward = compiled(backbone, config)
     optimizer = make_optimizer(config, backbone, objective)
     per_epoch = num_batches(len(split), config.batch_size)
     total_steps = max(config.epochs * per_epoch, 1)
@@ -313,6 +556,8 @@ def train(
         if at in wanted:
             result.kept[at] = _state(encoder)
         result.kept = {e: state for e, state in result.kept.items() if e in wanted}
+        if log is not None:
+            log(result.history[-1])
         return True
 
     lr = learning_rate(config, 0, per_epoch)
@@ -336,8 +581,6 @@ def train(
             if fed is not None:
                 fed.add(batch)
             lr = learning_rate(config, result.steps, per_epoch)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
             context = Context(
                 indices=batch.indices,
                 step=result.steps,
@@ -345,17 +588,20 @@ def train(
                 progress=result.steps / total_steps,
                 generator=generator,
             )
-            features = encoder(batch.images)
             try:
-                loss, terms = objective(features, batch.labels, context)
-            except ValueError:
-                if bool(torch.isfinite(features).all()):
-                    raise
+                loss, terms = take_step(
+                    backbone,
+                    objective,
+                    optimizer,
+                    batch,
+                    context,
+                    config,
+                    lr=lr,
+                    forward=forward,
+                )
+            except FeaturesNotFiniteError:
                 result.reason = _not_finite("features", epoch + 1, result.steps)
                 break
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
             result.steps += 1
             sums.add(loss, terms)
         epoch += 1
@@ -421,7 +667,7 @@ class _Sums:
         self.latest: dict[str, Tensor] = {}
 
     def add(self, loss: Tensor, terms: Mapping[str, Tensor]) -> None:
-        self.latest = {"loss": loss.detach(), **terms}
+        self.latest = {"loss": loss, **terms}
         for name, value in self.latest.items():
             # float64 where it exists: the sum is over thousands of steps
             value = value.cpu().double() if value.device.type == "cpu" else value
@@ -449,13 +695,15 @@ class _Fed:
         self.images: list[Tensor] = []
 
     def add(self, batch: Batch) -> None:
-        self.indices.append(batch.indices.cpu())
+        # Left on the device until the epoch ends: bringing them here would wait at every step.
+        self.indices.append(batch.indices)
         # Quantised again, a quarter of the memory: augmentation moves pixels, it makes none.
-        self.images.append((batch.images * 255).round().to(torch.uint8).cpu())
+        self.images.append((batch.images * 255).round().to(torch.uint8))
 
     def digests(self) -> dict[str, str]:
         order = torch.cat(self.indices)
-        images = torch.cat(self.images)[order.argsort()].contiguous()
+        images = torch.cat(self.images)[order.argsort()].contiguous().cpu()
+        order = order.cpu()
         return {
             "sampling": hashlib.sha256(order.numpy().tobytes()).hexdigest(),
             "augmentation": hashlib.sha256(images.numpy().tobytes()).hexdigest(),

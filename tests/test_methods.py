@@ -218,6 +218,13 @@ def test_without_a_held_out_share_nothing_is_selected_by_it(small):
     assert not [k for entry in got.history for k in entry["measures"] if "validation" in k]
 
 
+def test_a_run_that_holds_nothing_out_cannot_serve_early_stopping():
+    spec = RunSpec("ce", validation=0.0, selections=("last", "noisy_validation"))
+    with pytest.raises(ValueError, match="noisy_validation needs a validation share"):
+        rules_for(spec)
+    assert rules_for(replace(spec, validation=0.1)) == ("last", "noisy_validation")
+
+
 def test_augmentation_is_the_data_sets_unless_the_spec_says(small):
     dataset = load(small)
     assert augmentation_for(small, dataset) == Augmentation(shift=1, flip=False)
@@ -444,11 +451,13 @@ FULL = RunSpec(
         decay=0.3,
         warmup=0.2,
         evaluate_every=2,
+        micro_batch=20,
     ),
     options=(("eps_sq", 0.1), ("name", "x"), ("on", True), ("off", None)),
     readout="nearest_subspace_centred@4",
     n_components=4,
     streams=Streams(noise=1, batches=0),
+    selections=("last", "oracle"),
 )
 
 
@@ -459,6 +468,7 @@ def test_a_spec_survives_being_saved(spec):
     assert read == spec
     assert hash(read) == hash(spec)
     assert isinstance(read.training.milestones, tuple)
+    assert read.selections is None or isinstance(read.selections, tuple)
 
 
 @pytest.mark.parametrize(
@@ -506,6 +516,8 @@ VARIED = [
     ("readout", "none", None),
     ("n_components", "2", 2),
     ("dataset", "digits", "digits"),
+    ("selections", "last+oracle", ("last", "oracle")),
+    ("selections", "none", None),
 ]
 VARIED_TRAINING = [
     ("epochs", "11", 11),
@@ -521,6 +533,12 @@ VARIED_TRAINING = [
     ("decay", "0.5", 0.5),
     ("warmup", "0.1", 0.1),
     ("evaluate_every", "3", 3),
+    ("micro_batch", "25", 25),
+    ("micro_batch", "none", None),
+    ("accumulate", "true", True),
+    ("amp", "true", True),
+    ("compile", "true", True),
+    ("tf32", "true", True),
 ]
 
 
@@ -612,6 +630,8 @@ def test_vary_names_what_it_cannot_do(name, text, parts):
         ({"n_components": 64}, "n_components is 64; it must be between 1 and 63"),
         ({"readout": "nearest"}, "unknown readout 'nearest'"),
         ({"readout": "nearest_subspace"}, "needs a number"),
+        ({"selections": ()}, "selections is ''; choose from last, noisy_validation, oracle"),
+        ({"selections": ("best",)}, "selections is 'best'"),
         ({"streams": Streams(batches=-1)}, "streams.batches is -1"),
         ({"streams": Streams(noise=2**32)}, "streams.noise is 4294967296"),
     ],
@@ -676,6 +696,7 @@ KEY_CHANGES = {
     "readout": "ridge",
     "n_components": 2,
     "streams": Streams(batches=3),
+    "selections": ("last",),
 }
 
 
@@ -694,6 +715,10 @@ def test_a_key_depends_on_every_field_of_the_spec(small):
             "decay": 0.2,
             "warmup": 0.2,
             "evaluate_every": 1,
+            "micro_batch": 5,
+            "amp": True,
+            "compile": True,
+            "tf32": True,
         }.items()
     ]
     dataset, method = load(small), METHODS["mcr2"]

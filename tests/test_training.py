@@ -611,6 +611,8 @@ class Kill(BaseException):
 RUNS = {
     "sgd-ce": (cross_entropy, {}),
     "sgd-mcr2": (lambda: RateReduction(K), {"batch_size": 15, "schedule": "cosine"}),
+    "micro-batches": (lambda: RateReduction(K), {"batch_size": 15, "micro_batch": 5}),
+    "amp": (lambda: RateReduction(K), {"batch_size": 15, "amp": True}),
     "adamw-ce": (cross_entropy, {"optimizer": "adamw", "lr": 0.003, "weight_decay": 0.1}),
     "buffered": (Buffered, {"schedule": "steps", "milestones": (3, 5)}),
 }

@@ -1,0 +1,121 @@
+"""What micro-batches cost and save: memory, time, and what batch normalisation makes of them.
+
+    mcr2 bench micro_batch --recipe paper --methods mcr2 --repeats 1
+    mcr2 bench micro_batch --set batch_size=1000 backbone=resnet10_w32 --dataset FILE.npz
+
+One step's gradient of the whole batch, then in 2, 4 and 8 pieces, each in a process of its own,
+since a process's peak memory never falls. Beside it: the relative difference ‖g − g_whole‖ /
+‖g_whole‖ of the gradient with batch normalisation in evaluation mode (rounding) and in training
+mode (each piece normalised by itself).
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from statistics import median
+from typing import Any
+
+import torch
+
+from experiments.bench import Options
+from experiments.bench.step import Steps, specs_for
+from experiments.report import Table
+from experiments.runner import Machine, load, process_context
+from experiments.runner import prepare as prepare_data
+from experiments.specs import as_dict, from_dict
+from mcr2.objectives import Context
+from mcr2.training import Encoder, backpropagate
+
+PIECES = (1, 2, 4, 8)
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Return the most bytes this process has held: on a GPU those of tensors, else all of it."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def _gradients(
+    saved: dict[str, Any], machine: Machine, repeats: int
+) -> tuple[torch.Tensor, torch.Tensor, float, int | None]:
+    """Return a step's gradient with batch normalisation training and evaluating, its median
+    seconds and the memory that it took; in a process of its own."""
+    torch.set_num_threads(machine.threads)
+    spec, device = from_dict(saved), machine.torch_device()
+    steps = Steps(spec, prepare_data(spec, load(spec, machine.data_root)), device)
+    untouched = copy.deepcopy(steps.encoder).eval()
+    _, batch = steps.feed()()
+
+    def gradient(encoder: Encoder) -> torch.Tensor:
+        encoder.zero_grad(set_to_none=True)
+        context = Context(indices=batch.indices, generator=torch.Generator().manual_seed(0))
+        backpropagate(encoder.backbone, encoder.objective, batch, context, steps.config)
+        return torch.cat([p.grad.flatten().cpu() for p in encoder.parameters()])
+
+    before = peak_memory(device)
+    spent = []
+    for _ in range(repeats):
+        start = steps.now()
+        trained = gradient(steps.encoder)
+        spent.append(steps.now() - start)
+    after = peak_memory(device)
+    memory = None if before is None or after is None else after - before
+    return trained, gradient(untouched), median(spent), memory
+
+
+def prepare(options: Options) -> Callable[[], tuple[Table, dict[str, Any]]]:
+    """Check the options and return what measures the gradients."""
+    machine = Machine(options.device, options.threads, options.data_root)
+    specs = [spec for spec, _ in specs_for(options)]
+
+    def measure() -> tuple[Table, dict[str, Any]]:
+        rows, figures = [], []
+        for spec in specs:
+            whole: tuple[torch.Tensor, ...] = ()
+            for count in PIECES:
+                size = None if count == 1 else max(2, -(-spec.training.batch_size // count))
+                cut = replace(spec, training=replace(spec.training, micro_batch=size))
+                with ProcessPoolExecutor(1, mp_context=process_context()) as pool:
+                    sent = pool.submit(_gradients, as_dict(cut), machine, options.repeats)
+                    *gradients, seconds, memory = sent.result()
+                gradients = [gradient.double() for gradient in gradients]
+                whole = whole or tuple(gradients)
+                training, evaluating = (
+                    float((g - w).norm() / w.norm()) for g, w in zip(gradients, whole, strict=True)
+                )
+                found = {
+                    "method": spec.method,
+                    "micro_batch": size,
+                    "seconds": seconds,
+                    "memory_bytes": memory,
+                    "difference_evaluation_mode": evaluating,
+                    "difference_training_mode": training,
+                }
+                figures.append(found)
+                rows.append(
+                    (
+                        spec.method,
+                        spec.backbone,
+                        f"batch {spec.training.batch_size}",
+                        "whole" if size is None else str(size),
+                        "-" if memory is None else f"{memory / 2**20:.0f}",
+                        f"{seconds * 1e3:.0f}",
+                        f"{evaluating:.1e}",
+                        f"{training:.1e}",
+                    )
+                )
+        header = ("method", "backbone", "", "micro-batch", "MB", "ms", "BN evaluating", "training")
+        title = "One step's gradient in pieces: peak memory, time, relative difference to the whole"
+        return Table(title, header, tuple(rows)), {"micro_batches": figures}
+
+    return measure

@@ -1,0 +1,291 @@
+"""What a training step costs, part by part, and against forward and backward alone.
+
+    mcr2 bench step                                             # seconds
+    mcr2 bench step --recipe paper --methods mcr2 --repeats 3   # minutes on two cores
+
+The parts are data (cutting and augmenting a batch, with its share of what an epoch's beginning
+costs), forward and backward of the backbone, the objective with its own gradient, and the
+optimiser. The ratio is that of the whole step to forward and backward of the backbone alone, on a
+batch that stays where it is: 1 is a trainer that costs nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from experiments.bench import Options
+from experiments.label_noise import grid
+from experiments.methods import Prepared, augmentation_for, find_method
+from experiments.recipes import find_recipe
+from experiments.report import Table
+from experiments.runner import Machine, load
+from experiments.runner import prepare as prepare_data
+from experiments.specs import RunSpec
+from mcr2.data import Batch, Split, batches, num_batches
+from mcr2.objectives import Context, Objective
+from mcr2.training import backpropagate, compiled, learning_rate, make_optimizer, take_step
+
+PARTS = ("data", "forward", "objective", "backward", "optimiser")
+
+#: Steps after which a new epoch is begun, so that its beginning is measured too.
+EPOCH = 3
+
+#: Seconds from which a step is too slow to be warmed up more than once.
+SLOW = 4.0
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """Medians in seconds.
+
+    Attributes:
+        method: whose step.
+        backbone: its network.
+        batch_size: samples in it.
+        whole: the step.
+        alone: forward and backward of the backbone on a resident batch.
+        parts: by name, measured in steps of their own; on a GPU the waiting between parts is in.
+    """
+
+    method: str
+    backbone: str
+    batch_size: int
+    whole: float
+    alone: float
+    parts: dict[str, float]
+
+    @property
+    def ratio(self) -> float:
+        """The whole step over forward and backward alone."""
+        return self.whole / self.alone
+
+
+class Steps:
+    """A run's training steps one at a time, as the trainer takes them.
+
+    Raises:
+        ValueError: a method that is not trained by steps.
+    """
+
+    def __init__(self, spec: RunSpec, data: Prepared, device: torch.device) -> None:
+        method = find_method(spec.method)
+        if method.build is None:
+            raise ValueError(f"{spec.method} is not trained by steps; there is none to measure")
+        self.spec, self.device, self.config = spec, device, spec.training
+        self.encoder = method.build(spec, data.sizes)
+        self.encoder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.encoder.train()
+        self.backbone, self.objective = self.encoder.backbone, self.encoder.objective
+        self.forward = compiled(self.backbone, self.config)
+        self.optimizer = make_optimizer(self.config, self.backbone, self.objective)
+        self.split: Split = data.train.to(device)
+        self.augmentation = augmentation_for(spec, data.dataset)
+        self.per_epoch = num_batches(len(self.split), self.config.batch_size)
+        self.taken = 0
+
+    def feed(self) -> Callable[[], tuple[bool, Batch]]:
+        """Return what gives batches without end, and whether each begins an epoch."""
+        seeds = self.spec.streams.seeds(self.spec.seed)
+        epoch, left, current = -1, 0, iter(())
+
+        def draw() -> tuple[bool, Batch]:
+            nonlocal epoch, left, current
+            first = left == 0
+            if first:
+                epoch += 1
+                left = min(self.per_epoch, EPOCH)
+                current = batches(
+                    self.split,
+                    self.config.batch_size,
+                    epoch=epoch,
+                    sampling_seed=seeds["batches"],
+                    augmentation_seed=seeds["augmentation"],
+                    augmentation=self.augmentation,
+                    shuffle=self.spec.shuffle,
+                )
+            left -= 1
+            return first, next(current)
+
+        return draw
+
+    def take(self, batch: Batch, mark: Callable[[str], None] = lambda _: None) -> None:
+        """Take one step."""
+        total = max(self.config.epochs * self.per_epoch, 1)
+        take_step(
+            self.backbone,
+            self.objective,
+            self.optimizer,
+            batch,
+            Context(
+                indices=batch.indices,
+                step=self.taken,
+                progress=min(self.taken / total, 1.0),
+                generator=torch.Generator().manual_seed(self.taken),
+            ),
+            self.config,
+            lr=learning_rate(self.config, min(self.taken, total - 1), self.per_epoch),
+            forward=self.forward,
+            mark=mark,
+        )
+        self.taken += 1
+
+    def over_epoch(
+        self,
+        values: list[tuple[bool, float]],
+        centre: Callable[[list[float]], float] = median,
+    ) -> float:
+        """Return the mean step of a whole epoch from steps that begin one and steps that do not."""
+        first = [seconds for begins, seconds in values if begins]
+        later = [seconds for begins, seconds in values if not begins]
+        if not first or not later:
+            return centre(first or later)
+        return (centre(first) + (self.per_epoch - 1) * centre(later)) / self.per_epoch
+
+    def now(self) -> float:
+        """Return the time when the device has done what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+        return time.perf_counter()
+
+
+class _Given(Objective):
+    """A loss whose gradient is given: what is left of a step is forward and backward."""
+
+    additive = True
+
+    def __init__(self, gradient: Tensor) -> None:
+        super().__init__(2)
+        self.gradient = gradient
+
+    def _check_input(self, features: Tensor, labels: Tensor) -> None:
+        pass
+
+    def loss(
+        self, features: Tensor, labels: Tensor, context: Context
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        return (features * self.gradient[: len(features)]).sum(), {}
+
+
+def time_step(spec: RunSpec, data: Prepared, device: torch.device, repeats: int) -> StepTimes:
+    """Measure a spec's step: whole, alone and in parts, in turn, so that all meet the same load.
+
+    Args:
+        spec: whose method, network and training.
+        data: its data.
+        device: where.
+        repeats: how often; a few more go before, for warming up.
+    """
+    steps = Steps(spec, data, device)
+    draw, draw_for_parts = steps.feed(), steps.feed()
+    resident = draw()[1]
+    raw = torch.zeros(len(resident.labels), spec.feature_dim, device=device)
+    given = _Given(torch.full_like(raw, 1e-6))
+    # One pass over each piece where the step makes two: what micro-batches cost is in the ratio.
+    once = replace(steps.config, accumulate=steps.config.micro_batch is not None)
+    whole: list[tuple[bool, float]] = []
+    alone: list[float] = []
+    parts: dict[str, list[tuple[bool, float]]] = defaultdict(list)
+    warm = EPOCH
+    while len(alone) < warm + repeats:
+        start = steps.now()
+        first, batch = draw()
+        steps.take(batch)
+        whole.append((first, steps.now() - start))
+        if whole[0][1] > SLOW:
+            warm = 1
+
+        start = steps.now()
+        backpropagate(steps.backbone, given, resident, Context(), once, forward=steps.forward)
+        alone.append(steps.now() - start)
+        steps.optimizer.zero_grad(set_to_none=True)
+
+        spent: dict[str, float] = defaultdict(float)
+        last = steps.now()
+
+        def mark(part: str, spent: dict[str, float] = spent) -> None:
+            nonlocal last
+            now = steps.now()
+            spent[part] += now - last
+            last = now
+
+        first, batch = draw_for_parts()
+        mark("data")
+        steps.take(batch, mark)
+        for part in PARTS:
+            parts[part].append((first, spent[part]))
+    return StepTimes(
+        method=spec.method,
+        backbone=spec.backbone,
+        batch_size=len(resident.labels),
+        whole=steps.over_epoch(whole[warm:]),
+        alone=median(alone[warm:]),
+        parts={
+            "data": steps.over_epoch(parts["data"][warm:]),
+            **{part: median([s for _, s in parts[part][warm:]]) for part in PARTS[1:]},
+        },
+    )
+
+
+def specs_for(options: Options) -> list[tuple[RunSpec, Prepared]]:
+    """Return one spec a method, checked, with its data.
+
+    Raises:
+        ValueError, TypeError: what a study of these options would refuse, too.
+    """
+    recipe = find_recipe(options.recipe)
+    dataset = recipe.base.dataset if options.dataset is None else options.dataset
+    found = {}
+    for spec in grid(
+        recipe,
+        options.methods,
+        [0.0],
+        [0],
+        fields={"dataset": dataset, "subset": options.subset},
+        settings=options.set,
+    ):
+        found.setdefault(spec.method, spec)
+    loaded = load(next(iter(found.values())), options.data_root)
+    pairs = [(spec, prepare_data(spec, loaded)) for spec in found.values()]
+    for spec, data in pairs:
+        find_method(spec.method).check(spec, data.sizes)
+    return pairs
+
+
+def prepare(options: Options) -> Callable[[], tuple[Table, dict[str, Any]]]:
+    """Check the options and return what measures the steps."""
+    machine = Machine(options.device, options.threads, options.data_root)
+    pairs = specs_for(options)
+
+    def measure() -> tuple[Table, dict[str, Any]]:
+        torch.set_num_threads(machine.threads)
+        device = machine.torch_device()
+        times = [time_step(spec, data, device, options.repeats) for spec, data in pairs]
+        rows = []
+        for t in times:
+            total = sum(t.parts.values())
+            shown = (f"{t.parts[p] * 1e3:.2f} ({t.parts[p] / total:.0%})" for p in PARTS)
+            sums = (f"{t.whole * 1e3:.2f}", f"{t.alone * 1e3:.2f}", f"{t.ratio:.3f}")
+            rows.append((t.method, t.backbone, f"batch {t.batch_size}", *shown, *sums))
+        table = Table(
+            f"A training step on {device}, {machine.threads} threads, in ms (medians of "
+            f"{options.repeats}); ratio: whole step to forward + backward alone",
+            ("method", "backbone", "", *PARTS, "step", "alone", "ratio"),
+            tuple(rows),
+        )
+        figures = [
+            {**asdict(t), "ratio": t.ratio, "training": asdict(spec.training)}
+            for t, (spec, _) in zip(times, pairs, strict=True)
+        ]
+        return table, {"steps": figures}
+
+    return measure
