@@ -10,7 +10,7 @@ the reader and plain figures for ``--out``. Its name stands in :data:`BENCHES`.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import tyro
@@ -19,15 +19,18 @@ import tyro
 BENCHES: dict[str, str] = {
     "step": "experiments.bench.step",
     "micro_batch": "experiments.bench.micro_batch",
+    "rates": "experiments.bench.rates",
+    "metrics": "experiments.bench.metrics",
 }
 
 
 @dataclass(frozen=True)
 class Options:
-    """Measure what something costs on this machine: step or micro_batch."""
+    """Measure what something costs on this machine: step, micro_batch, rates or metrics."""
 
     name: tyro.conf.Positional[str]
-    """step: a training step and its parts. micro_batch: memory and time of micro-batches."""
+    """step: a training step and its parts. micro_batch: memory and time of micro-batches.
+    rates: coding rates beside other ways to them. metrics: collapse beside two-pass forms."""
     recipe: str = "quick"
     """Whose steps to measure."""
     methods: tuple[str, ...] = ("ce", "mcr2")
@@ -48,3 +51,17 @@ class Options:
     """auto, cpu, cuda, cuda:1, mps."""
     data_root: str | None = None
     """Where data sets are looked for first."""
+
+
+def refuse_options(options: Options, *taken: str) -> None:
+    """Refuse options that a benchmark does not read.
+
+    Raises:
+        ValueError: an option other than ``taken`` was set.
+    """
+    default = Options(options.name)
+    for option in fields(Options):
+        read = option.name in ("name", "out", *taken)
+        if not read and getattr(options, option.name) != getattr(default, option.name):
+            flag = "--" + option.name.replace("_", "-")
+            raise ValueError(f"bench {options.name} has no use for {flag}")

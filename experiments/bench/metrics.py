@@ -41,9 +41,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from experiments.bench import Options, refuse_options
+from experiments.report import Table
 from mcr2.metrics.collapse import neural_collapse
 
-#: (N, d, K), as in the issue of common measures: few, some and many classes; wide features.
+#: (N, d, K): few, some and many classes; wide features.
 SIZES = ((50_000, 512, 10), (20_000, 512, 100), (20_000, 512, 1000), (50_000, 2048, 1000))
 
 #: Standard deviations within classes that are timed, between classes being 1: tr Σ_W / tr Σ_B is
@@ -209,6 +211,34 @@ def run(
         torch.set_num_threads(before)
     machine = platform.processor() or platform.machine()
     return {"threads": threads, "repeats": repeats, "machine": machine, "rows": rows}
+
+
+def prepare(options: Options) -> Callable[[], tuple[Table, dict[str, Any]]]:
+    """Check the options and return what measures all sizes: ``mcr2 bench metrics``."""
+    refuse_options(options, "repeats", "threads")
+    if options.threads < 1:
+        raise ValueError(f"threads is {options.threads}; it must be at least 1")
+
+    def measure() -> tuple[Table, dict[str, Any]]:
+        result = run(threads=options.threads, repeats=options.repeats)
+        others = [name for name in FORMS if name != "ours"]
+        rows = tuple(
+            (
+                f"{row['N']}x{row['d']}, K={row['K']}",
+                row["clusters"],
+                "",
+                f"{row['seconds']['ours']:.2f}",
+                *(f"{row['ratio'][name]:.1f}" for name in others),
+                f"{row['extra_mib']['ours']:.0f}",
+                f"{max(row['difference'].values()):.0e}",
+            )
+            for row in result["rows"]
+        )
+        header = ("size", "clusters", "", "ours, s", *others, "peak, MiB", "difference")
+        title = f"NC1 to NC4 and CDNV, {options.threads} thread(s): other forms' time over ours"
+        return Table(title, header, rows), result
+
+    return measure
 
 
 def _row(N: int, d: int, K: int, spread: str, threads: int, repeats: int) -> dict[str, Any]:
