@@ -162,7 +162,7 @@ IN_A_STUDY = {
     "--epochs ten": "--epochs",
     "--epochs 1.5": "['1.5']",
     "--recipe slow": "unknown recipe 'slow'; choose from quick",
-    "--set temperature=1": "'temperature' is no field of a run; choose from backbone",
+    "--set temperature=1": "'temperature' is no field of a run; choose from accumulate",
     "--set lr": "--set 'lr' is not of the form [METHOD.]FIELD=VALUE",
     "--set lr=fast": "lr='fast' is not a value of type float",
     "--set lr=nan": "lr is nan",
@@ -203,7 +203,7 @@ def test_a_mistaken_study(options, place, capsys):
     ("arguments", "fragment"),
     [
         ("tabel", "Available subcommands: table, train, evaluate, datasets"),
-        ("", "Expected one of {table, train, evaluate, datasets}"),
+        ("", "Expected one of {table, train, evaluate, datasets, bench}"),
         ("train --ratio 1.5", "ratio is 1.5"),
         ("train --ratio", "--ratio"),
         ("train --method svm", "unknown method 'svm'"),

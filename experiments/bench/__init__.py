@@ -1,10 +1,11 @@
-"""Benchmarks: what a step, a loss or a metric costs on the machine at hand.
+"""Benchmarks: what our code costs, beside other ways to the same numbers or by itself.
 
     mcr2 bench NAME --repeats 30 --threads 2 --out figures.json
 
-A benchmark is a file with a function ``prepare(options)`` that checks what was asked for
-(ValueError, in one line) and returns what to run: a function of nothing that returns a table for
-the reader and plain figures for ``--out``. Its name stands in :data:`BENCHES`.
+A benchmark is a file named in :data:`BENCHES`, with a function ``run(threads=..., repeats=...)``
+that returns plain figures for ``--out``. One of a recipe's steps has ``prepare(options)`` in its
+place, which checks what was asked for (ValueError, in one line) and returns what to run. A function
+``table(figures)`` lays the figures out as text; without one they are printed as they are.
 """
 
 from __future__ import annotations
@@ -19,15 +20,21 @@ import tyro
 BENCHES: dict[str, str] = {
     "step": "experiments.bench.step",
     "micro_batch": "experiments.bench.micro_batch",
+    "rates": "experiments.bench.rates",
+    "metrics": "experiments.bench.metrics",
 }
+
+#: The options that only a recipe's benchmarks take.
+OF_A_RECIPE = ("recipe", "methods", "dataset", "subset", "set", "device", "data_root")
 
 
 @dataclass(frozen=True)
 class Options:
-    """Measure what something costs on this machine: step or micro_batch."""
+    """Measure what something costs on this machine."""
 
     name: tyro.conf.Positional[str]
-    """step: a training step and its parts. micro_batch: memory and time of micro-batches."""
+    """step: a training step and its parts. micro_batch: memory and time of micro-batches.
+    rates: the rates' kernels. metrics: the collapse metrics."""
     recipe: str = "quick"
     """Whose steps to measure."""
     methods: tuple[str, ...] = ("ce", "mcr2")
@@ -38,8 +45,8 @@ class Options:
     """Training images to use, stratified by class."""
     set: tuple[str, ...] = ()
     """[METHOD.]FIELD=VALUE: any field of a run, its training or its objective."""
-    repeats: int = 30
-    """Times that each thing is measured; medians are reported."""
+    repeats: int | None = None
+    """Times that each thing is measured, instead of the benchmark's own; medians are reported."""
     out: Path | None = None
     """JSON file for the figures."""
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
