@@ -7,6 +7,7 @@ is run or overwritten. A run that fails is a row of the table, and exit status 1
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import io
 import os
@@ -19,7 +20,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from experiments.bench import BENCHES, Options
+from experiments.bench import BENCHES, OF_A_RECIPE, Options
 
 #: An option that is only ever switched on.
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
@@ -379,18 +380,30 @@ def _bench(command: Options) -> Any:
 
     if command.name not in BENCHES:
         raise ValueError(f"unknown benchmark {command.name!r}; choose from {', '.join(BENCHES)}")
-    if command.repeats < 1:
+    if command.repeats is not None and command.repeats < 1:
         raise ValueError(f"repeats is {command.repeats}; it must be at least 1")
     if command.out is not None and command.out.is_dir():
         raise ValueError(f"--out {command.out} is a folder; give a file for the figures")
-    measure = importlib.import_module(BENCHES[command.name]).prepare(command)
+    if command.threads < 1:
+        raise ValueError(f"threads is {command.threads}; it must be at least 1")
+    module = importlib.import_module(BENCHES[command.name])
+    if hasattr(module, "prepare"):
+        measure = module.prepare(command)
+    else:
+        plain = Options(command.name)
+        for name in OF_A_RECIPE:
+            if getattr(command, name) != getattr(plain, name):
+                option = name.replace("_", "-")
+                raise ValueError(f"the benchmark {command.name} takes no --{option}")
+        given = {} if command.repeats is None else {"repeats": command.repeats}
+        measure = functools.partial(module.run, threads=command.threads, **given)
 
     def go() -> int:
-        table, figures = measure()
-        print(table.text())
+        figures = measure()
+        print(module.table(figures))
         if command.out is not None:
-            asked = {"bench": command.name, "repeats": command.repeats, "threads": command.threads}
-            write_json(command.out, {**asked, "environment": environment(), **figures})
+            head = {"bench": command.name, "environment": environment()}
+            write_json(command.out, {**head, **figures})
         return OK
 
     return go

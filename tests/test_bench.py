@@ -63,6 +63,22 @@ def test_bench_micro_batch_measures_what_batch_normalisation_changes(tiny, monke
         assert piece["difference_evaluation_mode"] < 1e-3 < piece["difference_training_mode"]
 
 
+def test_benchmarks_of_functions_are_handed_threads_and_repeats(tiny, capsys, monkeypatch):
+    asked = {}
+
+    def fake(**given):
+        asked.update(given)
+        return {"rows": [1.5]}
+
+    monkeypatch.setattr("experiments.bench.metrics.run", fake)
+    monkeypatch.setattr("experiments.bench.metrics.table", json.dumps)
+    arguments = ["--threads", "1", "--repeats", "2", "--out", "x.json"]
+    assert main(["bench", "metrics", *arguments]) == 0
+    assert asked == {"threads": 1, "repeats": 2}
+    assert json.loads(capsys.readouterr().out) == {"rows": [1.5]}
+    assert json.loads((tiny / "x.json").read_text())["rows"] == [1.5]
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -72,6 +88,8 @@ def test_bench_micro_batch_measures_what_batch_normalisation_changes(tiny, monke
         (["bench", "step", "--methods", "cee"], "unknown method 'cee'"),
         (["bench", "step", "--threads", "0"], "threads is 0"),
         (["bench", "step", "--out", "."], "is a folder"),
+        (["bench", "rates", "--recipe", "paper"], "the benchmark rates takes no --recipe"),
+        (["bench", "metrics", "--threads", "0"], "threads is 0; it must be at least 1"),
         (["bench"], "Missing from mcr2 bench: STR step: a training step"),
     ],
     ids=str,

@@ -13,7 +13,7 @@ def test_every_form_is_timed_and_everything_is_plain():
         assert max(case["agreement"]["float32"].values()) < 1e-5
         assert max(case["agreement"]["float64"].values()) < 1e-10
     assert all(target["met"] for target in result["targets"])
-    assert "(60, 8, 3)" in rates.table(result).text()
+    assert "(60, 8, 3): ours" in rates.table(result)
 
 
 def test_a_membership_that_does_not_fit_is_skipped_by_name(monkeypatch):

@@ -1,16 +1,17 @@
-"""Benchmarks: what a step, a loss or a metric costs on the machine at hand.
+"""Benchmarks: what our code costs, beside other ways to the same numbers or by itself.
 
     mcr2 bench NAME --repeats 30 --threads 2 --out figures.json
 
-A benchmark is a file with a function ``prepare(options)`` that checks what was asked for
-(ValueError, in one line) and returns what to run: a function of nothing that returns a table for
-the reader and plain figures for ``--out``. Its name stands in :data:`BENCHES`.
+A benchmark is a file named in :data:`BENCHES`, with a function ``run(threads=..., repeats=...)``
+that returns plain figures for ``--out``. One of a recipe's steps has ``prepare(options)`` in its
+place, which checks what was asked for (ValueError, in one line) and returns what to run. A function
+``table(figures)`` lays the figures out as text.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import tyro
@@ -23,14 +24,17 @@ BENCHES: dict[str, str] = {
     "metrics": "experiments.bench.metrics",
 }
 
+#: The options that only a recipe's benchmarks take.
+OF_A_RECIPE = ("recipe", "methods", "dataset", "subset", "set", "device", "data_root")
+
 
 @dataclass(frozen=True)
 class Options:
-    """Measure what something costs on this machine: step, micro_batch, rates or metrics."""
+    """Measure what something costs on this machine."""
 
     name: tyro.conf.Positional[str]
     """step: a training step and its parts. micro_batch: memory and time of micro-batches.
-    rates: coding rates beside other ways to them. metrics: collapse beside two-pass forms."""
+    rates: the rates' kernels. metrics: the collapse metrics."""
     recipe: str = "quick"
     """Whose steps to measure."""
     methods: tuple[str, ...] = ("ce", "mcr2")
@@ -41,8 +45,8 @@ class Options:
     """Training images to use, stratified by class."""
     set: tuple[str, ...] = ()
     """[METHOD.]FIELD=VALUE: any field of a run, its training or its objective."""
-    repeats: int = 30
-    """Times that each thing is measured; medians are reported."""
+    repeats: int | None = None
+    """Times that each thing is measured, instead of the benchmark's own; medians are reported."""
     out: Path | None = None
     """JSON file for the figures."""
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
@@ -51,17 +55,3 @@ class Options:
     """auto, cpu, cuda, cuda:1, mps."""
     data_root: str | None = None
     """Where data sets are looked for first."""
-
-
-def refuse_options(options: Options, *taken: str) -> None:
-    """Refuse options that a benchmark does not read.
-
-    Raises:
-        ValueError: an option other than ``taken`` was set.
-    """
-    default = Options(options.name)
-    for option in fields(Options):
-        read = option.name in ("name", "out", *taken)
-        if not read and getattr(options, option.name) != getattr(default, option.name):
-            flag = "--" + option.name.replace("_", "-")
-            raise ValueError(f"bench {options.name} has no use for {flag}")

@@ -41,7 +41,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.bench import Options, refuse_options
 from experiments.report import Table
 from mcr2.metrics.collapse import neural_collapse
 
@@ -213,32 +212,27 @@ def run(
     return {"threads": threads, "repeats": repeats, "machine": machine, "rows": rows}
 
 
-def prepare(options: Options) -> Callable[[], tuple[Table, dict[str, Any]]]:
-    """Check the options and return what measures all sizes: ``mcr2 bench metrics``."""
-    refuse_options(options, "repeats", "threads")
-    if options.threads < 1:
-        raise ValueError(f"threads is {options.threads}; it must be at least 1")
-
-    def measure() -> tuple[Table, dict[str, Any]]:
-        result = run(threads=options.threads, repeats=options.repeats)
-        others = [name for name in FORMS if name != "ours"]
-        rows = tuple(
-            (
-                f"{row['N']}x{row['d']}, K={row['K']}",
-                row["clusters"],
-                "",
-                f"{row['seconds']['ours']:.2f}",
-                *(f"{row['ratio'][name]:.1f}" for name in others),
-                f"{row['extra_mib']['ours']:.0f}",
-                f"{max(row['difference'].values()):.0e}",
-            )
-            for row in result["rows"]
+def table(figures: dict[str, Any]) -> str:
+    """Lay a result of :func:`run` out as text, a size a line."""
+    others = [name for name in FORMS if name != "ours"]
+    rows = tuple(
+        (
+            f"{row['N']}x{row['d']}",
+            f"K={row['K']}",
+            row["clusters"],
+            f"{row['seconds']['ours']:.2f}",
+            *(f"{row['ratio'][name]:.1f}" for name in others),
+            f"{row['extra_mib']['ours']:.0f}",
+            f"{max(row['difference'].values()):.0e}",
         )
-        header = ("size", "clusters", "", "ours, s", *others, "peak, MiB", "difference")
-        title = f"NC1 to NC4 and CDNV, {options.threads} thread(s): other forms' time over ours"
-        return Table(title, header, rows), result
-
-    return measure
+        for row in figures["rows"]
+    )
+    title = (
+        f"NC1 to NC4 and CDNV, {figures['threads']} thread(s): seconds, other forms' time over "
+        "ours, peak extra memory, largest relative difference"
+    )
+    header = ("size", "classes", "clusters", "ours", *others, "MiB", "difference")
+    return Table(title, header, rows).text()
 
 
 def _row(N: int, d: int, K: int, spread: str, threads: int, repeats: int) -> dict[str, Any]:

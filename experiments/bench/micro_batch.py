@@ -73,49 +73,61 @@ def _gradients(
     return trained, gradient(untouched), median(spent), memory
 
 
-def prepare(options: Options) -> Callable[[], tuple[Table, dict[str, Any]]]:
+def prepare(options: Options, repeats: int = 3) -> Callable[[], dict[str, Any]]:
     """Check the options and return what measures the gradients."""
+    repeats = options.repeats or repeats
     machine = Machine(options.device, options.threads, options.data_root)
     specs = [spec for spec, _ in specs_for(options)]
 
-    def measure() -> tuple[Table, dict[str, Any]]:
-        rows, figures = [], []
+    def measure() -> dict[str, Any]:
+        found = []
         for spec in specs:
-            whole: tuple[torch.Tensor, ...] = ()
+            whole: list[torch.Tensor] = []
             for count in PIECES:
                 size = None if count == 1 else max(2, -(-spec.training.batch_size // count))
                 cut = replace(spec, training=replace(spec.training, micro_batch=size))
                 with ProcessPoolExecutor(1, mp_context=process_context()) as pool:
-                    sent = pool.submit(_gradients, as_dict(cut), machine, options.repeats)
+                    sent = pool.submit(_gradients, as_dict(cut), machine, repeats)
                     *gradients, seconds, memory = sent.result()
                 gradients = [gradient.double() for gradient in gradients]
-                whole = whole or tuple(gradients)
+                whole = whole or gradients
                 training, evaluating = (
                     float((g - w).norm() / w.norm()) for g, w in zip(gradients, whole, strict=True)
                 )
-                found = {
-                    "method": spec.method,
-                    "micro_batch": size,
-                    "seconds": seconds,
-                    "memory_bytes": memory,
-                    "difference_evaluation_mode": evaluating,
-                    "difference_training_mode": training,
-                }
-                figures.append(found)
-                rows.append(
-                    (
-                        spec.method,
-                        spec.backbone,
-                        f"batch {spec.training.batch_size}",
-                        "whole" if size is None else str(size),
-                        "-" if memory is None else f"{memory / 2**20:.0f}",
-                        f"{seconds * 1e3:.0f}",
-                        f"{evaluating:.1e}",
-                        f"{training:.1e}",
-                    )
+                found.append(
+                    {
+                        "method": spec.method,
+                        "backbone": spec.backbone,
+                        "batch_size": spec.training.batch_size,
+                        "micro_batch": size,
+                        "seconds": seconds,
+                        "memory_bytes": memory,
+                        "difference_evaluation_mode": evaluating,
+                        "difference_training_mode": training,
+                    }
                 )
-        header = ("method", "backbone", "", "micro-batch", "MB", "ms", "BN evaluating", "training")
-        title = "One step's gradient in pieces: peak memory, time, relative difference to the whole"
-        return Table(title, header, tuple(rows)), {"micro_batches": figures}
+        return {"threads": machine.threads, "repeats": repeats, "micro_batches": found}
 
     return measure
+
+
+def table(figures: dict[str, Any]) -> str:
+    """Lay the figures out as text, a size a line."""
+    rows = tuple(
+        (
+            each["method"],
+            each["backbone"],
+            f"batch {each['batch_size']}",
+            str(each["micro_batch"] or "whole"),
+            "-" if each["memory_bytes"] is None else f"{each['memory_bytes'] / 2**20:.0f}",
+            f"{each['seconds'] * 1e3:.0f}",
+            f"{each['difference_evaluation_mode']:.1e}",
+            f"{each['difference_training_mode']:.1e}",
+        )
+        for each in figures["micro_batches"]
+    )
+    return Table(
+        "One step's gradient in pieces: peak memory, time, relative difference to the whole",
+        ("method", "backbone", "", "micro-batch", "MB", "ms", "BN evaluating", "training"),
+        rows,
+    ).text()

@@ -27,8 +27,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.bench import Options, refuse_options
-from experiments.report import Table
 from mcr2.rates import (
     Rates,
     class_coding_rates,
@@ -116,40 +114,23 @@ def run(
     }
 
 
-def prepare(options: Options) -> Callable[[], tuple[Table, dict[str, Any]]]:
-    """Check the options and return what measures all cases: ``mcr2 bench rates``."""
-    refuse_options(options, "repeats", "threads")
-    if options.threads < 1:
-        raise ValueError(f"threads is {options.threads}; it must be at least 1")
-
-    def measure() -> tuple[Table, dict[str, Any]]:
-        result = run(threads=options.threads, repeats=options.repeats)
-        return table(result), result
-
-    return measure
-
-
-def table(result: dict[str, Any]) -> Table:
-    """Lay a result of :func:`run` out: a case a row, then the targets."""
-    rows = []
+def table(result: dict[str, Any]) -> str:
+    """Lay a result of :func:`run` out as text, a case a line."""
+    lines = [f"{result['what']}; {result['threads']} thread(s); milliseconds, ratios, MB"]
     for case in result["cases"]:
-        ours = case["times"]["ours"]["median_ms"]
-        ratios = ", ".join(f"{name} {value:.2f}" for name, value in case["ratios"].items())
+        times = "  ".join(f"{form} {t['median_ms']:.2f}" for form, t in case["times"].items())
+        ratios = "  ".join(f"{name} {value:.2f}" for name, value in case["ratios"].items())
         peak = case["peak_mb"].get("ours")
+        memory = "" if peak is None else f"  peak {peak:.0f}"
         worst = max(case["agreement"]["float32"].values())
-        memory = "-" if peak is None else f"{peak:.0f}"
-        skipped = ", ".join(case["skipped"]) or "-"
-        rows.append((case["name"], ratios, skipped, f"{ours:.2f}", memory, f"{worst:.1e}"))
-    for t in result["targets"]:
-        verdict = "met" if t["met"] else "missed"
-        rows.append(
-            (t["case"], t["what"], f"{verdict} ({t['bound']})", f"{t['value']:.2f}", "", "")
-        )
-    return Table(
-        f"{result['what']}; {result['threads']} thread(s)",
-        ("case", "ratios", "not measured", "ours, ms", "peak, MB", "error"),
-        tuple(rows),
-    )
+        lines.append(f"{case['name']}: {times} | {ratios} |{memory}  error {worst:.1e}")
+        lines += [f"    {form} skipped: {why}" for form, why in case["skipped"].items()]
+    lines += [
+        f"{'met   ' if t['met'] else 'MISSED'} {t['case']} {t['what']}: {t['value']:.2f} "
+        f"({t['bound']})"
+        for t in result["targets"]
+    ]
+    return "\n".join(lines)
 
 
 # --- cases --------------------------------------------------------------------------------------

@@ -261,31 +261,44 @@ def specs_for(options: Options) -> list[tuple[RunSpec, Prepared]]:
     return pairs
 
 
-def prepare(options: Options) -> Callable[[], tuple[Table, dict[str, Any]]]:
+def prepare(options: Options, repeats: int = 30) -> Callable[[], dict[str, Any]]:
     """Check the options and return what measures the steps."""
+    repeats = options.repeats or repeats
     machine = Machine(options.device, options.threads, options.data_root)
     pairs = specs_for(options)
 
-    def measure() -> tuple[Table, dict[str, Any]]:
+    def measure() -> dict[str, Any]:
         torch.set_num_threads(machine.threads)
         device = machine.torch_device()
-        times = [time_step(spec, data, device, options.repeats) for spec, data in pairs]
-        rows = []
-        for t in times:
-            total = sum(t.parts.values())
-            shown = (f"{t.parts[p] * 1e3:.2f} ({t.parts[p] / total:.0%})" for p in PARTS)
-            sums = (f"{t.whole * 1e3:.2f}", f"{t.alone * 1e3:.2f}", f"{t.ratio:.3f}")
-            rows.append((t.method, t.backbone, f"batch {t.batch_size}", *shown, *sums))
-        table = Table(
-            f"A training step on {device}, {machine.threads} threads, in ms (medians of "
-            f"{options.repeats}); ratio: whole step to forward + backward alone",
-            ("method", "backbone", "", *PARTS, "step", "alone", "ratio"),
-            tuple(rows),
-        )
-        figures = [
+        times = [time_step(spec, data, device, repeats) for spec, data in pairs]
+        steps = [
             {**asdict(t), "ratio": t.ratio, "training": asdict(spec.training)}
             for t, (spec, _) in zip(times, pairs, strict=True)
         ]
-        return table, {"steps": figures}
+        return {
+            "device": str(device),
+            "threads": machine.threads,
+            "repeats": repeats,
+            "steps": steps,
+        }
 
     return measure
+
+
+def table(figures: dict[str, Any]) -> str:
+    """Lay the figures out as text, a method a line."""
+    rows = []
+    for step in figures["steps"]:
+        parts = step["parts"]
+        total = sum(parts.values())
+        shown = (f"{parts[p] * 1e3:.2f} ({parts[p] / total:.0%})" for p in PARTS)
+        sums = (f"{step['whole'] * 1e3:.2f}", f"{step['alone'] * 1e3:.2f}", f"{step['ratio']:.3f}")
+        rows.append(
+            (step["method"], step["backbone"], f"batch {step['batch_size']}", *shown, *sums)
+        )
+    return Table(
+        f"A training step on {figures['device']}, {figures['threads']} threads, in ms (medians of "
+        f"{figures['repeats']}); ratio: whole step to forward + backward alone",
+        ("method", "backbone", "", *PARTS, "step", "alone", "ratio"),
+        tuple(rows),
+    ).text()
