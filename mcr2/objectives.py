@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from mcr2.rates import coding_rate, rate_reduction
+from mcr2.rates import rate_reduction_with_expansion
 
 
 @dataclass(frozen=True)
@@ -246,10 +246,13 @@ class RateReduction(Objective):
         self, features: Tensor, labels: Tensor, context: Context
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return −γ₂ R(Z; ε²/γ₁) + R_c and the terms R, R_c, ΔR."""
-        rates = rate_reduction(features, labels, num_classes=self.num_classes, eps_sq=self.eps_sq)
-        expansion = rates.rate
-        if self.gamma1 != 1:
-            expansion = coding_rate(features, eps_sq=self.eps_sq / self.gamma1)
+        expansion, rates = rate_reduction_with_expansion(
+            features,
+            labels,
+            gamma=self.gamma1,
+            num_classes=self.num_classes,
+            eps_sq=self.eps_sq,
+        )
         terms = {
             "rate": rates.rate,
             "compressed_rate": rates.compressed_rate,

@@ -9,8 +9,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from mcr2.rates import class_coding_rates, coding_rate, rate_reduction
+from mcr2.rates import (
+    class_coding_rates,
+    coding_rate,
+    kernels,
+    precision,
+    rate_reduction,
+    rate_reduction_with_expansion,
+)
+from mcr2.rates.membership import read_membership
 
 
 def oracle_rate(Z: np.ndarray, weights: np.ndarray, eps_sq: float) -> float:
@@ -175,6 +184,217 @@ def test_any_integer_dtype_of_labels(dtype):
     )
 
 
+# --- every way through the kernels ---------------------------------------------------------------
+
+# Classes of few samples, of many, and both, of one size or not; each is padded with others, alone,
+# or on its own side, as the thresholds say.
+SIZES = {
+    "few": ([1, 3, 2, 3, 1], 6),
+    "equal": ([3, 3, 3], 5),
+    "many": ([7, 9, 8], 4),
+    "many, equal": ([6, 6], 4),
+    "mixed": ([12, 1, 2, 0, 7, 4, 1], 4),
+    "fewer than dimensions": ([2, 0, 3], 8),
+}
+THRESHOLDS = {
+    "as they are": {},
+    "never pad": {"_OVERHEAD": {"cpu": 0.0}, "_WORTH_A_CALL": 0.0},
+    "always pad": {"_OVERHEAD": {"cpu": 1e18}, "_WORTH_A_CALL": 1e18},
+    "panels": {"_WORTH_PANELS": 1, "_WORTH_A_CALL": 0.0, "_UPPER_UP_TO": 0},
+}
+
+
+@pytest.fixture(params=THRESHOLDS)
+def thresholds(request, monkeypatch):
+    for name, value in THRESHOLDS[request.param].items():
+        monkeypatch.setattr(kernels, name, value)
+
+
+def reference_rates(Z: Tensor, labels: Tensor, K: int, eps_sq: float = 0.5) -> tuple[Tensor, ...]:
+    """R, R_k and R_c class by class, for autograd to differentiate."""
+
+    def rate(X: Tensor) -> Tensor:
+        n, d = X.shape[-2:]
+        matrix = torch.eye(d, dtype=X.dtype) + d / (max(n, 1) * eps_sq) * X.mT @ X
+        return torch.linalg.slogdet(matrix).logabsdet / 2
+
+    class_rates = torch.stack([rate(Z[..., labels == k, :]) for k in range(K)], dim=-1)
+    shares = torch.stack([(labels == k).double().mean() for k in range(K)])
+    return rate(Z), class_rates, class_rates @ shares
+
+
+def labels_of_sizes(sizes: list[int]) -> Tensor:
+    labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    return labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
+
+
+@pytest.mark.usefixtures("thresholds")
+@pytest.mark.parametrize("case", SIZES)
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_classes_of_any_size_have_their_rates_and_gradients(case, batch):
+    sizes, d = SIZES[case]
+    K, labels = len(sizes), labels_of_sizes(sizes)
+    Z = random_features(len(labels), d, batch=batch).requires_grad_()
+    weights = torch.rand(K, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def score(rate, class_rates, compressed_rate):
+        return (0.7 * rate - compressed_rate + class_rates @ weights).sum()
+
+    rates = rate_reduction(Z, labels, num_classes=K)
+    expected = reference_rates(Z, labels, K)
+    for value, other in zip(rates, expected, strict=False):
+        torch.testing.assert_close(value, other, rtol=1e-10, atol=1e-12)
+    (gradient,) = torch.autograd.grad(score(*rates[:3]), Z)
+    (other,) = torch.autograd.grad(score(*expected), Z)
+    torch.testing.assert_close(gradient, other, rtol=1e-10, atol=1e-12)
+
+    alone = class_coding_rates(Z, labels, num_classes=K)
+    torch.testing.assert_close(alone, expected[1], rtol=1e-10, atol=1e-12)
+    (gradient,) = torch.autograd.grad((alone @ weights).sum(), Z)
+    (other,) = torch.autograd.grad((reference_rates(Z, labels, K)[1] @ weights).sum(), Z)
+    torch.testing.assert_close(gradient, other, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.usefixtures("thresholds")
+@pytest.mark.parametrize("case", SIZES)
+def test_second_derivatives_of_classes_of_any_size(case):
+    sizes, d = SIZES[case]
+    labels = labels_of_sizes(sizes)
+    Z = random_features(len(labels), d).requires_grad_()
+
+    def rates(Z):
+        return rate_reduction(Z, labels, num_classes=len(sizes))[:3]
+
+    assert torch.autograd.gradcheck(rates, (Z,), fast_mode=True)
+    assert torch.autograd.gradgradcheck(rates, (Z,), fast_mode=True)
+
+
+@settings(max_examples=80, deadline=None)
+@given(problems, st.sampled_from([torch.float64, torch.float32]), st.booleans())
+def test_hard_gradients_equal_those_of_the_determinants(problem, dtype, total):
+    K, labels = problem["K"], torch.tensor(problem["labels"]) % problem["K"]
+    eps_sq = problem["eps_sq"]
+    Z = random_features(len(labels), problem["d"], problem["seed"]).to(dtype).requires_grad_()
+    exact = Z.detach().double().requires_grad_()
+    _, class_rates, compressed = reference_rates(exact, labels, K, eps_sq)
+    if total:
+        value = rate_reduction(Z, labels, num_classes=K, eps_sq=eps_sq).compressed_rate
+        expected = compressed
+    else:
+        value = class_coding_rates(Z, labels, num_classes=K, eps_sq=eps_sq).sum()
+        expected = class_rates.sum()
+    (gradient,) = torch.autograd.grad(value, Z)
+    (reference,) = torch.autograd.grad(expected, exact)
+    unit = 1e-13 if dtype == torch.float64 else 1e-6
+    # Relative to the whole gradient, and to the condition number of I + d/ε² M.
+    error = (gradient.double() - reference).norm()
+    assert error <= unit * (10 + problem["d"] / eps_sq) * (1e-30 + reference.norm())
+
+
+@pytest.mark.parametrize("m, d, K", [(1000, 128, 10), (1000, 128, 100), (600, 256, 3)])
+@pytest.mark.parametrize("dtype, unit", [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+def test_rates_and_gradients_are_as_exact_as_promised(m, d, K, dtype, unit):
+    labels = torch.randint(K, (m,), generator=torch.Generator().manual_seed(m))
+    Z = random_features(m, d).to(dtype).requires_grad_()
+    exact = Z.detach().double().requires_grad_()
+    rates = rate_reduction(Z, labels, num_classes=K)
+    expected = reference_rates(exact, labels, K)
+    for value, other in zip(rates, expected, strict=False):
+        torch.testing.assert_close(value.double(), other, rtol=unit, atol=0)
+    (gradient,) = torch.autograd.grad(rates.reduction, Z)
+    (other,) = torch.autograd.grad(expected[0] - expected[2], exact)
+    assert (gradient.double() - other).norm() <= unit * other.norm()
+
+
+def test_a_large_class_beside_small_ones_pads_neither():
+    sizes = [5] * 60 + [4] * 40 + [500]
+    labels = labels_of_sizes(sizes)
+    for d in (16, 128, 512):
+        groups = read_membership(labels, len(sizes), d, total=True, certain=None).by_class
+        work = sum(len(b.sizes) * b.sizes[-1] for b in groups.buckets)
+        assert work <= 1.1 * len(labels)
+
+
+def test_the_expansion_is_the_rate_at_a_smaller_distortion():
+    Z, labels = random_features(20, 5).requires_grad_(), torch.arange(20) % 3
+    expansion, rates = rate_reduction_with_expansion(Z, labels, gamma=3.0)
+    expected = coding_rate(Z, eps_sq=0.5 / 3), rate_reduction(Z, labels)
+    torch.testing.assert_close(expansion, expected[0])
+    for value, other in zip(rates, expected[1], strict=True):
+        torch.testing.assert_close(value, other)
+    gradients = [
+        torch.autograd.grad(E + 2 * r.reduction, Z)[0] for E, r in ((expansion, rates), expected)
+    ]
+    torch.testing.assert_close(*gradients)
+    with pytest.raises(ValueError, match="gamma is 0"):
+        rate_reduction_with_expansion(Z, labels, gamma=0)
+
+
+def test_many_soft_classes_are_worked_on_a_few_at_a_time(monkeypatch):
+    Z, Pi = random_features(9, 4).requires_grad_(), random_membership(9, 5).requires_grad_()
+    at_once = rate_reduction(Z, Pi).reduction
+    expected = torch.autograd.grad(at_once, (Z, Pi))
+    monkeypatch.setattr(kernels, "_CHUNK", 2 * Z.numel())
+    gradients = torch.autograd.grad(rate_reduction(Z, Pi).reduction, (Z, Pi))
+    torch.testing.assert_close(gradients, expected)
+    assert torch.autograd.gradgradcheck(lambda *x: rate_reduction(*x).class_rates, (Z, Pi))
+
+
+# --- what reaches the host ----------------------------------------------------------------------
+
+
+class Transfers(TorchDispatchMode):
+    """Counts the numbers that are read one by one."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_device_is_waited_for_once(monkeypatch, soft):
+    # As on a GPU, where a look at the rates would be a second time.
+    monkeypatch.setattr(precision, "_READ_AT_ONCE", set())
+    lists = []
+    tolist = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda x: lists.append(x) or tolist(x))
+    Z = random_features(50, 8).float().requires_grad_()
+    labels = random_membership(50, 4) if soft else torch.arange(50) % 4
+    with Transfers() as transfers:
+        rates = rate_reduction(Z, labels, num_classes=4)
+        rates.reduction.backward()
+    assert len(lists) == 1
+    assert transfers.count == 0
+
+
+@pytest.mark.parametrize("call", [coding_rate, lambda Z: rate_reduction(Z, TWO).rate])
+def test_what_is_not_certain_is_still_looked_at(monkeypatch, call):
+    monkeypatch.setattr(precision, "_READ_AT_ONCE", set())
+    Z = random_features(6, 3).float()
+    large = float(call(1e30 * Z))
+    assert large == pytest.approx(float(call(1e30 * Z.double())), rel=1e-6)
+    Z[0, 0] = math.nan
+    with pytest.raises(ValueError, match="1 of its"):
+        call(Z)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_compiled_losses_have_the_same_values_and_gradients(soft):
+    def loss(raw, labels):
+        return -rate_reduction(torch.nn.functional.normalize(raw), labels, num_classes=3)[3].exp()
+
+    compiled = torch.compile(loss, backend="aot_eager")
+    for seed in range(3):  # class sizes change, and nothing is compiled anew
+        raw = random_features(30, 6, seed).requires_grad_()
+        labels = random_membership(30, 3, seed)
+        labels = labels if soft else labels.argmax(1)
+        values = [f(raw, labels) for f in (loss, compiled)]
+        torch.testing.assert_close(*values, rtol=0, atol=0)
+        torch.testing.assert_close(*[torch.autograd.grad(v, raw)[0] for v in values])
+
+
 # --- gradients ----------------------------------------------------------------------------------
 
 
@@ -232,10 +452,16 @@ def test_half_precision_features_get_half_precision_gradients():
 
 def test_autocast_does_not_lower_the_precision():
     Z, labels = random_features(64, 8).float(), torch.arange(64) % 4
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = rate_reduction(Z, labels)
-    for value, expected in zip(inside, rate_reduction(Z, labels), strict=True):
-        torch.testing.assert_close(value, expected, rtol=0, atol=0)
+    for membership in (labels, random_membership(64, 4).float()):
+        X = Z.clone().requires_grad_()
+        outside = rate_reduction(X, membership)
+        (expected,) = torch.autograd.grad(outside.reduction, X)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            inside = rate_reduction(X, membership)
+            (gradient,) = torch.autograd.grad(inside.reduction, X)
+        for value, other in zip(inside, outside, strict=True):
+            torch.testing.assert_close(value, other, rtol=0, atol=0)
+        torch.testing.assert_close(gradient, expected, rtol=0, atol=0)
 
 
 # --- edges --------------------------------------------------------------------------------------
@@ -273,7 +499,7 @@ def test_float32_that_overflows_is_computed_in_float64():
     expected = float(coding_rate(Z.double(), eps_sq=1e-42))
     got = coding_rate(Z.requires_grad_(), eps_sq=1e-42)
     assert got.dtype == torch.float32
-    assert got.item() == pytest.approx(expected, rel=1e-6)
+    assert float(got.detach()) == pytest.approx(expected, rel=1e-6)
     got.backward()
     assert torch.isfinite(Z.grad).all()
     large = 1e30 * random_features(30, 4).float()

@@ -1,0 +1,53 @@
+"""Coding rates: how many nats it takes to code features up to a squared distortion ε².
+
+Pure functions, tensors in and tensors out; nothing here knows of training. Features ``Z`` have
+shape ``(..., m, d)``, one sample a row. A membership says which sample belongs to which of the
+K classes: integer labels ``(m,)``, or a floating matrix ``(m, K)`` whose rows sum to one.
+
+    R(Z)        = ½ logdet(I + d/(m ε²) ZᵀZ)
+    R_k(Z)      = ½ logdet(I + d/(tr Π_k ε²) Zᵀ Π_k Z)
+    R_c(Z, Π)   = Σ_k (tr Π_k / m) R_k
+    ΔR(Z, Π)    = R − R_c  ≥  0
+
+Signals of several channels, ``(m, C, T)`` or ``(m, C, H, W)``, have rates of all their circular
+shifts: the ``shift_invariant_…`` functions.
+
+    vectors.py      the rates of features
+    signals.py      the rates of signals
+    membership.py   what is checked, once, about features and memberships
+    kernels.py      Gram matrices, log-determinants and their gradients
+    precision.py    at least float32, float64 where that fails, or an error that says why
+
+Every rate is differentiable, twice too. A call waits for its device once, for the class sizes,
+and once more without ``num_classes``, or where float32 may not be enough and rates must be looked
+at. Under ``torch.compile`` a call is a graph break: class sizes shape the work, and compiled code
+would be compiled anew for every batch.
+
+Reference: Yu, Chan, You, Song & Ma, "Learning Diverse and Discriminative Representations via the
+Principle of Maximal Coding Rate Reduction", NeurIPS 2020, Sections 2.1 and 2.2. The paper writes
+samples as columns; the determinants are the same.
+"""
+
+from mcr2.rates.signals import (
+    shift_invariant_class_rates,
+    shift_invariant_rate,
+    shift_invariant_rate_reduction,
+)
+from mcr2.rates.vectors import (
+    Rates,
+    class_coding_rates,
+    coding_rate,
+    rate_reduction,
+    rate_reduction_with_expansion,
+)
+
+__all__ = [
+    "Rates",
+    "class_coding_rates",
+    "coding_rate",
+    "rate_reduction",
+    "rate_reduction_with_expansion",
+    "shift_invariant_class_rates",
+    "shift_invariant_rate",
+    "shift_invariant_rate_reduction",
+]

@@ -1,0 +1,535 @@
+"""Where the time goes: Gram matrices of classes, their log-determinants, and both gradients.
+
+Everything here trusts its input. With labels, samples are sorted by class and classes by size, so
+that every class is a run of rows; Gram matrices G = ZᵀZ or ZZᵀ, whichever is cheaper, give rates
+½ logdet(I + cG) by Cholesky factors, and the gradient comes from the same factors:
+
+    ∂/∂Z ½ logdet(I + c ZᵀZ) = c Z (I + c ZᵀZ)⁻¹ = c (I + c ZZᵀ)⁻¹ Z
+
+With a membership matrix every class has all samples, and a d × d moment. Features may be complex
+(spectra of signals): Zᵀ is the conjugate transpose throughout. Leading dimensions are independent
+problems with the same membership.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+# What one more bucket costs in overhead, counted in floating-point operations: padding that
+# costs less than this is cheaper than another round of kernels.
+_OVERHEAD = {"cpu": 4e6}
+_OVERHEAD_ELSEWHERE = 1e9
+# A matrix product of this many multiplications hides the cost of a call of its own.
+_WORTH_A_CALL = 2.5e5
+# Factoring and inverting n³/2 multiplications' worth runs at about this fraction of the speed of
+# a matrix product.
+_FACTOR_SLOWNESS = 8
+# Below this dimension the panels of a symmetric product are too narrow to gain.
+_WORTH_PANELS = 128
+# Up to this size LAPACK's upper factor is the faster one.
+_UPPER_UP_TO = 256
+# Numbers that soft class moments may hold at once.
+_CHUNK = 2**22
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Classes of similar size, worked on together: a run of rows of the reordered features.
+
+    Attributes:
+        rows: their samples.
+        classes: their ranks by size.
+        sizes: samples of each.
+        by_features: whether their Gram is ZᵀZ (d × d) rather than ZZᵀ (n × n).
+        slots: where each row goes in a zero-padded (classes · largest size) block; None where
+            the rows are such a block already, or where each class gets products of its own.
+    """
+
+    rows: slice
+    classes: slice
+    sizes: list[int]
+    by_features: bool
+    slots: Tensor | None
+
+    @property
+    def each_alone(self) -> bool:
+        """Whether the classes differ in size and are not padded."""
+        return self.slots is None and self.sizes[0] != self.sizes[-1]
+
+    def blocks(self, X: Tensor) -> Tensor:
+        """Cut rows (..., m, d) into (..., classes, n, d), padded with zeros."""
+        rows = X[..., self.rows, :]
+        K, n = len(self.sizes), self.sizes[-1]
+        if self.slots is not None:
+            space = rows.new_zeros(*rows.shape[:-2], K * n, rows.shape[-1])
+            rows = space.index_copy(-2, self.slots, rows)
+        return rows.reshape(*rows.shape[:-2], K, n, rows.shape[-1])
+
+    def runs(self, X: Tensor) -> list[Tensor]:
+        """Cut rows (..., m, d) into (..., n, d), one class each."""
+        return list(torch.split(X[..., self.rows, :], self.sizes, dim=-2))
+
+    def rows_of(self, blocks: Tensor) -> Tensor:
+        """Undo :meth:`blocks`."""
+        rows = blocks.flatten(-3, -2)
+        return rows if self.slots is None else rows.index_select(-2, self.slots)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Samples sorted by class and classes by size, in buckets; made from labels alone.
+
+    Attributes:
+        order: the sample in each row of the reordered features, ``(m,)``.
+        class_order: the class at each place of the order of sizes, ``(K,)``; None where classes
+            ascend in size as they are.
+        counts: samples per class, in that order, ``(K,)``, on the device.
+        absent: how many classes have no sample; they come first.
+        buckets: the others.
+    """
+
+    order: Tensor
+    class_order: Tensor | None
+    counts: Tensor
+    absent: int
+    buckets: list[Bucket]
+
+
+def group(
+    ordered: Tensor, order: Tensor, counts: Tensor, sizes: list[int], d: int, *, total: bool
+) -> Groups:
+    """Plan the work on features of d dimensions.
+
+    Args:
+        ordered: sorted labels in [0, K), ``(m,)``.
+        order: the sample that each belongs to, ``(m,)``.
+        counts: samples per class, ``(K,)``.
+        sizes: ``counts`` on the host.
+        d: the features' dimension.
+        total: whether the Gram of all samples is wanted too.
+    """
+    m, device = len(ordered), ordered.device
+    class_order = None
+    if any(a > b for a, b in pairwise(sizes)):
+        counts, class_order = counts.sort(stable=True)
+        sizes = sorted(sizes)
+        ordered, again = _inverse_permutation(class_order)[ordered].sort(stable=True)
+        order = order[again]
+
+    absent = sizes.count(0)
+    bounds = _bounds(sizes, absent, d, m, total, _OVERHEAD.get(device.type, _OVERHEAD_ELSEWHERE))
+    buckets, row, within = [], 0, None
+    for first, stop, by_features in bounds:
+        own = sizes[first:stop]
+        rows = slice(row, row + sum(own))
+        row = rows.stop
+        slots = None
+        alone = by_features and _worth_a_call(own[0], d)
+        if own[0] != own[-1] and not alone:
+            if within is None:
+                position = torch.arange(m, device=device)
+                within = position - (counts.cumsum(0) - counts)[ordered]
+            slots = (ordered[rows] - first) * own[-1] + within[rows]
+        buckets.append(Bucket(rows, slice(first, stop), own, by_features, slots))
+    return Groups(order, class_order, counts, absent, buckets)
+
+
+def _bounds(
+    sizes: list[int], absent: int, d: int, m: int, total: bool, overhead: float
+) -> list[tuple[int, int, bool]]:
+    """Cut ascending class sizes into buckets: (first, stop, by_features)."""
+    bounds: list[tuple[int, int, bool]] = []
+    first = stop = absent
+    previous, waste, kind = 0, 0.0, (False, False)
+    for n, classes in Counter(sizes[absent:]).items():
+        before, kind = kind, (_by_features(n, d, m, total), _worth_a_call(n, d))
+        if not kind[0]:
+            waste += 4 * (stop - first) * (n * n - previous * previous) * d
+        elif not kind[1]:  # large ones of this side are not padded
+            waste += 4 * (stop - first) * (n - previous) * d * d
+        if stop > first and (waste > overhead or (kind[0] and kind != before)):
+            bounds.append((first, stop, before[0]))
+            first, waste = stop, 0.0
+        stop += classes
+        previous = n
+    if stop > first:
+        bounds.append((first, stop, kind[0]))
+    return bounds
+
+
+def _inverse_permutation(order: Tensor) -> Tensor:
+    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+
+
+def _worth_a_call(n: int, d: int) -> bool:
+    return n * d * d >= _WORTH_A_CALL
+
+
+def _by_features(n: int, d: int, m: int, total: bool) -> bool:
+    """Whether a class of n samples is cheaper through its d × d Gram.
+
+    By itself it is where n ≥ d. Where the Gram of all samples is wanted, d × d Grams of classes
+    add up to it and share its backward product, so that only their factors cost extra, while the
+    n × n way pays two products of n²d beside its smaller factor.
+    """
+    if not total:
+        return n >= d
+    if m < d:
+        return False
+    factors = _FACTOR_SLOWNESS / 2 * (d**3 - n**3)
+    return factors <= 2 * n * n * d
+
+
+def grouped_rates(
+    Z: Tensor, groups: Groups | None, eps_sq: float, totals: Sequence[float]
+) -> tuple[Tensor, ...]:
+    """Rates of features (..., m, d) with labels.
+
+    Args:
+        Z: the features.
+        groups: the plan made from the labels, or None for the rate of all samples alone.
+        eps_sq: ε² of the class rates.
+        totals: ε² of each rate of all samples that is wanted.
+
+    Returns:
+        R ``(...)`` for each of ``totals``, then R_k ``(..., K)`` if there are groups; NaN where
+        a factor does not exist.
+    """
+    return _GroupedRates.apply(Z, groups, eps_sq, totals)  # type: ignore[no-any-return]
+
+
+class _GroupedRates(Function):
+    """One product a Gram forward; backward one product with all that multiplies a class.
+
+    dZ_k = Z_k (S + S_k) where S, the total's gS c (I + cG)⁻¹, and S_k, the class's, are both
+    d × d, and Z_k S + S_k Z_k where the class's is n × n.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, Z: Tensor, groups: Groups | None, eps_sq: float, totals: Sequence[float]
+    ) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        X = Z if groups is None else Z.index_select(-2, groups.order)
+        factors: list[Tensor] = []
+
+        def rate(gram: Tensor, scale: float | Tensor) -> Tensor:
+            factor, logs = _factor(gram, scale)
+            factors.append(factor)
+            return logs
+
+        rates = _rates_of_runs(X, groups, eps_sq, totals, rate)
+        ctx.save_for_backward(Z, X, *factors)
+        ctx.given = groups, eps_sq, totals
+        return rates
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        if all(g is None for g in grads):
+            return None, None, None, None
+        Z, X, *factors = ctx.saved_tensors
+        with full_precision(Z):
+            if torch.is_grad_enabled():
+                gradient = _differentiable_gradient(Z, grads, *ctx.given)
+            else:
+                gradient = _gradient(X, factors, grads, *ctx.given)
+        return gradient, None, None, None
+
+
+def _rates_of_runs(
+    X: Tensor,
+    groups: Groups | None,
+    eps_sq: float,
+    totals: Sequence[float],
+    rate: Callable[[Tensor, float | Tensor], Tensor],
+) -> tuple[Tensor, ...]:
+    """Rates of reordered features by way of ``rate(G, c)`` = ½ logdet(I + cG)."""
+    m, d = X.shape[-2:]
+    buckets = [] if groups is None else groups.buckets
+    of_all, of_classes = _grams(X, buckets, total=bool(totals))
+    rates = [] if of_all is None else [rate(of_all, d / (m * e)) for e in totals]
+    if groups is None:
+        return tuple(rates)
+    by_size = [
+        rate(gram, _scale(groups, bucket, d, eps_sq, X))
+        for bucket, gram in zip(buckets, of_classes, strict=True)
+    ]
+    if groups.absent:
+        shape = (*X.shape[:-2], groups.absent)
+        by_size.insert(0, torch.zeros(shape, dtype=X.dtype.to_real(), device=X.device))
+    class_rates = by_size[0] if len(by_size) == 1 else torch.cat(by_size, dim=-1)
+    if groups.class_order is not None:
+        class_rates = class_rates.index_select(-1, _inverse_permutation(groups.class_order))
+    return (*rates, class_rates)
+
+
+def _scale(groups: Groups, bucket: Bucket, d: int, eps_sq: float, X: Tensor) -> float | Tensor:
+    """c = d/(n ε²) of a bucket's classes, (classes, 1, 1) where they differ."""
+    if bucket.sizes[0] == bucket.sizes[-1]:
+        return d / (bucket.sizes[0] * eps_sq)
+    counts = groups.counts[bucket.classes].to(X.dtype.to_real())
+    return (d / eps_sq / counts)[:, None, None]
+
+
+def _grams(
+    X: Tensor, buckets: Sequence[Bucket], *, total: bool
+) -> tuple[Tensor | None, list[Tensor]]:
+    """Gram matrices of reordered features (..., m, d), on the cheaper side each.
+
+    Returns:
+        That of all samples, (..., d, d) or (..., m, m) where m < d, if ``total``; and for each
+        bucket those of its classes, (..., classes, d, d) or (..., classes, n, n).
+    """
+    grams = []
+    for bucket in buckets:
+        if bucket.each_alone:
+            grams.append(torch.stack([_gram(run) for run in bucket.runs(X)], dim=-3))
+        else:
+            blocks = bucket.blocks(X)
+            grams.append(_gram(blocks) if bucket.by_features else blocks @ blocks.mH)
+    if not total:
+        return None, grams
+    m, d = X.shape[-2:]
+    if m < d:
+        return X @ X.mH, grams
+    summands = [g.sum(-3) for g, b in zip(grams, buckets, strict=True) if b.by_features]
+    rest = _rows_by_samples(buckets, m)
+    if rest:
+        summands.append(_gram(X[..., :rest, :]))
+    return sum(summands[1:], start=summands[0]), grams
+
+
+def _rows_by_samples(buckets: Sequence[Bucket], m: int) -> int:
+    """Count the first rows, whose classes have n × n Grams; all of them without classes."""
+    return next((b.rows.start for b in buckets if b.by_features), m)
+
+
+def _gram(X: Tensor) -> Tensor:
+    """XᵀX (..., d, d); on the CPU only the blocks on and above its diagonal are multiplied."""
+    d = X.shape[-1]
+    alone = X.dim() == 2 and X.device.type == "cpu" and not torch.is_grad_enabled()
+    if not alone or d < _WORTH_PANELS:
+        return X.mH @ X
+    gram = X.new_empty(d, d)
+    width = -(-d // 4)  # of four panels, 10/16 of the work
+    for i in range(0, d, width):
+        j = min(i + width, d)
+        torch.mm(X[:, i:j].mH, X[:, i:], out=gram[i:j, i:])
+        gram[j:, i:j] = gram[i:j, j:].mH
+    return gram
+
+
+def _factor(gram: Tensor, scale: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Return a triangular factor of I + cG, upper or lower, and ½ logdet; NaN where none is."""
+    shifted = gram * scale
+    diagonal = shifted.diagonal(dim1=-2, dim2=-1)
+    diagonal.add_(1)
+    factor, info = torch.linalg.cholesky_ex(shifted, upper=_is_upper(gram))
+    pivots = factor.diagonal(dim1=-2, dim2=-1)
+    logs: Tensor = (pivots.real if pivots.is_complex() else pivots).log().sum(-1)
+    return factor, logs.masked_fill(info != 0, math.nan)
+
+
+def _inverse(factor: Tensor, weight: float | Tensor) -> Tensor:
+    """Return the weight (..., 1, 1) times (I + cG)⁻¹ from its factor."""
+    return torch.cholesky_inverse(factor, upper=_is_upper(factor)).mul_(weight)
+
+
+def _is_upper(matrix: Tensor) -> bool:
+    return matrix.shape[-1] <= _UPPER_UP_TO
+
+
+def _gradient(
+    X: Tensor,
+    factors: list[Tensor],
+    grads: tuple[Tensor | None, ...],
+    groups: Groups | None,
+    eps_sq: float,
+    totals: Sequence[float],
+) -> Tensor:
+    """The gradient with respect to the features as they were before their reordering."""
+    m, d = X.shape[-2:]
+    of_totals = grads[: len(totals)]
+    shared: Tensor | None = None
+    for factor, g, e in zip(factors, of_totals, totals, strict=False):
+        if g is not None:
+            part = _inverse(factor, g[..., None, None] * (d / (m * e)))
+            shared = part if shared is None else shared.add_(part)
+    buckets = [] if groups is None else groups.buckets
+    rest = _rows_by_samples(buckets, m)
+    # First what the total gives to classes on the other side, then what they add to it.
+    if shared is None:
+        base = torch.zeros_like(X[..., :rest, :])
+    else:
+        base = shared @ X if m < d else X[..., :rest, :] @ shared
+    if groups is None:
+        return base
+
+    of_classes = grads[-1]
+    if of_classes is not None and groups.class_order is not None:
+        of_classes = of_classes.index_select(-1, groups.class_order)
+    pieces = [base] if rest else []
+    for bucket, factor in zip(buckets, factors[len(totals) :], strict=True):
+        own = None
+        if of_classes is not None:
+            weight = of_classes[..., bucket.classes, None, None]
+            own = _inverse(factor, weight * _scale(groups, bucket, d, eps_sq, X))
+        if not bucket.by_features:
+            if own is not None:
+                _add_product(base[..., bucket.rows, :], own, bucket, X)
+            continue
+        if own is None:
+            own = X.new_zeros(*X.shape[:-2], len(bucket.sizes), d, d)
+        if shared is not None:
+            own += shared.unsqueeze(-3)
+        if bucket.each_alone:
+            pairs = zip(bucket.runs(X), own.unbind(-3), strict=True)
+            pieces += [run @ matrix for run, matrix in pairs]
+        else:
+            pieces.append(bucket.rows_of(bucket.blocks(X) @ own))
+    rows = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-2)
+    return torch.empty_like(rows).index_copy_(-2, groups.order, rows)
+
+
+def _add_product(rows: Tensor, own: Tensor, bucket: Bucket, X: Tensor) -> None:
+    """Add S_k Z_k of a bucket's classes to their rows, in place."""
+    blocks = bucket.blocks(X)
+    if bucket.slots is None and X.dim() == 2:
+        rows.view(blocks.shape).baddbmm_(own, blocks)
+    else:
+        rows += bucket.rows_of(own @ blocks)
+
+
+def _differentiable_gradient(
+    Z: Tensor,
+    grads: tuple[Tensor | None, ...],
+    groups: Groups | None,
+    eps_sq: float,
+    totals: Sequence[float],
+) -> Tensor:
+    """The same as a differentiable function of features and of ``grads``, slower."""
+    X = Z if groups is None else Z.index_select(-2, groups.order)
+    rates = _rates_of_runs(X, groups, eps_sq, totals, half_logdet)
+    wanted = [(r, g) for r, g in zip(rates, grads, strict=True) if g is not None]
+    outputs, weights = zip(*wanted, strict=True)
+    return torch.autograd.grad(outputs, Z, weights, create_graph=True)[0]
+
+
+def half_logdet(gram: Tensor, scale: float | Tensor) -> Tensor:
+    """½ logdet(I + c G) of Hermitian positive semidefinite G (..., n, n); NaN where it fails.
+
+    Args:
+        gram: G.
+        scale: c, a number or real ``(..., 1, 1)``, constant.
+    """
+    return _HalfLogdet.apply(gram, scale)  # type: ignore[no-any-return]
+
+
+class _HalfLogdet(Function):
+    """Its gradient, ½c (I + cG)⁻¹, comes from the factor that the value did."""
+
+    @staticmethod
+    def forward(ctx: Any, gram: Tensor, scale: float | Tensor) -> Tensor:
+        factor, logs = _factor(gram, scale)
+        ctx.save_for_backward(gram, factor)
+        ctx.scale = scale
+        return logs
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        gram, factor = ctx.saved_tensors
+        weight = grads[0][..., None, None] * (ctx.scale / 2)
+        if not torch.is_grad_enabled():
+            return _inverse(factor, weight), None
+        # Slower, and a differentiable function of G.
+        eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+        return torch.linalg.inv(eye + ctx.scale * gram) * weight, None
+
+
+class _WeightedMoments(Function):
+    """Zᵀ diag(w_k) Z for each column of weights, a few classes at a time.
+
+    Held at once is m · d times as many classes as fit into a fixed space, whatever K; backward
+    one product Y_k = 2 Z S_k serves both gradients, w_k ∘ Y_k and ½ Re Σ_e Ȳ_k ∘ Z.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, Z: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(Z, weights)
+        return torch.cat(
+            [
+                torch.einsum("mk,...md,...me->...kde", w.to(Z.dtype), Z.conj(), Z)
+                for w in torch.split(weights, _classes_at_once(Z), dim=1)
+            ],
+            dim=-3,
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        with full_precision(grads[0]):
+            return _WeightedMoments._gradients(ctx, grads[0])
+
+    @staticmethod
+    def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        Z, weights = ctx.saved_tensors
+        S = grad + grad.mH
+        step = _classes_at_once(Z)
+        of_features: Tensor | None = None
+        of_weights = []
+        columns, matrices = torch.split(weights, step, dim=1), torch.split(S, step, dim=-3)
+        for w, s in zip(columns, matrices, strict=True):
+            Y = torch.einsum("...md,...kde->...mke", Z, s)
+            if ctx.needs_input_grad[0]:
+                part = torch.einsum("mk,...mke->...me", w.to(Z.dtype), Y)
+                of_features = part if of_features is None else of_features + part
+            if ctx.needs_input_grad[1]:
+                part = torch.einsum("...mke,...me->...mk", Y, Z.conj()) / 2
+                part = part.real if part.is_complex() else part
+                of_weights.append(part.sum_to_size(w.shape) if part.dim() > 2 else part)
+        return of_features, torch.cat(of_weights, dim=1) if of_weights else None
+
+
+def weighted_moments(Z: Tensor, weights: Tensor) -> Tensor:
+    """Σ_i w_ik z̄_i z_iᵀ, (..., K, d, d), for features (..., m, d) and real weights (m, K)."""
+    return _WeightedMoments.apply(Z, weights)  # type: ignore[no-any-return]
+
+
+def _classes_at_once(Z: Tensor) -> int:
+    return max(1, _CHUNK // max(Z.numel(), 1))
+
+
+def weighted_rates(
+    X: Tensor, weights: Tensor, eps_sq: float, totals: Sequence[float]
+) -> tuple[Tensor, ...]:
+    """Rates as :func:`grouped_rates`' for a membership (m, K), differentiable in both.
+
+    R comes from a product of its own: it does not depend on the membership, whose rows sum to
+    one only on the simplex, and gradients do not know that they must stay there.
+    """
+    d = X.shape[-1]
+    weights = weights.to(X.dtype.to_real())
+    mass = weights.sum(0)
+    # Divided before the product: a class of mass 1e-40 has an ordinary second moment, while its
+    # Gram would vanish. An absent class is taken out of the graph, or its moment, which has no
+    # limit at mass zero, would hand the membership a gradient.
+    present = mass > 0
+    weights = torch.where(present, weights / mass.where(present, torch.ones_like(mass)), 0.0)
+    class_rates = half_logdet(weighted_moments(X, weights), d / eps_sq)
+    return (*grouped_rates(X, None, eps_sq, totals), class_rates) if totals else (class_rates,)
+
+
+def full_precision(X: Tensor) -> AbstractContextManager[Any]:
+    """Keep autocast, where it is on, from taking products in half precision."""
+    if torch.is_autocast_enabled(X.device.type):
+        return torch.autocast(X.device.type, enabled=False)
+    return nullcontext()
