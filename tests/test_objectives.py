@@ -1,4 +1,4 @@
-"""The contract of an objective, and the two losses that the project compares."""
+"""The contract of an objective, the two losses that the project compares, and their relatives."""
 
 import math
 import re
@@ -11,7 +11,16 @@ from torch import nn
 import ce_baseline
 from ce_baseline import CrossEntropy
 from mcr2 import objectives
-from mcr2.objectives import Context, Objective, RateReduction
+from mcr2.objectives import (
+    Context,
+    Objective,
+    OrthogonalLowRank,
+    RateReduction,
+    TotalCodingRate,
+    VariationalRateReduction,
+)
+from mcr2.objectives.low_rank import nuclear_norm
+from mcr2.objectives.variational import shrink
 
 
 def batch(m: int = 24, d: int = 5, K: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
@@ -136,7 +145,16 @@ def test_a_loss_that_returns_something_else_is_refused_by_name(returned, message
         (torch.ones(4, 2), torch.tensor([0, 1, 2, -100]), ValueError, "from -100 to 2"),
     ],
 )
-@pytest.mark.parametrize("objective", [RateReduction(3), CrossEntropy(3, 2)])
+@pytest.mark.parametrize(
+    "objective",
+    [
+        RateReduction(3),
+        CrossEntropy(3, 2),
+        VariationalRateReduction(3, 2),
+        TotalCodingRate(3),
+        OrthogonalLowRank(3),
+    ],
+)
 def test_bad_batches_are_named(objective, features, labels, error, message):
     with pytest.raises(error, match=re.escape(message)):
         objective(features, labels)
@@ -151,6 +169,16 @@ def test_bad_batches_are_named(objective, features, labels, error, message):
         (lambda: RateReduction(3, gamma1=-1), ValueError, "gamma1 is -1"),
         (lambda: RateReduction(3, gamma2=math.nan), ValueError, "gamma2 is nan"),
         (lambda: RateReduction(3, gamma2="1"), TypeError, "gamma2 must be a number, not str"),
+        (lambda: RateReduction(3, eps_sq=True), TypeError, "eps_sq must be a number, not bool"),
+        (lambda: TotalCodingRate(3, eps_sq=-1), ValueError, "eps_sq is -1; it must be positive"),
+        (lambda: OrthogonalLowRank(3, delta=-1), ValueError, "delta is -1; it must be non-neg"),
+        (lambda: OrthogonalLowRank(3, delta="0"), TypeError, "delta must be a number, not str"),
+        (lambda: VariationalRateReduction(3, 0), ValueError, "feature_dim is 0"),
+        (lambda: VariationalRateReduction(3, 5.0), TypeError, "feature_dim must be an integer"),
+        (lambda: VariationalRateReduction(3, 5, eps_sq=0), ValueError, "eps_sq is 0"),
+        (lambda: VariationalRateReduction(3, 5, penalty=math.inf), ValueError, "penalty is inf"),
+        (lambda: VariationalRateReduction(3, 5, components=0), ValueError, "components is 0"),
+        (lambda: VariationalRateReduction(3, 5, latch_every=0), ValueError, "latch_every is 0"),
         (lambda: CrossEntropy(3, 0), ValueError, "feature_dim is 0"),
         (lambda: CrossEntropy(3, 2.0), TypeError, "feature_dim must be an integer, not float"),
         (lambda: CrossEntropy(3, 2, label_smoothing=1), ValueError, "label_smoothing is 1"),
@@ -163,7 +191,12 @@ def test_bad_arguments_are_named(make, error, message):
 
 
 def test_objectives_are_named_in_visible_dictionaries():
-    assert {"mcr2": RateReduction} == objectives.OBJECTIVES
+    assert {
+        "mcr2": RateReduction,
+        "vmcr2": VariationalRateReduction,
+        "tcr": TotalCodingRate,
+        "ole": OrthogonalLowRank,
+    } == objectives.OBJECTIVES
     assert {"ce": CrossEntropy} == ce_baseline.OBJECTIVES
 
 
@@ -234,6 +267,244 @@ def test_descending_on_the_loss_separates_the_classes():
     assert 0.98 * best < float(terms["reduction"]) <= best * (1 + 1e-9)
     Z = objective.embed(raw).detach()
     assert (Z[y == 0] @ Z[y == 1].T).abs().max() < 0.05
+
+
+# --- V-MCR² -------------------------------------------------------------------------------------
+
+
+def class_moments(Z: torch.Tensor, y: torch.Tensor, K: int) -> list[np.ndarray]:
+    """Z_kᵀZ_k / n_k, zero for an absent class."""
+    Z, y = Z.numpy(), y.numpy()
+    return [Z[y == k].T @ Z[y == k] / max((y == k).sum(), 1) for k in range(K)]
+
+
+def half_logdet(S: np.ndarray, c: float) -> float:
+    return float(np.linalg.slogdet(np.eye(len(S)) + c * S)[1] / 2)
+
+
+def test_any_factorisation_bounds_the_rate_and_eigenvectors_attain_it():
+    rng = np.random.default_rng(0)
+    c = 7.0
+    for d, atoms in [(3, 3), (4, 9), (6, 20)]:
+        U = rng.normal(size=(atoms, d))
+        U /= np.linalg.norm(U, axis=1, keepdims=True)
+        a = rng.exponential(size=atoms) * (rng.random(atoms) < 0.7)
+        S = (U.T * a) @ U
+        values = np.linalg.eigvalsh(S)
+        bound = np.log1p(c * a).sum() / 2
+        assert half_logdet(S, c) <= bound * (1 + 1e-12)
+        assert np.log1p(c * values.clip(0)).sum() / 2 == pytest.approx(half_logdet(S, c))
+
+
+def test_shrinkage_is_the_minimiser_found_by_a_grid():
+    sigma = torch.tensor([0.0, 1e-3, 0.02, 0.1, 0.4, 1.0], dtype=torch.float64)
+    for c, penalty in [(128.0, 100.0), (128.0, 1000.0), (10.0, 5.0), (3.0, 1e5)]:
+        a = np.linspace(0, 1.2, 1_200_001)
+        for s, found in zip(sigma.tolist(), shrink(sigma, c, penalty).tolist(), strict=True):
+            cost = np.log1p(c * a) / 2 + penalty / 2 * (a - s) ** 2
+            assert found == pytest.approx(a[cost.argmin()], abs=2e-6)
+
+
+@pytest.mark.parametrize("penalty", [30.0, 1e3, 1e9])
+def test_latched_the_variational_loss_is_the_moreau_envelope_of_mcr2(penalty):
+    raw, y = batch(40, 6, 3)
+    K, d, eps_sq = 4, 6, 0.4
+    objective = VariationalRateReduction(K, d, eps_sq=eps_sq, penalty=penalty).double().eval()
+    Z = objective.embed(raw)
+    objective.on_epoch(Z, y)
+    loss, terms = objective(Z, y)
+
+    c, m = d / eps_sq, len(y)
+    envelope, bound, exact = 0.0, 0.0, 0.0
+    for k, S in enumerate(class_moments(Z, y, K)):
+        share = float((y == k).sum()) / m
+        exact += share * half_logdet(S, c)
+        grid = np.linspace(0, 1, 200_001)
+        for s in np.linalg.eigvalsh(S).clip(0):
+            cost = np.log1p(c * grid) / 2 + penalty / 2 * (grid - s) ** 2
+            if penalty < 1e6:
+                envelope += share * cost.min()
+                bound += share * np.log1p(c * grid[cost.argmin()]) / 2
+            else:  # the penalty leaves nothing to shrink
+                envelope += share * np.log1p(c * s) / 2
+                bound = envelope
+    rate = half_logdet(Z.numpy().T @ Z.numpy() / m, c)
+    assert float(terms["rate"]) == pytest.approx(rate)
+    assert loss.item() == pytest.approx(envelope - rate, abs=1e-5)
+    assert float(terms["bound"]) == pytest.approx(bound, abs=2e-3)
+    assert loss.item() <= exact - rate + 1e-9
+    if penalty > 1e6:
+        mcr2 = RateReduction(K, eps_sq=eps_sq)(Z, y)[0]
+        assert loss.item() == pytest.approx(mcr2.item(), rel=1e-6)
+
+
+def test_latched_the_variational_gradient_tends_to_that_of_mcr2():
+    raw, y = batch(40, 6, 3)
+    raw.requires_grad_()
+    objective = VariationalRateReduction(3, 6, penalty=1e8).double().eval()
+    Z = objective.embed(raw)
+    objective.on_epoch(Z.detach(), y)
+    (ours,) = torch.autograd.grad(objective(Z, y)[0], raw, retain_graph=True)
+    (exact,) = torch.autograd.grad(RateReduction(3)(Z, y)[0], raw)
+    torch.testing.assert_close(ours, exact, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("components", [2, 20])
+def test_the_variational_loss_is_its_formula_wherever_dictionary_and_features_are(components):
+    raw, y = batch(30, 5, 3)
+    objective = VariationalRateReduction(4, 5, penalty=50, components=components).double().eval()
+    Z = objective.embed(raw)
+    other = objective.embed(batch(60, 5, 3)[0])
+    objective.on_epoch(other, batch(60, 5, 3)[1])
+    loss, terms = objective(Z, y)
+
+    c = 5 / 0.5
+    bound, mismatch = 0.0, 0.0
+    for k, S in enumerate(class_moments(Z, y, 4)):
+        U, a = objective.dictionary[k].numpy(), objective.coefficients[k].numpy()
+        np.testing.assert_allclose(U @ U.T, np.eye(len(U)), atol=1e-10)
+        share = float((y == k).sum()) / len(y)
+        bound += share * np.log1p(c * a).sum() / 2
+        mismatch += share * ((S - (U.T * a) @ U) ** 2).sum()
+    assert float(terms["bound"]) == pytest.approx(bound)
+    assert float(terms["mismatch"]) == pytest.approx(mismatch)
+    rate = half_logdet(Z.numpy().T @ Z.numpy() / 30, c)
+    assert loss.item() == pytest.approx(bound + 25 * mismatch - rate)
+    assert torch.autograd.gradcheck(
+        lambda raw: objective(objective.embed(raw), y)[0], (raw.requires_grad_(),)
+    )
+
+
+def test_steps_bring_the_dictionary_to_where_latching_would():
+    raw, y = batch(60, 6, 3)
+    latched, following = (
+        VariationalRateReduction(3, 6, penalty=300, components=3).double() for _ in range(2)
+    )
+    Z = latched.embed(raw)
+    latched.on_epoch(Z, y)
+    target = latched.eval()(Z, y)[0]
+    losses = [following(Z, y)[0].item() for _ in range(200)]
+    assert losses[0] > target + 1e-3
+    assert losses[-1] == pytest.approx(target.item(), abs=1e-6)
+    before = {k: v.clone() for k, v in latched.state_dict().items()}
+    latched(Z, y)  # in evaluation mode nothing moves
+    assert all(torch.equal(v, latched.state_dict()[k]) for k, v in before.items())
+
+
+def test_an_absent_class_keeps_its_atoms_and_costs_nothing():
+    raw, y = batch(30, 5, 3)
+    objective = VariationalRateReduction(4, 5).double()
+    Z = objective.embed(raw)
+    objective.on_epoch(Z, y)
+    atoms, coefficients = objective.dictionary[2].clone(), objective.coefficients[2].clone()
+    loss, _ = objective(Z[y != 2], y[y != 2])
+    assert torch.isfinite(loss)
+    assert torch.equal(objective.dictionary[2], atoms)
+    assert torch.equal(objective.coefficients[2], coefficients)
+
+
+def test_the_dictionary_is_no_parameter_and_latched_when_it_is_time():
+    objective = VariationalRateReduction(3, 5, latch_every=2).double()
+    assert objective.param_groups() == []
+    assert {"dictionary", "coefficients", "epoch"} == objective.state_dict().keys()
+    raw, y = batch(30, 5, 3)
+    wanted = []
+    for epoch in range(5):
+        wanted.append(objective.needs_epoch_features)
+        objective(objective.embed(raw), y, Context(epoch=epoch))
+    assert wanted == [True, False, True, False, True]
+    before = objective.dictionary.clone()
+    objective.on_epoch(torch.full((30, 5), math.nan).double(), y)
+    assert torch.equal(objective.dictionary, before)
+    with pytest.raises(ValueError, match="finite"):
+        objective(torch.full((30, 5), math.nan).double(), y)
+
+
+# --- total coding rate --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("m, d", [(24, 5), (5, 24)])
+def test_the_total_coding_rate_ignores_labels(m, d):
+    raw, y = batch(m, d)
+    objective = TotalCodingRate(3, eps_sq=0.3)
+    Z = objective.embed(raw)
+    loss, terms = objective(Z, y)
+    expected = half_logdet(Z.numpy().T @ Z.numpy() / m, d / 0.3)
+    assert loss.item() == pytest.approx(-expected)
+    assert float(terms["rate"]) == pytest.approx(expected)
+    assert torch.equal(objective(Z, torch.zeros_like(y))[0], loss)
+    # Its least value is where the second moment is I/d.
+    even = torch.eye(d, dtype=torch.float64)
+    best = -d / 2 * math.log(1 + 1 / 0.3)
+    assert objective(even, torch.zeros(d).long())[0].item() == pytest.approx(best)
+    assert loss.item() > best
+
+
+def test_the_total_coding_rates_gradient_reaches_raw_features():
+    raw, y = batch(8, 3)
+    objective = TotalCodingRate(3)
+    assert torch.autograd.gradcheck(
+        lambda raw: objective(objective.embed(raw), y)[0], (raw.requires_grad_(),)
+    )
+
+
+# --- orthogonal low rank ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("delta", [0.0, 1.0, 5.0])
+@pytest.mark.parametrize("m, d", [(24, 5), (5, 24)])
+def test_ole_is_the_papers(m, d, delta):
+    raw, y = batch(m, d)
+    objective = OrthogonalLowRank(4, delta=delta)  # the fourth class is absent
+    Z = objective.embed(raw)
+    loss, terms = objective(Z, y)
+
+    def norm(X):
+        return np.linalg.norm(X, "nuc")
+
+    X = Z.numpy()
+    classes = sum(max(delta, norm(X[y.numpy() == k])) for k in range(3))
+    assert float(terms["class_norm"]) == pytest.approx(classes / m)
+    assert float(terms["total_norm"]) == pytest.approx(norm(X) / m)
+    assert loss.item() == pytest.approx((classes - norm(X)) / m)
+    assert loss.item() >= 0
+    assert torch.autograd.gradcheck(
+        lambda raw: objective(objective.embed(raw), y)[0], (raw.requires_grad_(),)
+    )
+
+
+def test_ole_vanishes_exactly_where_classes_are_orthogonal():
+    y = torch.arange(30) % 3
+    rows = torch.randn(30, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    blocks = torch.zeros(30, 6, dtype=torch.float64)
+    for k in range(3):
+        blocks[y == k, 2 * k : 2 * k + 2] = rows[y == k]
+    objective = OrthogonalLowRank(3)
+    Z = objective.embed(blocks)
+    assert objective(Z, y)[0].item() == pytest.approx(0, abs=1e-12)
+    turned = Z @ torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64))[0]
+    assert objective(turned, y)[0].item() == pytest.approx(0, abs=1e-12)
+    assert objective(Z, y.sort().values)[0].item() > 0.01
+
+
+def test_the_subgradient_of_the_nuclear_norm_leaves_the_null_space_alone():
+    generator = torch.Generator().manual_seed(0)
+    U = torch.linalg.qr(torch.randn(8, 8, generator=generator))[0][:, :2]
+    V = torch.linalg.qr(torch.randn(5, 5, generator=generator))[0][:, :2]
+    Z = (U @ torch.diag(torch.tensor([3.0, 1.0])) @ V.T).requires_grad_()  # rank 2, and rounding
+    value = nuclear_norm(Z)
+    value.backward()
+    assert value.item() == pytest.approx(4)
+    torch.testing.assert_close(Z.grad, U @ V.T, atol=1e-5, rtol=0)
+    zero = torch.zeros(4, 3, requires_grad=True)
+    nuclear_norm(zero).backward()
+    assert not zero.grad.any()
+
+
+def test_ole_refuses_features_that_are_not_finite():
+    Z = torch.tensor([[1.0, 0.0], [math.nan, 0.0]])
+    with pytest.raises(ValueError, match="finite"):
+        OrthogonalLowRank(2)(Z, torch.tensor([0, 1]))
 
 
 # --- cross-entropy ------------------------------------------------------------------------------

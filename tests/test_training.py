@@ -14,7 +14,7 @@ from ce_baseline import CrossEntropy
 from mcr2.backbones import BACKBONES
 from mcr2.data import Augmentation, Split, batches
 from mcr2.evaluation import evaluate
-from mcr2.objectives import Objective, RateReduction
+from mcr2.objectives import Objective, RateReduction, VariationalRateReduction
 from mcr2.records import load_tensors
 from mcr2.training import (
     SCHEDULES,
@@ -291,6 +291,16 @@ def test_only_parameters_that_an_objective_exempts_keep_from_decaying(optimizer)
     train(flat(), loss, SPLIT, settings)
     assert torch.equal(loss.exempt, torch.ones(2))
     torch.testing.assert_close(loss.decayed.data, torch.full((2,), (1 - 0.1 * 0.5) ** 6))
+
+
+def test_weight_decay_leaves_a_variational_dictionary_alone():
+    """Its atoms keep unit norm and follow the features, however strong the decay."""
+    loss = VariationalRateReduction(K, D)
+    settings = config(epochs=2, lr=0.1, weight_decay=0.9, schedule="constant")
+    train(network(), loss, SPLIT, settings)
+    grams = loss.dictionary @ loss.dictionary.mT
+    torch.testing.assert_close(grams, torch.eye(D).expand(K, D, D), atol=1e-5, rtol=0)
+    assert loss.coefficients.sum(1).min() > 0.5  # of unit-norm features, close to one
 
 
 def test_every_parameter_is_optimised_once():
@@ -615,6 +625,7 @@ RUNS = {
     "micro-batches": (lambda: RateReduction(K), {"batch_size": 15, "micro_batch": 5}),
     "amp": (lambda: RateReduction(K), {"batch_size": 15, "amp": True}),
     "adamw-ce": (cross_entropy, {"optimizer": "adamw", "lr": 0.003, "weight_decay": 0.1}),
+    "vmcr2": (lambda: VariationalRateReduction(K, D, latch_every=3), {"batch_size": 15}),
     "buffered": (Buffered, {"schedule": "steps", "milestones": (3, 5)}),
 }
 

@@ -1,9 +1,4 @@
-"""Objectives: what a network is trained for, as modules that score features against labels.
-
-:class:`Objective` is the contract, :class:`RateReduction` the MCR² loss. An objective never sees
-images or the backbone, so that one class serves every network and every way of batching; the
-mathematics lives in :mod:`mcr2.rates`.
-"""
+"""The contract of an objective, and what it is told of a training step."""
 
 from __future__ import annotations
 
@@ -14,8 +9,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-
-from mcr2.rates import rate_reduction_with_expansion
 
 
 @dataclass(frozen=True)
@@ -197,81 +190,40 @@ class Objective(nn.Module, ABC):
         return [{"params": parameters}] if parameters else []
 
 
-class RateReduction(Objective):
-    """The MCR² loss: expand all features together, compress each class.
-
-    loss = −γ₂ · ½ logdet(I + γ₁ d/(m ε²) ZᵀZ) + R_c(Z, Π), on unit-norm features Z; −ΔR for
-    γ₁ = γ₂ = 1. Its terms are the definitions themselves, whatever the γ: ``rate`` R,
-    ``compressed_rate`` R_c, ``reduction`` ΔR.
-
-    Args:
-        num_classes: K, at least 2.
-        eps_sq: ε², the squared distortion; positive.
-        gamma1: γ₁, scales the matrix inside the total rate; positive.
-        gamma2: γ₂, weighs the total rate; positive.
+def check_number(name: str, value: object, *, zero: bool = False) -> None:
+    """Refuse what is not a finite positive number, or zero where that is allowed.
 
     Raises:
-        TypeError: an argument that is not a number.
-        ValueError: an argument that is out of its range.
-
-    Reference: Yu et al. (2020), Section 2.2; γ₁ and γ₂ as in its published experiments.
-
-    Example:
-        >>> objective = RateReduction(num_classes=2)
-        >>> Z = objective.embed(torch.tensor([[2.0, 0.0], [3.0, 0.0], [0.0, 1.0], [0.0, 5.0]]))
-        >>> loss, terms = objective(Z, torch.tensor([0, 0, 1, 1]))
-        >>> print(f"{loss:.4f} {terms['reduction']:.4f}")
-        -0.2939 0.2939
+        TypeError: ``value`` is not a number.
+        ValueError: it is out of range.
     """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, not {type(value).__name__}")
+    if not 0 <= value < float("inf") or (value == 0 and not zero):
+        sign = "non-negative" if zero else "positive"
+        raise ValueError(f"{name} is {value}; it must be {sign} and finite")
 
-    def __init__(
-        self, num_classes: int, eps_sq: float = 0.5, gamma1: float = 1.0, gamma2: float = 1.0
-    ) -> None:
-        super().__init__(num_classes)
-        for name, value in (("eps_sq", eps_sq), ("gamma1", gamma1), ("gamma2", gamma2)):
-            if not isinstance(value, int | float):
-                raise TypeError(f"{name} must be a number, not {type(value).__name__}")
-            if not 0 < value < float("inf"):
-                raise ValueError(f"{name} is {value}; it must be positive and finite")
-        self.eps_sq = eps_sq
-        self.gamma1 = gamma1
-        self.gamma2 = gamma2
 
-    def embed(self, raw: Tensor) -> Tensor:
-        """Scale every row to unit norm; a zero row stays zero, with a finite gradient."""
-        # In float32: the square of a half-precision entry above 255 is already infinite.
-        return nn.functional.normalize(raw.to(torch.promote_types(raw.dtype, torch.float32)))
+def check_count(name: str, value: object) -> None:
+    """Refuse what is not an integer of at least one.
 
-    def loss(
-        self, features: Tensor, labels: Tensor, context: Context
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return −γ₂ R(Z; ε²/γ₁) + R_c and the terms R, R_c, ΔR."""
-        expansion, rates = rate_reduction_with_expansion(
-            features,
-            labels,
-            gamma=self.gamma1,
-            num_classes=self.num_classes,
-            eps_sq=self.eps_sq,
-        )
-        terms = {
-            "rate": rates.rate,
-            "compressed_rate": rates.compressed_rate,
-            "reduction": rates.reduction,
-        }
-        return rates.compressed_rate - self.gamma2 * expansion, terms
+    Raises:
+        TypeError: ``value`` is not an integer.
+        ValueError: it is below one.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, not {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name} is {value}; it must be at least 1")
 
-    def extra_repr(self) -> str:
-        """Name the arguments in ``repr``."""
-        return (
-            f"num_classes={self.num_classes}, eps_sq={self.eps_sq}, "
-            f"gamma1={self.gamma1}, gamma2={self.gamma2}"
-        )
+
+def unit_norm(raw: Tensor) -> Tensor:
+    """Scale every row to unit norm; a zero row stays zero, with a finite gradient."""
+    # In float32: the square of a half-precision entry above 255 is already infinite.
+    return nn.functional.normalize(raw.to(torch.promote_types(raw.dtype, torch.float32)))
 
 
 def _describe(value: object) -> str:
     if isinstance(value, Tensor):
         return f"a {value.dtype} tensor of shape {tuple(value.shape)}"
     return f"{type(value).__name__} {value!r}"[:80]
-
-
-OBJECTIVES: dict[str, type[Objective]] = {"mcr2": RateReduction}

@@ -1,0 +1,92 @@
+"""Orthogonal low-rank embedding: nuclear norms in the place of coding rates."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mcr2.objectives.base import Context, Objective, check_number, unit_norm
+
+
+class OrthogonalLowRank(Objective):
+    """OLE: each class of low rank, all together of high rank, by nuclear norms.
+
+    loss = (Σ_k max(δ, ‖Z_k‖_*) − ‖Z‖_*) / m, Z_k the rows of class k, ‖·‖_* the sum of singular
+    values. With δ = 0 it is never negative, and 0 exactly where the classes' row spaces are
+    orthogonal, of whatever dimensions: unlike ΔR it does not ask a class to fill its subspace.
+    Its terms: ``class_norm`` and ``total_norm``, the two halves divided by m.
+
+    Features are scaled to unit norm here, so that objectives compare and none wins by scale. Then
+    ‖Z_k‖_* ≥ √n_k, and δ, which in the paper keeps features from vanishing, binds at 1 only for a
+    class with a single sample in the batch.
+
+    Args:
+        num_classes: K, at least 2.
+        delta: δ, the norm below which a class is not compressed; not negative.
+
+    Raises:
+        TypeError: an argument that is not a number.
+        ValueError: an argument that is out of its range; in a call, features that are not finite.
+
+    Reference: Lezama, Qiu, Musé & Sapiro (2018), "OLÉ: Orthogonal Low-rank Embedding, A Plug and
+    Play Geometric Loss for Deep Learning", equation 4. There it stands beside cross-entropy, with
+    a weight; here it is the whole loss.
+
+    Example:
+        >>> objective = OrthogonalLowRank(num_classes=2)
+        >>> labels = torch.tensor([0, 0, 1, 1])
+        >>> apart = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+        >>> mixed = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
+        >>> print(f"{objective(apart, labels)[0]:.4f} {objective(mixed, labels)[0]:.4f}")
+        0.0000 0.2929
+    """
+
+    def __init__(self, num_classes: int, delta: float = 1.0) -> None:
+        super().__init__(num_classes)
+        check_number("delta", delta, zero=True)
+        self.delta = delta
+
+    def embed(self, raw: Tensor) -> Tensor:
+        """Scale every row to unit norm; a zero row stays zero, with a finite gradient."""
+        return unit_norm(raw)
+
+    def loss(
+        self, features: Tensor, labels: Tensor, context: Context
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the difference of the norms and both of them."""
+        if not bool(torch.isfinite(features).all()):
+            raise ValueError("features must be finite: they have no singular values otherwise")
+        m = len(features)
+        counts = torch.bincount(labels.long(), minlength=self.num_classes).tolist()
+        classes = torch.split(features[labels.argsort(stable=True)], counts)
+        of_classes = torch.stack([nuclear_norm(Z) for Z in classes if len(Z)])
+        class_norm = of_classes.clamp(min=self.delta).sum() / m
+        total_norm = nuclear_norm(features) / m
+        terms = {"class_norm": class_norm, "total_norm": total_norm}
+        return class_norm - total_norm, terms
+
+    def extra_repr(self) -> str:
+        """Name the arguments in ``repr``."""
+        return f"num_classes={self.num_classes}, delta={self.delta}"
+
+
+def nuclear_norm(Z: Tensor) -> Tensor:
+    """Return ‖Z‖_*, the sum of singular values, with a subgradient that small ones do not enter.
+
+    Where Z = U diag(σ) Vᵀ has full rank the gradient is U Vᵀ. Where it has not, that is one of
+    many subgradients, and its part in the null space is whatever the decomposition happened to
+    return. Singular values below max(m, d) · u · σ_max, u the unit of rounding, count as zero here,
+    and the subgradient is U Vᵀ over the others: of all subgradients the smallest.
+
+    Args:
+        Z: ``(m, d)``, floating, finite.
+
+    Example:
+        >>> Z = torch.tensor([[3.0, 0.0], [0.0, 0.0]], requires_grad=True)
+        >>> nuclear_norm(Z).backward()
+        >>> Z.grad
+        tensor([[1., 0.], [0., 0.]])
+    """
+    values: Tensor = torch.linalg.svdvals(Z)
+    rounding = max(Z.shape) * torch.finfo(Z.dtype).eps * values[:1].detach()
+    return torch.where(values > rounding, values, 0.0).sum()

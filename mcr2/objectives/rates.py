@@ -1,0 +1,129 @@
+"""Objectives that are coding rates, computed exactly: MCR², and its expansion alone."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mcr2.objectives.base import Context, Objective, check_number, unit_norm
+from mcr2.rates import coding_rate, rate_reduction_with_expansion
+
+
+class RateReduction(Objective):
+    """The MCR² loss: expand all features together, compress each class.
+
+    loss = −γ₂ · ½ logdet(I + γ₁ d/(m ε²) ZᵀZ) + R_c(Z, Π), on unit-norm features Z; −ΔR for
+    γ₁ = γ₂ = 1. Its terms are the definitions themselves, whatever the γ: ``rate`` R,
+    ``compressed_rate`` R_c, ``reduction`` ΔR.
+
+    Args:
+        num_classes: K, at least 2.
+        eps_sq: ε², the squared distortion; positive.
+        gamma1: γ₁, scales the matrix inside the total rate; positive.
+        gamma2: γ₂, weighs the total rate; positive.
+
+    Raises:
+        TypeError: an argument that is not a number.
+        ValueError: an argument that is out of its range.
+
+    Reference: Yu et al. (2020), Section 2.2; γ₁ and γ₂ as in its published experiments.
+
+    Example:
+        >>> import torch
+        >>> objective = RateReduction(num_classes=2)
+        >>> Z = objective.embed(torch.tensor([[2.0, 0.0], [3.0, 0.0], [0.0, 1.0], [0.0, 5.0]]))
+        >>> loss, terms = objective(Z, torch.tensor([0, 0, 1, 1]))
+        >>> print(f"{loss:.4f} {terms['reduction']:.4f}")
+        -0.2939 0.2939
+    """
+
+    def __init__(
+        self, num_classes: int, eps_sq: float = 0.5, gamma1: float = 1.0, gamma2: float = 1.0
+    ) -> None:
+        super().__init__(num_classes)
+        for name, value in (("eps_sq", eps_sq), ("gamma1", gamma1), ("gamma2", gamma2)):
+            check_number(name, value)
+        self.eps_sq = eps_sq
+        self.gamma1 = gamma1
+        self.gamma2 = gamma2
+
+    def embed(self, raw: Tensor) -> Tensor:
+        """Scale every row to unit norm; a zero row stays zero, with a finite gradient."""
+        return unit_norm(raw)
+
+    def loss(
+        self, features: Tensor, labels: Tensor, context: Context
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return −γ₂ R(Z; ε²/γ₁) + R_c and the terms R, R_c, ΔR."""
+        expansion, rates = rate_reduction_with_expansion(
+            features,
+            labels,
+            gamma=self.gamma1,
+            num_classes=self.num_classes,
+            eps_sq=self.eps_sq,
+        )
+        terms = {
+            "rate": rates.rate,
+            "compressed_rate": rates.compressed_rate,
+            "reduction": rates.reduction,
+        }
+        return rates.compressed_rate - self.gamma2 * expansion, terms
+
+    def extra_repr(self) -> str:
+        """Name the arguments in ``repr``."""
+        return (
+            f"num_classes={self.num_classes}, eps_sq={self.eps_sq}, "
+            f"gamma1={self.gamma1}, gamma2={self.gamma2}"
+        )
+
+
+class TotalCodingRate(Objective):
+    """Expansion alone: features spread over the sphere, and labels are ignored.
+
+    loss = −R(Z) = −½ logdet(I + d/(m ε²) ZᵀZ), on unit-norm features Z. Its terms: ``rate`` R.
+
+    In the literature this is one half of a self-supervised loss, whose other half draws views of
+    one image together. By itself it says nothing about classes. Its minimum, −d/2 log(1 + 1/ε²),
+    is any features whose second moment is I/d. So wrong labels cannot harm its features, which
+    are the same at every ratio; the labels are seen by the readout alone, and its accuracy is what
+    a classifier makes of features that no class has shaped. It is the floor that a loss with
+    labels has to beat.
+
+    Args:
+        num_classes: K, at least 2; not used.
+        eps_sq: ε², the squared distortion; positive.
+
+    Raises:
+        TypeError: an argument that is not a number.
+        ValueError: an argument that is out of its range.
+
+    Reference: Li, Chen, LeCun & Sommer (2022), "Neural Manifold Clustering and Embedding",
+    Section 3; Tong, Chen, Ma & LeCun (2023), "EMP-SSL", Section 3.
+
+    Example:
+        >>> import torch
+        >>> objective = TotalCodingRate(num_classes=2)
+        >>> Z = torch.eye(4)
+        >>> loss, _ = objective(Z, torch.tensor([0, 0, 1, 1]))
+        >>> print(f"{loss:.4f} {-4 / 2 * torch.tensor(1 + 1 / 0.5).log():.4f}")
+        -2.1972 -2.1972
+    """
+
+    def __init__(self, num_classes: int, eps_sq: float = 0.5) -> None:
+        super().__init__(num_classes)
+        check_number("eps_sq", eps_sq)
+        self.eps_sq = eps_sq
+
+    def embed(self, raw: Tensor) -> Tensor:
+        """Scale every row to unit norm; a zero row stays zero, with a finite gradient."""
+        return unit_norm(raw)
+
+    def loss(
+        self, features: Tensor, labels: Tensor, context: Context
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return −R and the term R."""
+        rate = coding_rate(features, eps_sq=self.eps_sq)
+        return -rate, {"rate": rate}
+
+    def extra_repr(self) -> str:
+        """Name the arguments in ``repr``."""
+        return f"num_classes={self.num_classes}, eps_sq={self.eps_sq}"

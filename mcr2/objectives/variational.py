@@ -1,0 +1,210 @@
+"""MCR² by a variational form: class rates from directions and coefficients that follow them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mcr2.objectives.base import Context, Objective, check_count, check_number, unit_norm
+from mcr2.rates import coding_rate
+
+
+class VariationalRateReduction(Objective):
+    """V-MCR²: in the place of a class's log-determinant a sum of logarithms over a dictionary.
+
+    With S_k = Z_kᵀZ_k / n_k the second moment of class k, on unit-norm features, and c = d/ε²,
+
+        R_k = ½ logdet(I + c S_k) = min over (U, a) of ½ Σ_l log(1 + c a_l)
+              subject to Σ_l a_l u_l u_lᵀ = S_k, ‖u_l‖ = 1, a_l ≥ 0,
+
+    for a dictionary U of any size, attained at the eigenvectors and eigenvalues of S_k. A penalty
+    stands for the constraint, and the loss is
+
+        −R(Z) + Σ_k n_k/m [½ Σ_l log(1 + c a_kl) + λ/2 ‖S_k − Σ_l a_kl u_kl u_klᵀ‖²_F]
+
+    minimised over features, dictionary and coefficients in turn. For given features the bracket is
+    smallest at the eigenvectors of S_k, with eigenvalues shrunken as by :func:`shrink`. There it
+    is the Moreau envelope of R_k: below R_k, equal to it in the limit of large λ, and its gradient
+    is what compresses the class. Dictionary and coefficients come to that minimiser
+
+    - exactly when they are *latched*, for all training features, before the first epoch and then
+      every ``latch_every`` epochs;
+    - at every step in training mode by one step of subspace iteration and a Rayleigh-Ritz rotation
+      towards the eigenvectors of the batch's S_k. In evaluation mode they stay as they are.
+
+    They are buffers: saved and restored with the network, and nothing of the optimiser's, so that
+    neither weight decay nor momentum touches them.
+
+    Where this departs from the paper: every class has ``components`` atoms of its own rather than
+    coefficients for all K · ``components``; that loses nothing, the minimiser uses no others.
+    Steps on dictionary and coefficients are not gradient steps: they are stiff by λ, and with any
+    rate of their own either lag behind the features, which the penalty then holds in place, or
+    overshoot. S_k is divided by n_k, without which λ would mean something else for every batch
+    size. And latching includes the shrinkage: at the eigenvalues themselves nothing compresses.
+
+    Its terms: ``rate`` R, ``bound`` Σ_k n_k/m ½ Σ_l log(1 + c a_kl), ``mismatch``
+    Σ_k n_k/m ‖S_k − Σ_l a_kl u_kl u_klᵀ‖²_F.
+
+    Args:
+        num_classes: K, at least 2.
+        feature_dim: d.
+        eps_sq: ε², the squared distortion; positive.
+        penalty: λ; positive. An eigenvalue σ with log(1 + c σ) > λ σ² has coefficient zero, and
+            is compressed by λ σ²/2 rather than by its logarithm.
+        components: atoms of a class; at most d are used. Energy outside of them is compressed by
+            the penalty alone.
+        latch_every: epochs between latchings.
+
+    Raises:
+        TypeError: an argument that is not a number.
+        ValueError: an argument that is out of its range.
+
+    Reference: Baek, Wu, Chan, Ding, Ma & Haeffele (2022), "Efficient Maximal Coding Rate Reduction
+    by Variational Forms", CVPR.
+
+    Example:
+        >>> objective = VariationalRateReduction(num_classes=2, feature_dim=2, penalty=1e4)
+        >>> Z = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+        >>> labels = torch.tensor([0, 0, 1, 1])
+        >>> objective.on_epoch(Z, labels)
+        >>> loss, terms = objective(Z, labels)
+        >>> print(f"{loss:.3f} {terms['rate']:.3f} {terms['bound']:.3f}")  # compare RateReduction
+        -0.294 1.099 0.805
+    """
+
+    dictionary: Tensor
+    coefficients: Tensor
+    epoch: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        feature_dim: int,
+        eps_sq: float = 0.5,
+        penalty: float = 3000.0,
+        components: int = 20,
+        latch_every: int = 50,
+    ) -> None:
+        super().__init__(num_classes)
+        check_count("feature_dim", feature_dim)
+        check_number("eps_sq", eps_sq)
+        check_number("penalty", penalty)
+        check_count("components", components)
+        check_count("latch_every", latch_every)
+        self.feature_dim = feature_dim
+        self.eps_sq = eps_sq
+        self.penalty = penalty
+        self.components = min(components, feature_dim)
+        self.latch_every = latch_every
+        atoms = torch.eye(feature_dim)[: self.components].repeat(num_classes, 1, 1)
+        self.register_buffer("dictionary", atoms)
+        self.register_buffer("coefficients", torch.zeros(num_classes, self.components))
+        self.register_buffer("epoch", torch.zeros((), dtype=torch.int64))
+
+    def embed(self, raw: Tensor) -> Tensor:
+        """Scale every row to unit norm; a zero row stays zero, with a finite gradient."""
+        return unit_norm(raw)
+
+    @property
+    def needs_epoch_features(self) -> bool:
+        """Whether it is time to latch before the next epoch."""
+        return int(self.epoch) % self.latch_every == 0
+
+    @torch.no_grad()
+    def on_epoch(self, features: Tensor, labels: Tensor) -> None:
+        """Latch dictionary and coefficients to the minimiser for all training features."""
+        # Features that are not finite have no eigenvectors; the loss will say what is wrong.
+        if not bool(torch.isfinite(features).all()):
+            return
+        classes, sizes = self._classes(features, labels)
+        values, vectors = torch.linalg.eigh(
+            torch.stack([Z.mT @ Z / max(len(Z), 1) for Z in classes])
+        )
+        top = slice(-self.components, None)
+        self._set(vectors[..., top].mT, values[..., top], sizes)
+
+    @torch.no_grad()
+    def _follow(self, classes: list[Tensor], sizes: Tensor) -> None:
+        """Move dictionary and coefficients towards the minimiser for a batch."""
+        U = self.dictionary.to(classes[0])
+        images = [Z.mT @ (Z @ u.mT) / max(len(Z), 1) for Z, u in zip(classes, U, strict=True)]
+        basis = torch.linalg.qr(torch.stack(images))[0]
+        seen = [Z @ b / max(len(Z), 1) ** 0.5 for Z, b in zip(classes, basis, strict=True)]
+        values, rotation = torch.linalg.eigh(torch.stack([P.mT @ P for P in seen]))
+        self._set((basis @ rotation).mT, values, sizes)
+
+    def _set(self, atoms: Tensor, values: Tensor, sizes: Tensor) -> None:
+        """Take eigenvectors ``(K, r, d)`` and shrink their eigenvalues ``(K, r)``."""
+        coefficients = shrink(values.clamp(min=0), self.feature_dim / self.eps_sq, self.penalty)
+        present = sizes > 0  # an absent class keeps what it has
+        self.dictionary[present] = atoms[present].to(self.dictionary)
+        self.coefficients[present] = coefficients[present].to(self.coefficients)
+
+    def _classes(self, features: Tensor, labels: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Cut features into those of each class, and count them."""
+        sizes = torch.bincount(labels.long(), minlength=self.num_classes)
+        rows = features[labels.argsort(stable=True)]
+        return list(torch.split(rows, sizes.tolist())), sizes
+
+    def loss(
+        self, features: Tensor, labels: Tensor, context: Context
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return −R + bound + λ/2 mismatch and its three parts."""
+        rate = coding_rate(features, eps_sq=self.eps_sq)
+        classes, sizes = self._classes(features, labels)
+        if self.training:
+            self._follow(classes, sizes)
+            self.epoch.fill_(context.epoch + 1)
+        U, a = self.dictionary.to(features), self.coefficients.to(features)
+        weights = sizes.to(features) / len(features)
+        bound = weights @ (self.feature_dim / self.eps_sq * a).log1p().sum(1) / 2
+        mismatch = weights @ torch.stack(
+            [_mismatch(Z, u, b) for Z, u, b in zip(classes, U, a, strict=True)]
+        )
+        terms = {"rate": rate, "bound": bound, "mismatch": mismatch}
+        return bound + self.penalty / 2 * mismatch - rate, terms
+
+    def extra_repr(self) -> str:
+        """Name the arguments in ``repr``."""
+        return (
+            f"num_classes={self.num_classes}, feature_dim={self.feature_dim}, "
+            f"eps_sq={self.eps_sq}, penalty={self.penalty}, components={self.components}, "
+            f"latch_every={self.latch_every}"
+        )
+
+
+def _mismatch(Z: Tensor, atoms: Tensor, coefficients: Tensor) -> Tensor:
+    """‖ZᵀZ/n − Σ_l a_l u_l u_lᵀ‖²_F for rows Z ``(n, d)`` and orthonormal atoms ``(r, d)``."""
+    n = max(len(Z), 1)
+    small = Z @ Z.mT if len(Z) < Z.shape[1] else Z.mT @ Z  # of one Frobenius norm
+    energies = (Z @ atoms.mT).square().sum(0) / n
+    return (
+        small.square().sum() / n**2 - 2 * coefficients @ energies + coefficients.square().sum()
+    )
+
+
+def shrink(values: Tensor, scale: float, penalty: float) -> Tensor:
+    """Return the minimisers a ≥ 0 of ½ log(1 + c a) + λ/2 (a − σ)², for each σ ≥ 0.
+
+    A stationary point solves λ (σ − a)(1 + c a) = c/2: the larger root of a quadratic,
+
+        a = (c σ − 1 + √((c σ + 1)² − 2 c²/λ)) / (2c),
+
+    or there is none, or it is no better than a = 0: small values vanish. For large λ, a → σ.
+
+    Args:
+        values: σ, any shape, not negative.
+        scale: c, positive.
+        penalty: λ, positive.
+
+    Example:
+        >>> shrink(torch.tensor([0.5, 0.1, 0.001]), scale=128.0, penalty=1000.0)
+        tensor([0.4990, 0.0951, 0.0000])
+    """
+    root = ((scale * values + 1).square() - 2 * scale**2 / penalty).clamp(min=0).sqrt()
+    a = ((scale * values - 1 + root) / (2 * scale)).clamp(min=0)
+
+    def cost(a: Tensor) -> Tensor:
+        return (scale * a).log1p() / 2 + penalty / 2 * (a - values).square()
+
+    return torch.where(cost(a) < cost(torch.zeros_like(a)), a, 0.0)
