@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from statistics import mean
 from typing import Any
@@ -210,9 +210,14 @@ def estimate(cells: Sequence[Cell], jobs: int, machine: Machine) -> list[CellEst
     at_once = min(jobs, len(cells))
     # As many at a time as in the study, the same one twice if need be: they share the machine.
     queue = [wanted[i % len(wanted)] for i in range(max(at_once, len(wanted)))] if wanted else []
-    with ProcessPoolExecutor(at_once, process_context(), max_tasks_per_child=1) as pool:
-        waiting = [pool.submit(probe, as_dict(spec), machine) for spec in queue]
-        probes = [future.result() for future in waiting]
+
+    def apart(spec: RunSpec) -> Probe:
+        # A process for each, whose peak memory is its own.
+        with ProcessPoolExecutor(1, process_context()) as pool:
+            return pool.submit(probe, as_dict(spec), machine).result()
+
+    with ThreadPoolExecutor(at_once) as threads:
+        probes = list(threads.map(apart, queue))
     found = dict(zip(queue, probes, strict=True))
     test = {spec: len(load(spec, machine.data_root).test) for spec in wanted}
     return [

@@ -310,7 +310,7 @@ def backpropagate(
         >>> torch.equal(whole, again)
         True
     """
-    run = forward or backbone
+    run = backbone if forward is None else forward
     device = batch.images.device
     m = len(batch.labels)
     count = 1
