@@ -178,9 +178,7 @@ def _mismatch(Z: Tensor, atoms: Tensor, coefficients: Tensor) -> Tensor:
     n = max(len(Z), 1)
     small = Z @ Z.mT if len(Z) < Z.shape[1] else Z.mT @ Z  # of one Frobenius norm
     energies = (Z @ atoms.mT).square().sum(0) / n
-    return (
-        small.square().sum() / n**2 - 2 * coefficients @ energies + coefficients.square().sum()
-    )
+    return small.square().sum() / n**2 - 2 * coefficients @ energies + coefficients.square().sum()
 
 
 def shrink(values: Tensor, scale: float, penalty: float) -> Tensor:
