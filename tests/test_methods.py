@@ -316,7 +316,7 @@ def one_line(error):
         ("FILE:torch", TypeError, ["FILE:torch"]),
         ("FILE:Lossless", TypeError, ["FILE:Lossless", "loss(features, labels, context)"]),
         ("mcr2.objectives:Objective", TypeError, ["loss(features, labels, context)"]),
-        ("mcr2.objectives:torch", TypeError, ["mcr2.objectives:torch"]),
+        ("mcr2.objectives.base:torch", TypeError, ["mcr2.objectives.base:torch"]),
     ],
 )
 def test_a_name_that_means_no_method_is_answered_in_a_line(name, kind, parts, loss_file):
