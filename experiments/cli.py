@@ -1,4 +1,4 @@
-"""The command line: ``mcr2 table``, ``train``, ``evaluate``, ``datasets``, ``bench``.
+"""The command line: ``mcr2 table``, ``ablate``, ``train``, ``evaluate``, ``datasets``, ``bench``.
 
 A mistake in what was asked for is one line on standard error and exit status 2, before anything
 is run or overwritten. A run that fails is a row of the table, and exit status 1.
@@ -83,6 +83,49 @@ class TableCommand:
 
 
 @dataclass(frozen=True)
+class AblateCommand:
+    """Vary settings of one method, and print and plot what each does.
+
+    The same command continues an interrupted ablation, and more values, ratios or seeds extend it.
+    """
+
+    vary: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction] = ()
+    """FIELD=V1,V2,...: any field of a run, its training or its objective; all combinations."""
+    preset: str | None = None
+    """Ready-made: eps_sq, gamma, batch_size, feature_dim, components, projection or width."""
+    method: str = "mcr2"
+    """A name, path/to/file.py:Class, or package.module:Class of an Objective."""
+    ratios: tuple[float, ...] = (0.3,)
+    """Shares of the training labels to redraw."""
+    seeds: tuple[int, ...] = (0,)
+    """One run of each setting a seed."""
+    dataset: str | None = None
+    """Name (see `mcr2 datasets`), .npz file or image folder; the recipe's own by default."""
+    recipe: str = "quick"
+    """How runs are trained."""
+    out: Path | None = None
+    """Folder of the ablation; results/ablate-METHOD-FIELDS-RECIPE-DATASET by default."""
+    epochs: int | None = None
+    """Epochs, instead of the recipe's."""
+    subset: int | None = None
+    """Training images to use, stratified by class."""
+    image_size: int | None = None
+    """Side to which an image folder is resized."""
+    noise: str = "symmetric"
+    """symmetric (the true class included, as in the paper) or symmetric_excluding_true."""
+    set: tuple[str, ...] = ()
+    """FIELD=VALUE: any field of the runs, their training or their objective."""
+    jobs: int | None = None
+    """Runs at a time; by default as many as fit the processors, one on a GPU."""
+    threads: int = 1
+    """CPU threads of a run."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    data_root: str | None = None
+    """Where data sets are looked for first."""
+
+
+@dataclass(frozen=True)
 class TrainCommand:
     """Train one run in a folder, and print what it reads there."""
 
@@ -154,11 +197,16 @@ class DatasetsCommand:
 
 Command = (
     Annotated[TableCommand, tyro.conf.subcommand("table")]
+    | Annotated[AblateCommand, tyro.conf.subcommand("ablate")]
     | Annotated[TrainCommand, tyro.conf.subcommand("train")]
     | Annotated[EvaluateCommand, tyro.conf.subcommand("evaluate")]
     | Annotated[DatasetsCommand, tyro.conf.subcommand("datasets")]
     | Annotated[Options, tyro.conf.subcommand("bench")]
 )
+
+
+#: Options that may be given more than once.
+REPEATABLE = ("--vary",)
 
 
 def _one_line(boxed: str) -> str:
@@ -187,7 +235,7 @@ def parse(arguments: Sequence[str]) -> Any:
     # Of an option given twice, tyro would keep the last without a word.
     options = [a.partition("=")[0].replace("_", "-") for a in arguments if a.startswith("--")]
     for option in options:
-        if options.count(option) > 1:
+        if options.count(option) > 1 and option not in REPEATABLE:
             raise ValueError(f"{option} is given twice; give its values together, once")
     errors = io.StringIO()
     try:
@@ -219,8 +267,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _fields(command: TableCommand | TrainCommand, recipe: Any) -> dict[str, Any]:
-    """Return the fields of a spec that both commands set."""
+def _fields(command: TableCommand | AblateCommand | TrainCommand, recipe: Any) -> dict[str, Any]:
+    """Return the fields of a spec that the commands set alike."""
     dataset = recipe.base.dataset if command.dataset is None else command.dataset
     return {
         "dataset": dataset,
@@ -235,16 +283,28 @@ def _short(dataset: str) -> str:
     return Path(dataset).resolve().name.removesuffix(".npz")
 
 
-def _settings(command: TableCommand | TrainCommand) -> list[str]:
+def _settings(command: TableCommand | AblateCommand | TrainCommand) -> list[str]:
     """Return options as the settings that they are, before the given ones, which may refine."""
-    named = {
-        "epochs": command.epochs,
-        "micro_batch": command.micro_batch,
-        "shuffle": False if command.no_shuffle else None,
-        **{name: getattr(command, name) or None for name in ("amp", "compile", "tf32")},
-    }
-    given = [f"{name}={value}" for name, value in named.items() if value is not None]
+    given = [] if command.epochs is None else [f"epochs={command.epochs}"]
+    if not isinstance(command, AblateCommand):
+        named = {
+            "micro_batch": command.micro_batch,
+            "shuffle": False if command.no_shuffle else None,
+            **{name: getattr(command, name) or None for name in ("amp", "compile", "tf32")},
+        }
+        given += [f"{name}={value}" for name, value in named.items() if value is not None]
     return [*given, *command.set]
+
+
+def _jobs(command: TableCommand | AblateCommand, machine: Any) -> int:
+    """Return --jobs; by default as many as fit the processors, one on a GPU."""
+    jobs = command.jobs
+    if jobs is None:
+        cores = max(1, (os.cpu_count() or 1) // machine.threads)
+        jobs = cores if machine.torch_device().type == "cpu" else 1
+    if jobs < 1:
+        raise ValueError(f"jobs is {jobs}; it must be at least 1")
+    return jobs
 
 
 def _table(command: TableCommand) -> Any:
@@ -254,12 +314,7 @@ def _table(command: TableCommand) -> Any:
 
     recipe = find_recipe(command.recipe)
     machine = Machine(command.device, command.threads, command.data_root, command.tensorboard)
-    jobs = command.jobs
-    if jobs is None:
-        cores = max(1, (os.cpu_count() or 1) // machine.threads)
-        jobs = cores if machine.torch_device().type == "cpu" else 1
-    if jobs < 1:
-        raise ValueError(f"jobs is {jobs}; it must be at least 1")
+    jobs = _jobs(command, machine)
     fields = _fields(command, recipe)
     specs = grid(
         recipe,
@@ -296,6 +351,39 @@ def _table(command: TableCommand) -> Any:
         from experiments.label_noise import run_study
 
         return run_study(cells, out, dataset=dataset, recipe=recipe, jobs=jobs, machine=machine)
+
+    return go
+
+
+def _ablate(command: AblateCommand) -> Any:
+    from experiments.ablations import find_preset, plan_ablation
+    from experiments.recipes import find_recipe
+    from experiments.runner import Machine
+
+    recipe = find_recipe(command.recipe)
+    machine = Machine(command.device, command.threads, command.data_root)
+    jobs = _jobs(command, machine)
+    varied = [text for group in command.vary for text in group]
+    settings = _settings(command)
+    if command.preset is not None:
+        preset = find_preset(command.preset)
+        varied = [*preset.vary, *varied]
+        settings = [*preset.settings, *settings]
+    ablation = plan_ablation(
+        command.method,
+        varied,
+        recipe=recipe,
+        ratios=sorted(command.ratios),
+        seeds=sorted(command.seeds),
+        fields=_fields(command, recipe),
+        settings=settings,
+        machine=machine,
+        out=command.out,
+    )
+
+    def go() -> int:
+        failed = any(row["status"] == "failed" for row in ablation.run(jobs))
+        return FAILED if failed else OK
 
     return go
 
@@ -412,6 +500,7 @@ def _bench(command: Options) -> Any:
 #: Each prepares what it was asked for (mistakes surface here) and returns what to run.
 _PREPARE: dict[type, Any] = {
     TableCommand: _table,
+    AblateCommand: _ablate,
     TrainCommand: _train,
     EvaluateCommand: _evaluate,
     DatasetsCommand: _datasets,

@@ -8,8 +8,9 @@ the tables and figures. The same command continues it, and a larger grid extends
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -152,18 +153,24 @@ def claim(out: Path, identity: Mapping[str, Any]) -> None:
         write_json(marker, identity)
 
 
-def cells_of(outcome: Outcome) -> list[dict[str, Any]]:
+def cells_of(outcome: Outcome, readout: str | None = None) -> list[dict[str, Any]]:
     """Return a run's rows of ``table.json``, one for each selection rule.
 
     A run that failed has its rows too, with null measures and the reason.
+
+    Args:
+        outcome: how the run ended.
+        readout: what it is read by, of those that its record was read by; None takes its own,
+            which also selected the epochs.
     """
     spec, record = outcome.cell.spec, outcome.record
+    by = readout or (record.readout if record is not None else "")
     rows = []
     for rule in rules_for(spec):
         row: dict[str, Any] = {
             "method": spec.method,
             "selection": rule,
-            "readout": None if record is None else record.readout,
+            "readout": by or None,
             "ratio": spec.ratio,
             "seed": spec.seed,
             "test_accuracy": None,
@@ -183,21 +190,29 @@ def cells_of(outcome: Outcome) -> list[dict[str, Any]]:
         }
         if record is not None and rule in record.selections:
             chosen = record.selections[rule]
+            accuracy, error = chosen["validation_accuracy"], chosen["standard_error"]
+            if by != record.readout and accuracy is not None:
+                accuracy = _measure(record, rule, "accuracy", "validation", "noisy", by)
+                error = math.sqrt(accuracy * (1 - accuracy) / record.data["validation"])
             row |= {
                 "selected_epoch": chosen["epoch"],
-                "validation_accuracy": chosen["validation_accuracy"],
-                "validation_standard_error": chosen["standard_error"],
-                "test_accuracy": _measure(record, rule, "accuracy", "test", "clean"),
+                "validation_accuracy": accuracy,
+                "validation_standard_error": error,
+                "test_accuracy": _measure(record, rule, "accuracy", "test", "clean", by),
             }
             for name in ("fit_noisy", "fit_corrupted", "recovered"):
-                row[name] = _measure(record, rule, name, "train", "noisy")
+                row[name] = _measure(record, rule, name, "train", "noisy", by)
         rows.append(row)
     return rows
 
 
-def _measure(record: Record, rule: str, measure: str, split: str, labels: str) -> Any:
-    key = measure_key(measure, split=split, labels=labels, readout=record.readout)
+def _measure(record: Record, rule: str, measure: str, split: str, labels: str, readout: str) -> Any:
+    key = measure_key(measure, split=split, labels=labels, readout=readout)
     return record.selections[rule]["measures"][key]
+
+
+def _plain(_: RunSpec) -> str:
+    return ""
 
 
 def _name(spec: RunSpec) -> str:
@@ -256,15 +271,68 @@ def separate_runs(outcomes: Sequence[Outcome]) -> list[str]:
     ]
 
 
-def failures(outcomes: Sequence[Outcome]) -> list[str]:
+def failures(outcomes: Sequence[Outcome], detail: Callable[[RunSpec], str] = _plain) -> list[str]:
     """Return a line for each run that failed, with the reason."""
     lines = []
     for outcome in outcomes:
         record = outcome.record
         reason = outcome.error if record is None else record.reason
         if record is None or record.status == "failed":
-            lines.append(f"{_name(outcome.cell.spec)}: failed, {reason}")
+            lines.append(f"{_name(outcome.cell.spec)}{detail(outcome.cell.spec)}: failed, {reason}")
     return lines
+
+
+def conduct(
+    cells: Sequence[Cell],
+    out: Path,
+    *,
+    rows: Callable[[Outcome], list[dict[str, Any]]],
+    tables: Callable[[Sequence[Mapping[str, Any]]], list[report.Table]],
+    figures: Callable[[Sequence[Mapping[str, Any]]], None],
+    notes: Callable[[Sequence[Outcome], Sequence[Mapping[str, Any]]], list[str]],
+    facts: Mapping[str, Any],
+    jobs: int,
+    machine: Machine,
+    detail: Callable[[RunSpec], str] = _plain,
+) -> list[dict[str, Any]]:
+    """Run the cells of any study, show them, and leave its tables and figures in ``out``.
+
+    Args:
+        cells: what to run; finished ones are only read.
+        out: folder of the study.
+        rows: a run's rows of ``table.json``; every row has the same keys.
+        tables: what is printed and written of all rows; the first one is shown meanwhile.
+        figures: draws what it draws into ``out``.
+        notes: lines beneath the tables.
+        facts: what ``table.json`` says of the whole study.
+        jobs: processes at a time.
+        machine: device and threads of each.
+        detail: what tells runs of one method, ratio and seed apart.
+
+    Returns:
+        All rows, those of failed runs too.
+    """
+
+    def all_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+        return [row for outcome in outcomes for row in rows(outcome)]
+
+    def table(outcomes: Sequence[Outcome]) -> str:
+        return tables(all_rows(outcomes))[0].text()
+
+    start = time.perf_counter()
+    with StudyView(len(cells), table, detail) as view:
+        outcomes = run_cells(cells, jobs=jobs, machine=machine, watch=view.show)
+    found = all_rows(outcomes)
+    shown, lines = tables(found), notes(outcomes, found)
+    used = {**environment(), "device": str(machine.torch_device()), **asdict(machine)}
+    report.write_tables(out, found, tables=shown, facts={**facts, "environment": used}, notes=lines)
+    figures(found)
+    print("\n" + "\n\n".join(part.text() for part in shown))
+    if lines:
+        print("\n" + "\n".join(lines))
+    spent = time.perf_counter() - start
+    print(f"\n{len(cells)} runs in {out} ({spent:.0f} s): table.json, table.csv, table.md, figures")
+    return found
 
 
 def run_study(
@@ -281,40 +349,23 @@ def run_study(
     Returns:
         0, or 1 where a run failed.
     """
-
-    def rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-        return [row for outcome in outcomes for row in cells_of(outcome)]
-
-    def table(outcomes: Sequence[Outcome]) -> str:
-        return report.accuracy_table(rows(outcomes), dataset, PAPER).text()
-
-    start = time.perf_counter()
-    with StudyView(len(cells), table) as view:
-        outcomes = run_cells(cells, jobs=jobs, machine=machine, watch=view.show)
-    found = rows(outcomes)
-    notes = [
-        *separate_runs(outcomes),
-        *failures(outcomes),
-        *not_terminal(outcomes),
-        *not_competent(found),
-    ]
-    report.write_tables(
+    rows = conduct(
+        cells,
         out,
-        found,
-        dataset=dataset,
-        reference=PAPER,
-        recipe=recipe.name,
-        environment={**environment(), "device": str(machine.torch_device()), **asdict(machine)},
-        notes=notes,
+        rows=cells_of,
+        tables=lambda rows: [
+            report.accuracy_table(rows, dataset, PAPER),
+            report.memorization_table(rows),
+        ],
+        figures=lambda rows: report.write_figures(out, rows, dataset),
+        notes=lambda outcomes, rows: [
+            *separate_runs(outcomes),
+            *failures(outcomes),
+            *not_terminal(outcomes),
+            *not_competent(rows),
+        ],
+        facts={"dataset": dataset, "recipe": recipe.name},
+        jobs=jobs,
+        machine=machine,
     )
-    report.write_figures(out, found, dataset)
-    print()
-    print(report.accuracy_table(found, dataset, PAPER).text())
-    print()
-    print(report.memorization_table(found).text())
-    if notes:
-        print()
-        print("\n".join(notes))
-    spent = time.perf_counter() - start
-    print(f"\n{len(cells)} runs in {out} ({spent:.0f} s): table.json, table.csv, table.md, figures")
-    return 1 if failures(outcomes) else 0
+    return 1 if any(row["status"] == "failed" for row in rows) else 0

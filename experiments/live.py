@@ -54,10 +54,22 @@ def training_bar(spec: RunSpec) -> Iterator[Callable[[Told], None]]:
 
 
 class StudyView:
-    """The table as far as it is known and a line a running cell; plain lines off a terminal."""
+    """The table as far as it is known and a line a running cell; plain lines off a terminal.
 
-    def __init__(self, total: int, table: Callable[[Sequence[Outcome]], str]) -> None:
+    Args:
+        total: how many cells there are.
+        table: what to show of those that have ended.
+        detail: what tells runs of one method, ratio and seed apart.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        table: Callable[[Sequence[Outcome]], str],
+        detail: Callable[[RunSpec], str],
+    ) -> None:
         self.console = Console(highlight=False)
+        self.detail = detail
         self.total = total
         self.table = table
         self.live: Live | None = None
@@ -79,16 +91,20 @@ class StudyView:
             self.announced += 1
             if self.live is None:
                 self.console.print(
-                    f"[{self.announced}/{self.total}] {_ended(outcome)}",
+                    f"[{self.announced}/{self.total}] {self._label(outcome.cell)}: "
+                    f"{_ended(outcome)}",
                     markup=False,
                     soft_wrap=True,
                 )
         if self.live is not None:
             table = self.table(outcomes) if outcomes else "no run has finished yet"
-            lines = [f"{label(cell.spec)}: {_goes(told)}" for cell, told in running.items()]
+            lines = [f"{self._label(cell)}: {_goes(told)}" for cell, told in running.items()]
             head = f"{len(outcomes)} of {self.total} runs finished"
             text = [Text(part) for part in (table, "", head, *lines)]
             self.live.update(Group(*text))
+
+    def _label(self, cell: Cell) -> str:
+        return label(cell.spec) + self.detail(cell.spec)
 
 
 def _goes(told: Mapping[str, Any]) -> str:
@@ -99,14 +115,14 @@ def _goes(told: Mapping[str, Any]) -> str:
 
 
 def _ended(outcome: Outcome) -> str:
-    name, record = label(outcome.cell.spec), outcome.record
+    record = outcome.record
     if record is None:
-        return f"{name}: failed, {outcome.error}"
+        return f"failed, {outcome.error}"
     if record.status == "failed":
-        return f"{name}: failed, {record.reason}"
+        return f"failed, {record.reason}"
     chosen = next(iter(record.selections.values()))
     accuracy = chosen["measures"][f"features/test/clean/{record.readout}/accuracy"]
     return (
-        f"{name}: test accuracy {accuracy:.3f} by {record.readout} at epoch {chosen['epoch']} "
+        f"test accuracy {accuracy:.3f} by {record.readout} at epoch {chosen['epoch']} "
         f"({record.wall_seconds:.0f} s)"
     )

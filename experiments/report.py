@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -149,6 +149,54 @@ def memorization_table(cells: Sequence[Mapping[str, Any]]) -> Table:
     )
 
 
+def _matching(cells: Sequence[Mapping[str, Any]], **values: Any) -> Callable[[str], Spread | None]:
+    """Return the spread over seeds of a measure, among the rows that have these values."""
+    rows = [c for c in cells if all(c[name] == value for name, value in values.items())]
+    return lambda measure: spread([r[measure] for r in rows if r[measure] is not None])
+
+
+def ablation_table(
+    cells: Sequence[Mapping[str, Any]], fields: Sequence[str], method: str, dataset: str
+) -> Table:
+    """Return an ablation: settings and ratios as rows, accuracy and memorization as columns.
+
+    Args:
+        cells: rows of the ablation.
+        fields: names of the varied fields.
+        method: what is ablated.
+        dataset: on what.
+    """
+    rules = [rule for rule in SELECTIONS if any(c["selection"] == rule for c in cells)]
+    rows = []
+    for values in dict.fromkeys(tuple(c[f] for f in (*fields, "ratio")) for c in cells):
+        setting = dict(zip((*fields, "ratio"), values, strict=True))
+        accuracies = [_matching(cells, **setting, selection=r)("test_accuracy") for r in rules]
+        last = _matching(cells, **setting, selection="last")
+        spreads = [*accuracies, *(last(measure) for measure in TITLES)]
+        steps = {
+            c["steps"]
+            for c in cells
+            if c["status"] == "finished" and all(c[f] == v for f, v in setting.items())
+        }
+        shown = (str(v) if v else "-" for v in spreads)
+        rows.append((*map(_value, values), ", ".join(map(str, sorted(steps))) or "-", *shown))
+    seeds = len({c["seed"] for c in cells})
+    across = "one seed" if seeds == 1 else f"mean ± standard deviation over {seeds} seeds"
+    readouts = ", ".join(sorted({c["readout"].partition("@")[0] for c in cells if c["readout"]}))
+    return Table(
+        f"{method} on {dataset}: test accuracy by {readouts or 'its readout'} at the last and the "
+        f"selected epochs, memorization at the last ({across})",
+        (*fields, "ratio", "steps", *rules, *TITLES),
+        tuple(rows),
+    )
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "+".join(map(_value, value)) or "-"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def run_table(record: Record) -> Table:
     """Return what one run reads by its own readout, a row a selection rule."""
     rows = []
@@ -214,36 +262,22 @@ def write_tables(
     out: Path,
     cells: Sequence[Mapping[str, Any]],
     *,
-    dataset: str,
-    reference: Reference,
-    recipe: str,
-    environment: Mapping[str, Any],
+    tables: Sequence[Table],
+    facts: Mapping[str, Any],
     notes: Sequence[str],
 ) -> None:
     """Write ``table.json``, ``table.csv`` and ``table.md`` into ``out``, atomically.
 
-    ``table.json`` is an object with ``dataset``, ``recipe``, ``environment``, ``cells`` and
-    ``notes``; ``table.csv`` has a line a cell; ``table.md`` has both tables and the notes.
+    ``table.json`` is an object with the ``facts``, ``cells`` and ``notes``; ``table.csv`` has a
+    line a cell; ``table.md`` has the tables and the notes.
     """
-    write_json(
-        out / "table.json",
-        {
-            "dataset": dataset,
-            "recipe": recipe,
-            "environment": environment,
-            "cells": list(cells),
-            "notes": list(notes),
-        },
-    )
+    write_json(out / "table.json", {**facts, "cells": list(cells), "notes": list(notes)})
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, fieldnames=list(cells[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(cells)
     write_text(out / "table.csv", buffer.getvalue())
-    parts = [
-        accuracy_table(cells, dataset, reference).markdown(),
-        memorization_table(cells).markdown(),
-    ]
+    parts = [table.markdown() for table in tables]
     if notes:
         parts.append("\n".join(f"- {note}" for note in notes))
     write_text(out / "table.md", "\n\n".join(parts) + "\n")
@@ -251,11 +285,7 @@ def write_tables(
 
 def write_figures(out: Path, cells: Sequence[Mapping[str, Any]], dataset: str) -> None:
     """Draw ``accuracy.png`` and ``memorization.png`` into ``out``."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot as plt
-
+    plt = _pyplot()
     ratios, methods = _ratios(cells), _methods(cells)
     colours = {m: COLOURS[i % len(COLOURS)] for i, m in enumerate(methods)}
 
@@ -276,12 +306,6 @@ def write_figures(out: Path, cells: Sequence[Mapping[str, Any]], dataset: str) -
             label=label,
         )
 
-    def finish(figure: Any, name: str) -> None:
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=150)
-        plt.close(figure)
-        write_bytes(out / name, buffer.getvalue())
-
     figure, axes = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
     for method in methods:
         for rule in SELECTIONS:
@@ -289,7 +313,7 @@ def write_figures(out: Path, cells: Sequence[Mapping[str, Any]], dataset: str) -
     axes.set(xlabel="share of training labels redrawn", ylabel="test accuracy", title=dataset)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=9, frameon=False)
-    finish(figure, "accuracy.png")
+    _save(figure, out / "accuracy.png")
 
     panels = list(TITLES)
     figure, row = plt.subplots(
@@ -303,4 +327,127 @@ def write_figures(out: Path, cells: Sequence[Mapping[str, Any]], dataset: str) -
         axes.grid(alpha=0.3)
     row[0].set_ylabel("share, at the last epoch")
     row[0].legend(fontsize=10, frameon=False)
-    finish(figure, "memorization.png")
+    _save(figure, out / "memorization.png")
+
+
+#: What axes are called.
+AXES = {
+    "eps_sq": "squared distortion ε²",
+    "gamma1": "γ₁",
+    "gamma2": "γ₂",
+    "batch_size": "batch size asked for (samples)",
+    "feature_dim": "feature dimension d",
+    "n_components": "components of a class in the readout",
+    "lr": "peak learning rate",
+}
+
+
+def write_ablation_figures(
+    out: Path, cells: Sequence[Mapping[str, Any]], fields: Sequence[str], title: str
+) -> None:
+    """Draw a figure for each varied field into ``out``: accuracy, and what became of wrong labels.
+
+    The other varied fields, and the ratio where there are several, are lines of their own; where
+    that would be more lines than colours, the figure averages over them and says so.
+    """
+    for name in fields:
+        others = [f for f in (*fields, "ratio") if f != name and len({c[f] for c in cells}) > 1]
+        groups = list(dict.fromkeys(tuple(c[f] for f in others) for c in cells))
+        averaged = len(groups) > len(COLOURS)
+        lines = {
+            ", ".join(f"{f}={_value(v)}" for f, v in zip(others, group, strict=True)): [
+                c for c in cells if tuple(c[f] for f in others) == group
+            ]
+            for group in groups
+        }
+        if averaged:
+            lines = {f"mean over {', '.join(others)}": list(cells)}
+        _draw_ablation(out / f"{name}.png", name, lines, title)
+
+
+def _draw_ablation(
+    path: Path, name: str, lines: Mapping[str, Sequence[Mapping[str, Any]]], title: str
+) -> None:
+    plt = _pyplot()
+    all_cells = [cell for cells in lines.values() for cell in cells]
+    values = list(dict.fromkeys(cell[name] for cell in all_cells))
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+    if numbers:
+        values.sort()
+    at = values if numbers else list(range(len(values)))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.0, 3.6), layout="constrained")
+
+    logarithmic = numbers and min(at) > 0 and max(at) >= 8 * min(at)
+    reach = max(at) / min(at) if logarithmic else max(at) - min(at)
+
+    def aside(x: float, place: int) -> float:
+        """Move a point by a hundredth of the axis a place, that bars do not hide each other."""
+        return x * reach ** (place / 100) if logarithmic else x + reach * place / 100
+
+    def draw(axes: Any, measure: str, cells: Any, rule: str, place: int = 0, **look: Any) -> None:
+        spreads = [_matching(cells, **{name: v}, selection=rule)(measure) for v in values]
+        points = [(aside(x, place), s) for x, s in zip(at, spreads, strict=True) if s]
+        error = [s.std or 0.0 for _, s in points]
+        axes.errorbar(
+            [x for x, _ in points],
+            [s.mean for _, s in points],
+            error if any(error) else None,
+            marker="o",
+            markersize=4,
+            elinewidth=1,
+            capsize=3,
+            **look,
+        )
+
+    alone = len(lines) == 1
+    rules = [r for r in SELECTIONS if any(c["selection"] == r for c in all_cells)]
+    for place, ((label, cells), colour) in enumerate(zip(lines.items(), COLOURS, strict=False)):
+        for number, rule in enumerate(rules if alone else rules[:1]):
+            called = rule.replace("_", " ")
+            called = f"{label}: {called}" if label and not alone else called
+            draw(
+                left,
+                "test_accuracy",
+                cells,
+                rule,
+                place + number,
+                color=colour,
+                linestyle=LINES[rule],
+                label=called,
+            )
+        for measure, line in (("fit_corrupted", "-"), ("recovered", "--")):
+            called = TITLES[measure].rpartition(" ")[2]
+            draw(right, measure, cells, "last", place, color=colour, linestyle=line, label=called)
+    if alone and "" not in lines:
+        title = f"{title}, {next(iter(lines))}"
+    figure.suptitle(title, fontsize=11)
+    left.set(ylabel="test accuracy", title="accuracy")
+    right.set(ylabel="share of the wrong labels", title="wrong labels at the last epoch")
+    right.set_ylim(-0.03, 1.03)
+    left.legend(fontsize=9, frameon=False)
+    handles, labels = right.get_legend_handles_labels()
+    right.legend(handles[:2], labels[:2], fontsize=9, frameon=False)
+    for axes in (left, right):
+        if logarithmic:
+            axes.set_xscale("log")
+        axes.set_xticks(at, [_value(v) for v in values])
+        axes.set_xticks([], minor=True)
+        axes.set_xlabel(AXES.get(name, name))
+        axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _save(figure: Any, path: Path) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    _pyplot().close(figure)
+    write_bytes(path, buffer.getvalue())

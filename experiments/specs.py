@@ -233,6 +233,26 @@ def vary(spec: RunSpec, name: str, text: str, options: typing.Collection[str] = 
     raise ValueError(f"{name!r} is no field of a run; choose from {', '.join(known)}, streams.NAME")
 
 
+def field_value(spec: RunSpec, name: str) -> Any:
+    """Return what :func:`vary` sets by a name; an option that is not set is an error.
+
+    Raises:
+        KeyError: no such field, or an option that the spec leaves to its default.
+
+    Example:
+        >>> spec = vary(RunSpec("mcr2"), "eps_sq", "0.1", {"eps_sq"})
+        >>> field_value(spec, "eps_sq"), field_value(spec, "feature_dim"), field_value(spec, "lr")
+        (0.1, 64, 0.1)
+    """
+    stream = name.removeprefix("streams.")
+    if name.startswith("streams.") and stream in STREAMS:
+        return getattr(spec.streams, stream)
+    for owner in (spec, spec.training):
+        if name in {f.name for f in dataclasses.fields(owner)}:
+            return getattr(owner, name)
+    return dict(spec.options)[name]
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Everything about a study's runs but method, ratio and seed.

@@ -202,8 +202,8 @@ def test_a_mistaken_study(options, place, capsys):
 @pytest.mark.parametrize(
     ("arguments", "fragment"),
     [
-        ("tabel", "Available subcommands: table, train, evaluate, datasets"),
-        ("", "Expected one of {table, train, evaluate, datasets, bench}"),
+        ("tabel", "Available subcommands: table, ablate, train, evaluate, datasets"),
+        ("", "Expected one of {table, ablate, train, evaluate, datasets, bench}"),
         ("train --ratio 1.5", "ratio is 1.5"),
         ("train --ratio", "--ratio"),
         ("train --method svm", "unknown method 'svm'"),
@@ -347,7 +347,7 @@ def test_a_library_that_cannot_be_imported_is_one_line(place, capsys, monkeypatc
     assert_mistake(["table", "--out", "new"], "torchvision cannot be imported", place, capsys)
 
 
-@pytest.mark.parametrize("command", ["", "table", "train", "evaluate", "datasets"])
+@pytest.mark.parametrize("command", ["", "table", "ablate", "train", "evaluate", "datasets"])
 def test_help_is_no_mistake(command, place, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*command.split(), "--help"])
