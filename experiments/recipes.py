@@ -26,7 +26,9 @@ from mcr2.training import TrainingConfig
 #           batch 718:  lr 0.05 0.844   0.1 0.844   0.2 0.851  <-
 #
 # At the chosen setting, components 1, 2, 3, 5, 10 of MCR²'s nearest subspace read 0.823, 0.840,
-# 0.851, 0.847, 0.837 at the selected epoch. Each is one command, for example
+# 0.851, 0.847, 0.837 at the selected epoch. All of this was measured before the rates were given
+# their own backward; rounding has changed since, and with it each figure within its error. Each is
+# one command, for example
 #
 #     mcr2 table --methods mcr2 --ratios 0.2 --seeds 0 1 --set lr=0.05 batch_size=350
 QUICK = Recipe(
