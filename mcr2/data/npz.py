@@ -58,7 +58,7 @@ def read_npz(path: Path) -> Decoded:
                 f"{path}: {key} must lie in [0, {most}) ({reason}), but one is {array.max()}"
             )
     if classes is None:
-        classes = tuple(str(k) for k in range(max(int(a.max()) for a in labels.values()) + 1))
+        classes = _guess_classes(path, labels)
 
     return Decoded(
         images["x_train"],
@@ -113,6 +113,18 @@ def _npz_labels(where: str, array: Array, n: int) -> Array:
     if int(array.max()) > np.iinfo(np.int64).max:
         raise ValueError(f"{where} must fit int64, but one is {array.max()}")
     return array.astype(np.int64)
+
+
+def _guess_classes(path: Path, labels: dict[str, Array]) -> tuple[str, ...]:
+    """Names of the classes 0 … K − 1, each of which has an image: 255 among ten is a mistake."""
+    known = np.unique(np.concatenate([a for key, a in labels.items() if key != "y_test"]))
+    for key, array in labels.items():
+        if missing := sorted(set(range(int(array.max()) + 1)) - set(known.tolist())):
+            raise ValueError(
+                f"{path}: {key} goes up to {array.max()}, but no training image has label "
+                f"{missing[0]}; without an array classes, labels run from 0 to K - 1 with no gap"
+            )
+    return tuple(str(k) for k in range(len(known)))
 
 
 def _npz_classes(where: str, array: Array) -> tuple[str, ...]:
