@@ -524,7 +524,7 @@ def train(
     result = TrainingResult()
     epoch = 0
     spent = 0.0
-    sums = _Sums()
+    sums = RunningSums()
     if checkpoint is not None and Path(checkpoint).exists():
         epoch, spent = _restore(Path(checkpoint), encoder, optimizer, result, sums)
     saved = time.perf_counter()
@@ -658,8 +658,8 @@ def _all_features(encoder: Encoder, split: Split, batch_size: int) -> Tensor:
     return torch.cat([encoder(batch.images) for batch in parts])
 
 
-class _Sums:
-    """Running sums of the loss and its terms since the last evaluation, without a sync a step."""
+class RunningSums:
+    """Sums of the loss and its terms since the last evaluation, without a sync a step."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -667,22 +667,26 @@ class _Sums:
         self.latest: dict[str, Tensor] = {}
 
     def add(self, loss: Tensor, terms: Mapping[str, Tensor]) -> None:
+        """Add a step's loss and terms."""
         self.latest = {"loss": loss, **terms}
         for name, value in self.latest.items():
             # float64 where it exists: the sum is over thousands of steps
-            value = value.cpu().double() if value.device.type == "cpu" else value
+            value = value if value.device.type == "mps" else value.double()
             self.total[name] = self.total[name] + value if name in self.total else value
         self.count += 1
 
     def finite(self) -> bool:
+        """Whether the summed loss is finite, hence every one of it."""
         return bool(torch.isfinite(self.total["loss"])) if self.total else True
 
     def take(self) -> tuple[float | None, dict[str, float]]:
+        """Return the means of loss and terms, and begin anew."""
         means = {name: float(value) / self.count for name, value in self.total.items()}
         self.total, self.count = {}, 0
         return means.pop("loss", None), means
 
     def last(self) -> tuple[float, dict[str, float]]:
+        """Return the latest step's loss and terms."""
         values = {name: float(value) for name, value in self.latest.items()}
         return values.pop("loss", math.nan), values
 
@@ -715,7 +719,7 @@ def _save(
     encoder: Encoder,
     optimizer: torch.optim.Optimizer,
     result: TrainingResult,
-    sums: _Sums,
+    sums: RunningSums,
     epoch: int,
     seconds: float,
 ) -> None:
@@ -742,7 +746,7 @@ def _restore(
     encoder: Encoder,
     optimizer: torch.optim.Optimizer,
     result: TrainingResult,
-    sums: _Sums,
+    sums: RunningSums,
 ) -> tuple[int, float]:
     tensors, metadata = load_tensors(path)
 

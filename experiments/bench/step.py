@@ -7,6 +7,9 @@ The parts are data (cutting and augmenting a batch, with its share of what an ep
 costs), forward and backward of the backbone, the objective with its own gradient, and the
 optimiser. The ratio is that of the whole step to forward and backward of the backbone alone, on a
 batch that stays where it is: 1 is a trainer that costs nothing.
+
+On one thread of a CPU the clock is the process's own CPU time, which other work on the machine
+stretches far less than the time on the wall.
 """
 
 from __future__ import annotations
@@ -31,7 +34,14 @@ from experiments.runner import prepare as prepare_data
 from experiments.specs import RunSpec
 from mcr2.data import Batch, Split, batches, num_batches
 from mcr2.objectives import Context, Objective
-from mcr2.training import backpropagate, compiled, learning_rate, make_optimizer, take_step
+from mcr2.training import (
+    RunningSums,
+    backpropagate,
+    compiled,
+    learning_rate,
+    make_optimizer,
+    take_step,
+)
 
 PARTS = ("data", "forward", "objective", "backward", "optimiser")
 
@@ -50,6 +60,7 @@ class StepTimes:
         method: whose step.
         backbone: its network.
         batch_size: samples in it.
+        clock: ``"wall"`` or ``"cpu"``.
         whole: the step.
         alone: forward and backward of the backbone on a resident batch.
         parts: by name, measured in steps of their own; on a GPU the waiting between parts is in.
@@ -58,6 +69,7 @@ class StepTimes:
     method: str
     backbone: str
     batch_size: int
+    clock: str
     whole: float
     alone: float
     parts: dict[str, float]
@@ -68,14 +80,26 @@ class StepTimes:
         return self.whole / self.alone
 
 
+#: What measures: time on the wall, or what the process had of the CPU.
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
 class Steps:
     """A run's training steps one at a time, as the trainer takes them.
+
+    Args:
+        spec: whose steps.
+        data: what it is trained on.
+        device: where.
+        clock: a name of :data:`CLOCKS`.
 
     Raises:
         ValueError: a method that is not trained by steps.
     """
 
-    def __init__(self, spec: RunSpec, data: Prepared, device: torch.device) -> None:
+    def __init__(
+        self, spec: RunSpec, data: Prepared, device: torch.device, clock: str = "wall"
+    ) -> None:
         method = find_method(spec.method)
         if method.build is None:
             raise ValueError(f"{spec.method} is not trained by steps; there is none to measure")
@@ -89,7 +113,9 @@ class Steps:
         self.split: Split = data.train.to(device)
         self.augmentation = augmentation_for(spec, data.dataset)
         self.per_epoch = num_batches(len(self.split), self.config.batch_size)
+        self.sums = RunningSums()
         self.taken = 0
+        self.clock = CLOCKS[clock]
 
     def feed(self) -> Callable[[], tuple[bool, Batch]]:
         """Return what gives batches without end, and whether each begins an epoch."""
@@ -119,7 +145,7 @@ class Steps:
     def take(self, batch: Batch, mark: Callable[[str], None] = lambda _: None) -> None:
         """Take one step."""
         total = max(self.config.epochs * self.per_epoch, 1)
-        take_step(
+        loss, terms = take_step(
             self.backbone,
             self.objective,
             self.optimizer,
@@ -135,6 +161,7 @@ class Steps:
             forward=self.forward,
             mark=mark,
         )
+        self.sums.add(loss, terms)
         self.taken += 1
 
     def over_epoch(
@@ -155,7 +182,7 @@ class Steps:
             torch.cuda.synchronize(self.device)
         elif self.device.type == "mps":
             torch.mps.synchronize()
-        return time.perf_counter()
+        return self.clock()
 
 
 class _Given(Objective):
@@ -185,7 +212,9 @@ def time_step(spec: RunSpec, data: Prepared, device: torch.device, repeats: int)
         device: where.
         repeats: how often; a few more go before, for warming up.
     """
-    steps = Steps(spec, data, device)
+    # Waiting for the device is no CPU time, and several threads wait for each other spinning.
+    clock = "cpu" if device.type == "cpu" and torch.get_num_threads() == 1 else "wall"
+    steps = Steps(spec, data, device, clock)
     draw, draw_for_parts = steps.feed(), steps.feed()
     resident = draw()[1]
     raw = torch.zeros(len(resident.labels), spec.feature_dim, device=device)
@@ -227,6 +256,7 @@ def time_step(spec: RunSpec, data: Prepared, device: torch.device, repeats: int)
         method=spec.method,
         backbone=spec.backbone,
         batch_size=len(resident.labels),
+        clock=clock,
         whole=steps.over_epoch(whole[warm:]),
         alone=median(alone[warm:]),
         parts={
@@ -296,9 +326,11 @@ def table(figures: dict[str, Any]) -> str:
         rows.append(
             (step["method"], step["backbone"], f"batch {step['batch_size']}", *shown, *sums)
         )
+    threads, clocks = figures["threads"], {step["clock"] for step in figures["steps"]}
+    time_of = "CPU time" if clocks == {"cpu"} else "wall time"
     return Table(
-        f"A training step on {figures['device']}, {figures['threads']} threads, in ms (medians of "
-        f"{figures['repeats']}); ratio: whole step to forward + backward alone",
+        f"A training step on {figures['device']}, {threads} thread{'s' * (threads > 1)}, {time_of} "
+        f"in ms (medians of {figures['repeats']}); ratio: whole step to forward + backward alone",
         ("method", "backbone", "", *PARTS, "step", "alone", "ratio"),
         tuple(rows),
     ).text()
