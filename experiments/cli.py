@@ -332,7 +332,11 @@ def _table(command: TableCommand) -> Any:
         from experiments.estimate import report_estimate
 
         def tell() -> int:
-            print(report_estimate(cells, jobs, machine))
+            try:
+                print(report_estimate(cells, jobs, machine))
+            except ValueError as error:
+                print(f"mcr2: {error}", file=sys.stderr)
+                return FAILED
             return OK
 
         return tell

@@ -2,17 +2,19 @@
 
     mcr2 table --recipe paper --estimate
 
-Each method's step is timed as the trainer takes it, its network on a part of the images, and the
-readouts on features of the study's size, in as many processes at a time as the study would use.
+Each method's step is timed as the trainer takes it, its network on a part of the images, and what
+a run reads at its evaluations and at its end on features of the study's size. As many processes are
+measured at a time as the study would run, and each goes on taking steps until all have been
+measured: what is timed shares the machine as it will in the study.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
 from statistics import mean
 from typing import Any
 
@@ -21,7 +23,7 @@ from torch import Tensor
 
 from experiments.bench.micro_batch import peak_memory
 from experiments.bench.step import EPOCH, SLOW, Steps
-from experiments.methods import COMMON_READOUT, find_method, readout_for, rules_for
+from experiments.methods import Prepared, find_method, reader, readout_for, rules_for
 from experiments.report import Table
 from experiments.runner import (
     Cell,
@@ -34,7 +36,7 @@ from experiments.runner import (
 )
 from experiments.specs import RunSpec, Streams, as_dict, from_dict
 from mcr2.data import num_batches
-from mcr2.evaluation import encode, evaluate
+from mcr2.evaluation import encode
 from mcr2.records import plain
 
 #: Seconds to spend on timing a step, and the fewest steps that are timed.
@@ -45,10 +47,23 @@ IMAGES = 1000
 
 @dataclass(frozen=True)
 class Probe:
-    """What was measured of one method: seconds and bytes."""
+    """What was measured of one method: seconds and bytes.
+
+    Attributes:
+        start: from the start of its process to its first step.
+        step, batch: a step, and the samples in it.
+        image: one image through the network in evaluation mode.
+        evaluation: what an evaluation in training does with the features.
+        reading: what the reading of a selected epoch does with them.
+        memory: the most that the process held; None where the system does not tell.
+        weights, optimizer, entry, measures: bytes of each in files.
+        images: training, held-out and test images together.
+        needs_epoch_features: whether the objective asks for all features at every epoch.
+    """
 
     start: float
     step: float
+    batch: float
     image: float
     evaluation: float
     reading: float
@@ -81,52 +96,49 @@ class _Pretender:
         return self.encoder.classifier()
 
 
-def probe(saved: dict[str, Any], machine: Machine) -> Probe:
-    """Measure one spec here; memory is the most that this process has held."""
-    torch.set_num_threads(machine.threads)
-    spec, device = from_dict(saved), machine.torch_device()
-    begin = time.perf_counter()
-    data = prepare(spec, load(spec, machine.data_root))
-    steps = Steps(spec, data, device)
-    start = steps.now() - begin
+def _mean_time(clock: Callable[[], float], action: Callable[[], object]) -> float:
+    """Return the seconds that an action takes; the first of several is for warming up."""
+    spent: list[float] = []
+    while len(spent) < 2 or sum(spent[1:]) < SECONDS / 4:
+        begin = clock()
+        action()
+        spent.append(clock() - begin)
+        if spent[0] > SLOW:
+            return spent[0]
+    return mean(spent[1:])
 
+
+def probe(steps: Steps, data: Prepared, start: float, busy: Callable[[], None]) -> Probe:
+    """Measure a run's parts; ``busy`` is called when steps are warm, and may take some more."""
+    spec, device = steps.spec, steps.device
     draw = steps.feed()
-    spent: list[tuple[bool, float]] = []
-    begin = steps.now()
-    while True:
+
+    def take() -> tuple[bool, float]:
         before = steps.now()
         first, batch = draw()
         steps.take(batch)
-        spent.append((first, steps.now() - before))
-        warm = 1 if spent[0][1] > SLOW else EPOCH
-        if len(spent) >= warm + FEWEST and steps.now() - begin >= SECONDS:
-            break
+        return first, steps.now() - before
+
+    slow = take()[1] > SLOW
+    for _ in range(0 if slow else EPOCH - 1):
+        take()
+    busy()
+    spent: list[tuple[bool, float]] = []
+    begin = steps.now()
+    while len(spent) < FEWEST or steps.now() - begin < SECONDS:
+        spent.append(take())
     # Their mean, not the median: the study will meet the slow ones too.
-    step = steps.over_epoch(spent[warm:], mean)
+    step = steps.over_epoch(spent, mean)
 
     encoder, count = steps.encoder, min(IMAGES, len(data.train))
     some = steps.split.images[:count]
-    encode(encoder, some[: max(1, count // 4)])
-    begin = steps.now()
-    encode(encoder, some)
-    image = (steps.now() - begin) / count
+    image = _mean_time(steps.now, lambda: encode(encoder, some)) / count
 
     method = find_method(spec.method)
     readout = readout_for(spec, method)
     pretender = _Pretender(encoder, spec.feature_dim)
-    validation = data.validation and data.validation.to(device)
-    begin = steps.now()
-    short = evaluate(
-        pretender,
-        steps.split,
-        data.test.to(device),
-        validation,
-        num_classes=data.sizes.num_classes,
-        readout=readout,
-        readouts=(COMMON_READOUT,),
-        full=False,
-    )
-    evaluation = steps.now() - begin
+    read = reader(data, readout, device)
+    evaluation = _mean_time(steps.now, lambda: read(pretender))
     begin = steps.now()
     full = read_encoder(pretender, spec, data, readout, device)
     reading = steps.now() - begin
@@ -138,13 +150,14 @@ def probe(saved: dict[str, Any], machine: Machine) -> Probe:
     return Probe(
         start=start,
         step=step,
+        batch=len(steps.split) / steps.per_epoch,
         image=image,
         evaluation=evaluation,
         reading=reading,
         memory=peak_memory(device),
         weights=size(encoder.state_dict().values()),
         optimizer=size(value for slot in slots for value in slot.values()),
-        entry=len(json.dumps(plain(short.measures), indent=1)),
+        entry=len(json.dumps(plain(read(pretender).measures), indent=1)),
         measures=len(json.dumps(plain(full.measures), indent=1)),
         images=len(data.train) + len(data.held_out) + len(data.test),
         needs_epoch_features=steps.objective.needs_epoch_features,
@@ -169,12 +182,14 @@ def cell_estimate(cell: Cell, found: Probe, test: int) -> CellEstimate:
     every = found.images - test
     train = every - round(every * spec.validation)
     steps = config.epochs * num_batches(train, config.batch_size)
+    # In proportion to its samples: the same batch size cuts other splits into other batches.
+    step = found.step * config.epochs * train / max(steps, 1) / found.batch
     rules = len(rules_for(spec))
     evaluations = 1 + -(-config.epochs // config.evaluate_every)
     look = found.image * found.images
     seconds = (
         found.start
-        + steps * found.step
+        + steps * step
         + evaluations * (look + found.evaluation)
         + rules * (look + found.reading)
         + found.needs_epoch_features * config.epochs * train * found.image
@@ -196,34 +211,105 @@ def _measured_as(spec: RunSpec) -> RunSpec:
     return replace(spec, ratio=0.0, seed=0, streams=Streams(), validation=0.0, selections=None)
 
 
+def _measure(
+    connection: Connection, saved: dict[str, Any], machine: Machine, launched: float
+) -> None:
+    """Measure one spec in a process of its own, and go on taking steps until it is ended."""
+    try:
+        torch.set_num_threads(machine.threads)
+        spec = from_dict(saved)
+        data = prepare(spec, load(spec, machine.data_root))
+        steps = Steps(spec, data, machine.torch_device())
+        start = time.time() - launched
+        draw = steps.feed()
+
+        def keep_busy() -> None:
+            while not connection.poll():  # true, too, when the other end is gone
+                steps.take(draw()[1])
+
+        def meet() -> None:
+            connection.send(None)
+            keep_busy()
+            connection.recv()
+
+        connection.send(probe(steps, data, start, meet))
+        keep_busy()
+    except BaseException as error:
+        connection.send(f"{type(error).__name__}: {error}".splitlines()[0])
+
+
+def _answer(connection: Connection, spec: RunSpec) -> Probe | None:
+    try:
+        answer: Probe | str | None = connection.recv()
+    except EOFError:
+        answer = "its process was ended from outside; perhaps memory ran out"
+    if isinstance(answer, str):
+        raise ValueError(f"{spec.method} cannot be measured: {answer}")
+    return answer
+
+
+def _together(specs: Sequence[RunSpec], machine: Machine) -> list[Probe | None]:
+    """Measure specs at the same time, each in a process whose peak memory is its own."""
+    context = process_context()
+    connections, processes = [], []
+    try:
+        for spec in specs:
+            ours, theirs = context.Pipe()
+            arguments = (theirs, as_dict(spec), machine, time.time())
+            process = context.Process(target=_measure, args=arguments, daemon=True)
+            process.start()
+            theirs.close()
+            connections.append(ours)
+            processes.append(process)
+        pairs = list(zip(connections, specs, strict=True))
+        for connection, spec in pairs:
+            _answer(connection, spec)  # all are warm before any is measured
+        for connection in connections:
+            connection.send(None)
+        return [_answer(connection, spec) for connection, spec in pairs]
+    finally:
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.join()
+
+
+def _nothing() -> None:
+    pass
+
+
 def estimate(cells: Sequence[Cell], jobs: int, machine: Machine) -> list[CellEstimate | None]:
     """Measure and return what each cell will take; None for a method that takes no steps.
 
     Raises:
-        Exception: whatever a method raised when it was measured.
+        ValueError: a method that could not be measured, and what it raised.
     """
-    wanted = [
-        spec
-        for spec in dict.fromkeys(_measured_as(cell.spec) for cell in cells)
-        if find_method(spec.method).build is not None
-    ]
+    wanted: dict[RunSpec, float] = {}
+    for cell in cells:
+        if find_method(cell.spec.method).build is not None:
+            key = _measured_as(cell.spec)
+            wanted[key] = max(wanted.get(key, 0.0), cell.spec.ratio)
     at_once = min(jobs, len(cells))
-    # As many at a time as in the study, the same one twice if need be: they share the machine.
-    queue = [wanted[i % len(wanted)] for i in range(max(at_once, len(wanted)))] if wanted else []
-
-    def apart(spec: RunSpec) -> Probe:
-        # A process for each, whose peak memory is its own.
-        with ProcessPoolExecutor(1, process_context()) as pool:
-            return pool.submit(probe, as_dict(spec), machine).result()
-
-    with ThreadPoolExecutor(at_once) as threads:
-        probes = list(threads.map(apart, queue))
-    found = dict(zip(queue, probes, strict=True))
+    # Some are measured twice, if need be: all the time as many as the study runs share the machine.
+    rounds = -(-len(wanted) // at_once)
+    queue = [list(wanted)[i % len(wanted)] for i in range(rounds * at_once)]
+    # What starts processes is started before them, as a study does it once.
+    first = process_context().Process(target=_nothing)
+    first.start()
+    first.join()
+    found: dict[RunSpec, Probe | None] = {}
+    for i in range(0, len(queue), at_once):
+        keys = queue[i : i + at_once]
+        # With as many wrong labels as a run will have: they are read apart from the others.
+        specs = [replace(key, ratio=wanted[key]) for key in keys]
+        found |= zip(keys, _together(specs, machine), strict=True)
     test = {spec: len(load(spec, machine.data_root).test) for spec in wanted}
-    return [
-        cell_estimate(cell, found[key], test[key]) if key in found else None
-        for cell, key in ((cell, _measured_as(cell.spec)) for cell in cells)
-    ]
+    estimates = []
+    for cell in cells:
+        key = _measured_as(cell.spec)
+        one = found.get(key)
+        estimates.append(None if one is None else cell_estimate(cell, one, test[key]))
+    return estimates
 
 
 def elapsed(seconds: Sequence[float], jobs: int) -> float:

@@ -25,7 +25,7 @@ import mcr2.objectives
 from experiments.specs import RunSpec
 from mcr2.backbones import BACKBONES, ResNet
 from mcr2.data import Augmentation, Dataset, Split
-from mcr2.evaluation import ImageEncoder, evaluate, measure_key
+from mcr2.evaluation import Evaluation, ImageEncoder, evaluate, measure_key
 from mcr2.noise import Corruption
 from mcr2.objectives import Objective
 from mcr2.readouts import WITH_COMPONENTS, parse_readout
@@ -180,6 +180,28 @@ def augmentation_for(spec: RunSpec, dataset: Dataset) -> Augmentation:
     )
 
 
+def reader(
+    data: Prepared, readout: str, device: torch.device
+) -> Callable[[ImageEncoder], Evaluation]:
+    """Return what reads an encoder at every evaluation in training, and what estimates time."""
+    train, test = data.train.to(device), data.test.to(device)
+    validation = data.validation and data.validation.to(device)
+
+    def read(encoder: ImageEncoder) -> Evaluation:
+        return evaluate(
+            encoder,
+            train,
+            test,
+            validation,
+            num_classes=data.sizes.num_classes,
+            readout=readout,
+            readouts=(COMMON_READOUT,),
+            full=False,
+        )
+
+    return read
+
+
 #: What the study hands to an objective's constructor where the signature asks for it.
 GIVEN = ("num_classes", "feature_dim", "num_samples")
 
@@ -243,20 +265,7 @@ def trained(name: str, objective: type[Objective], fingerprint: str = "") -> Met
         backbone, loss = encoder.backbone, encoder.objective
         proof = {"initial_weights": tensors_digest(backbone.state_dict())}
         readout = readout_for(spec, method)
-        train_split, test_split = data.train.to(workspace.device), data.test.to(workspace.device)
-        validation = data.validation and data.validation.to(workspace.device)
-
-        def read(encoder: Encoder) -> Mapping[str, Any]:
-            return evaluate(
-                encoder,
-                train_split,
-                test_split,
-                validation,
-                num_classes=data.sizes.num_classes,
-                readout=readout,
-                readouts=(COMMON_READOUT,),
-                full=False,
-            ).measures
+        read = reader(data, readout, workspace.device)
 
         def keep(history: Sequence[Mapping[str, Any]]) -> set[int]:
             points = candidates(history, readout)
@@ -265,7 +274,7 @@ def trained(name: str, objective: type[Objective], fingerprint: str = "") -> Met
         result = train(
             backbone,
             loss,
-            train_split,
+            data.train.to(workspace.device),
             spec.training,
             sampling_seed=seeds["batches"],
             augmentation_seed=seeds["augmentation"],
@@ -273,7 +282,7 @@ def trained(name: str, objective: type[Objective], fingerprint: str = "") -> Met
             augmentation=augmentation_for(spec, data.dataset),
             shuffle=spec.shuffle,
             device=workspace.device,
-            evaluate=read,
+            evaluate=lambda encoder: read(encoder).measures,
             keep=keep,
             checkpoint=workspace.checkpoint,
             checkpoint_seconds=workspace.checkpoint_seconds,

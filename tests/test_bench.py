@@ -4,14 +4,16 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 import experiments.recipes
-from experiments import estimate
+from experiments import estimate, methods
 from experiments.bench import BENCHES
+from experiments.bench.step import Steps
 from experiments.cli import main
 from experiments.label_noise import grid
 from experiments.recipes import PAPER, QUICK
-from experiments.runner import Cell, Machine, run
+from experiments.runner import Cell, Machine, load, prepare, run
 from experiments.specs import Recipe, RunSpec
 from mcr2.data import num_batches
 from mcr2.training import TrainingConfig
@@ -195,6 +197,7 @@ def test_an_estimate_adds_up():
     found = estimate.Probe(
         start=2.0,
         step=0.1,
+        batch=50.0,
         image=0.001,
         evaluation=0.5,
         reading=3.0,
@@ -210,12 +213,67 @@ def test_an_estimate_adds_up():
     assert got.steps == 7 * num_batches(80, 50) == 14
     # Evaluations at 0, 3, 6 and 7, and a full reading for each of three rules.
     looks = 4 * (0.14 + 0.5) + 3 * (0.14 + 3.0)
-    assert got.seconds == pytest.approx(2.0 + 14 * 0.1 + looks)
+    # 80 samples in two batches are 40 a step, where 50 were measured.
+    assert got.seconds == pytest.approx(2.0 + 14 * 0.1 * 40 / 50 + looks)
     assert got.disk == 3 * 1000 + 4 * 50 + 3 * 70 + 16 * 50
     assert got.checkpoint == 4 * 1000 + 900
     latched = replace(found, needs_epoch_features=True)
     more = estimate.cell_estimate(Cell(spec, "", "", None), latched, test=40)
     assert more.seconds == pytest.approx(got.seconds + 7 * 80 * 0.001)
+
+
+RAISES = """
+from mcr2.objectives import Objective
+
+
+class Raises(Objective):
+    def loss(self, features, labels, context):
+        raise ArithmeticError("no such loss\\nand more")
+
+
+class Ends(Objective):
+    def loss(self, features, labels, context):
+        import os
+
+        os._exit(9)
+"""
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [("Raises", "ArithmeticError: no such loss"), ("Ends", "its process was ended from outside")],
+)
+def test_a_loss_that_cannot_be_estimated_is_one_line(name, message, tiny, capsys):
+    (tiny / "raises.py").write_text(RAISES)
+    arguments = ["--methods", "ce", f"raises.py:{name}", "--jobs", "2", "--estimate"]
+    assert main(["table", *SMALL, *arguments]) == 1
+    err = capsys.readouterr().err
+    assert (
+        err == f"mcr2: raises.py:{name} cannot be measured: {message}" + err.partition(message)[2]
+    )
+    assert err.count("\n") == 1
+
+
+def test_an_estimate_times_the_very_evaluation_of_a_run(monkeypatch):
+    """What a run reads in training comes from one place, and an estimate calls it."""
+    calls = []
+
+    def counted(*arguments):
+        read = methods.reader(*arguments)
+        return lambda encoder: calls.append(encoder) or read(encoder)
+
+    monkeypatch.setattr(estimate, "reader", counted)
+    monkeypatch.setattr(estimate, "SECONDS", 0.0)
+    spec = replace(TINY, ratio=0.5, training=CONFIG)
+    data = prepare(spec, load(spec))
+    steps = Steps(spec, data, torch.device("cpu"))
+    met = []
+    found = estimate.probe(steps, data, 1.5, lambda: met.append(steps.taken))
+    assert len(calls) >= 2
+    assert met == [3]
+    assert steps.taken == 3 + estimate.FEWEST
+    assert (found.start, found.batch, found.images) == (1.5, 50.0, 100 + 360)
+    assert min(found.step, found.image, found.evaluation, found.reading) > 0
 
 
 # ------------------------------------------------------------------------------------- TensorBoard
