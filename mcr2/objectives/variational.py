@@ -136,9 +136,10 @@ class VariationalRateReduction(Objective):
     def _set(self, atoms: Tensor, values: Tensor, sizes: Tensor) -> None:
         """Take eigenvectors ``(K, r, d)`` and shrink their eigenvalues ``(K, r)``."""
         coefficients = shrink(values.clamp(min=0), self.feature_dim / self.eps_sq, self.penalty)
-        present = sizes > 0  # an absent class keeps what it has
-        self.dictionary[present] = atoms[present].to(self.dictionary)
-        self.coefficients[present] = coefficients[present].to(self.coefficients)
+        # An absent class keeps what it has. By where: indexing by a mask would wait for the device.
+        present = (sizes > 0)[:, None]
+        self.coefficients.copy_(torch.where(present, coefficients, self.coefficients))
+        self.dictionary.copy_(torch.where(present[..., None], atoms, self.dictionary))
 
     def _classes(self, features: Tensor, labels: Tensor) -> tuple[list[Tensor], Tensor]:
         """Cut features into those of each class, and count them."""
