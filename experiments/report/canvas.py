@@ -1,0 +1,68 @@
+"""What all figures share: colours, line styles, names of axes, how a file is written."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mcr2.records import write_bytes
+
+#: Okabe & Ito's colour-blind safe palette.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+#: Methods that keep their colour whatever else a study compares.
+FIRST = ("ce", "mcr2")
+
+#: Line styles of the selection rules.
+LINES = {
+    "last": "-",
+    "noisy_validation": "--",
+    "patience": (0, (4, 1, 1, 1, 1, 1)),
+    "clean_validation": "-.",
+    "oracle": ":",
+}
+
+
+def colours_of(methods: Sequence[str]) -> dict[str, str]:
+    """Return each method's colour: cross-entropy and MCR² always theirs, the others in turn.
+
+    Example:
+        >>> colours_of(["ole", "mcr2"]) == {"mcr2": COLOURS[1], "ole": COLOURS[2]}
+        True
+    """
+    others = [m for m in methods if m not in FIRST]
+    found = {m: COLOURS[FIRST.index(m)] for m in methods if m in FIRST}
+    rest = COLOURS[len(FIRST) :]
+    return found | {m: rest[i % len(rest)] for i, m in enumerate(others)}
+
+
+def short_names(methods: Sequence[str]) -> dict[str, str]:
+    """Return what methods are called where there is little room: a user's file without its folder.
+
+    Example:
+        >>> short_names(["ce", "/some/where/loss.py:Pull"])
+        {'ce': 'ce', '/some/where/loss.py:Pull': 'loss.py:Pull'}
+    """
+    names = {m: Path(m).name for m in methods}
+    unique = len(set(names.values())) == len(names)
+    return names if unique else {m: m for m in methods}
+
+
+def pyplot() -> Any:
+    """Return matplotlib's pyplot, drawing to files."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a figure as PNG, atomically, and close it."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    pyplot().close(figure)
+    write_bytes(path, buffer.getvalue())
