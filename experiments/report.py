@@ -17,7 +17,13 @@ from mcr2.selection import SELECTIONS
 
 #: One colour a method in every figure: Okabe & Ito's colour-blind safe palette.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-LINES = {"last": "-", "noisy_validation": "--", "oracle": ":"}
+LINES: dict[str, Any] = {
+    "last": "-",
+    "noisy_validation": "--",
+    "patience": "-.",
+    "clean_validation": (0, (5, 1, 1, 1, 1, 1)),
+    "oracle": ":",
+}
 
 #: Published figures: method -> ratio -> accuracy.
 Reference = Mapping[str, Mapping[float, float]]
