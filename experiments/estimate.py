@@ -21,7 +21,7 @@ from torch import Tensor
 
 from experiments.bench.micro_batch import peak_memory
 from experiments.bench.step import EPOCH, SLOW, Steps
-from experiments.methods import COMMON_READOUT, find_method, readout_for, rules_for
+from experiments.methods import find_method, readout_for, rules_for
 from experiments.report import Table
 from experiments.runner import (
     Cell,
@@ -123,7 +123,6 @@ def probe(saved: dict[str, Any], machine: Machine) -> Probe:
         validation,
         num_classes=data.sizes.num_classes,
         readout=readout,
-        readouts=(COMMON_READOUT,),
         full=False,
     )
     evaluation = steps.now() - begin

@@ -24,7 +24,7 @@ from experiments.specs import Recipe, RunSpec, vary
 from mcr2.evaluation import measure_key
 from mcr2.metrics.memorization import terminal_phase
 from mcr2.records import Record, environment, read_json, write_json
-from mcr2.selection import SELECTIONS
+from mcr2.selection import NEED_VALIDATION, SELECTIONS
 
 RATIOS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 
@@ -40,9 +40,6 @@ PAPER: dict[str, dict[float, float]] = {
 COMPETENCE = 0.02
 
 STUDY = "study.json"
-
-#: The rule that needs a held-out share.
-EARLY_STOPPING = "noisy_validation"
 
 #: What all runs of a grid share, or what spans it: set by options of their own, not by ``--set``.
 GRID_FIELDS = ("dataset", "subset", "image_size", "noise", "ratio", "seed")
@@ -60,7 +57,7 @@ def grid(
     """Return the specs of a study, cheapest order for a reader: seed by seed, ratio by ratio.
 
     A recipe with an ``early_stopping_share`` makes two of each: one that holds nothing out, for
-    every rule but early stopping, and one with that share for early stopping. A ``validation``
+    every rule but those of early stopping, and one with that share for these. A ``validation``
     among the settings makes it one again, which serves what it can.
 
     Args:
@@ -112,9 +109,9 @@ def grid(
                 if share is None or set_here & {"validation", "selections"}:
                     specs.append(spec)
                     continue
-                rest = tuple(rule for rule in SELECTIONS if rule != EARLY_STOPPING)
+                rest = tuple(rule for rule in SELECTIONS if rule not in NEED_VALIDATION)
                 specs.append(replace(spec, validation=0.0, selections=rest))
-                specs.append(replace(spec, validation=share, selections=(EARLY_STOPPING,)))
+                specs.append(replace(spec, validation=share, selections=NEED_VALIDATION))
     return specs
 
 
@@ -268,11 +265,12 @@ def separate_runs(outcomes: Sequence[Outcome]) -> list[str]:
     own = {
         outcome.cell.spec.validation
         for outcome in outcomes
-        if outcome.cell.spec.selections == (EARLY_STOPPING,)
+        if outcome.cell.spec.selections == NEED_VALIDATION
     }
     return [
-        f"{EARLY_STOPPING} is read from runs of its own, which held out {share:.0%} of the "
-        "training samples to choose the epoch by; last and oracle from runs that held out nothing"
+        f"{', '.join(NEED_VALIDATION)} are read from runs of their own, which held out {share:.0%} "
+        "of the training samples to choose the epoch by; last and oracle from runs that held out "
+        "nothing"
         for share in sorted(own)
     ]
 

@@ -23,6 +23,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
@@ -645,7 +646,12 @@ def _fit_standardised(
     bias = H.new_zeros(num_classes)
     if len(present) > 1:
         ranks = torch.searchsorted(present, y)
-        rows, offsets = solve((H / scale).cpu().numpy(), ranks.cpu().numpy(), 1 / (RIDGE * len(H)))
+        # The BLAS behind scikit-learn has threads of its own, and takes all processors for
+        # products that are too small for two.
+        with threadpool_limits(torch.get_num_threads()):
+            rows, offsets = solve(
+                (H / scale).cpu().numpy(), ranks.cpu().numpy(), 1 / (RIDGE * len(H))
+            )
         weight[present] = torch.as_tensor(rows).to(H) / scale
         bias[present] = torch.as_tensor(offsets).to(H)
     return LinearClassifier(weight, (bias - weight @ mean).masked_fill(counts == 0, -torch.inf))

@@ -69,8 +69,7 @@ def feature_rank(features: Tensor, *, centred: bool = True) -> FeatureRank:
         >>> feature_rank(torch.eye(4, 6)).numerical_rank
         3
     """
-    sigma, cutoff = _singular_values(features, centred)
-    return _measures(sigma, cutoff)
+    return rank_and_spectrum(features, centred=centred)[0]
 
 
 def spectrum(features: Tensor, *, centred: bool = True) -> Tensor:
@@ -93,12 +92,25 @@ def spectrum(features: Tensor, *, centred: bool = True) -> Tensor:
         >>> spectrum(torch.tensor([[3.0, 0.0], [-3.0, 0.0], [0.0, 1.0], [0.0, -1.0]]))
         tensor([4.5000, 0.5000], dtype=torch.float64)
     """
+    return rank_and_spectrum(features, centred=centred)[1]
+
+
+def rank_and_spectrum(features: Tensor, *, centred: bool = True) -> tuple[FeatureRank, Tensor]:
+    """Return :func:`feature_rank` and :func:`spectrum` of features, from one decomposition.
+
+    Arguments and errors as :func:`feature_rank`.
+
+    Example:
+        >>> ranks, values = rank_and_spectrum(torch.eye(4), centred=False)
+        >>> ranks.dim95, values.tolist()
+        (4, [0.25, 0.25, 0.25, 0.25])
+    """
     H = check_features(features)
     N, d = H.shape
-    sigma, _ = _singular_values(H, centred)
+    sigma, cutoff = _singular_values(H, centred)
     largest = H.abs().max().double()
     values = (sigma * largest).square() / N
-    return torch.cat([values, values.new_zeros(d - len(values))])
+    return _measures(sigma, cutoff), torch.cat([values, values.new_zeros(d - len(values))])
 
 
 @dataclass(frozen=True, eq=False)
