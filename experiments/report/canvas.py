@@ -16,11 +16,11 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 FIRST = ("ce", "mcr2")
 
 #: Line styles of the selection rules.
-LINES = {
+LINES: dict[str, Any] = {
     "last": "-",
     "noisy_validation": "--",
-    "patience": (0, (4, 1, 1, 1, 1, 1)),
-    "clean_validation": "-.",
+    "patience": "-.",
+    "clean_validation": (0, (5, 1, 1, 1, 1, 1)),
     "oracle": ":",
 }
 

@@ -139,6 +139,8 @@ def _bars(axes: Any, study: Study, method: str, values: Sequence[Any], line: str
     if not points:
         return
     colour = study.colours[method]
+    if len(study.ratios) <= 8:
+        axes.set_xticks(study.ratios, [f"{r:g}" for r in study.ratios])
     axes.errorbar(
         [x for x, _ in points],
         [e.mean for _, e in points],
@@ -162,6 +164,11 @@ def _limits(axes: Any, low: float, high: float) -> None:
     axes.set_ylim(low - 0.04 * (high - low), high + 0.04 * (high - low))
 
 
+def _lowest(values: Iterable[Estimate | None]) -> float:
+    """Return how far down an axis of shares should reach: wide intervals are cut."""
+    return max(0.0, min([0.95, *(v.mean - min(v.half_width or 0, 0.12) for v in values if v)]))
+
+
 def _legend(
     figure: Any, study: Study, styles: Mapping[str, Mapping[str, Any]] | None = None
 ) -> None:
@@ -176,10 +183,18 @@ def _legend(
         Line2D([], [], **({"color": "0.35"} | dict(look)), label=label)
         for label, look in (styles or {}).items()
     ]
+    # About what a letter and a handle take, in inches; matplotlib fills column by column.
+    needs = [0.085 * len(handle.get_label()) + 0.7 for handle in handles]
+
+    def width(columns: int) -> float:
+        rows = -(-len(needs) // columns)
+        return sum(max(needs[i : i + rows]) for i in range(0, len(needs), rows))
+
+    fitting = [n for n in range(1, len(needs) + 1) if width(n) <= figure.get_figwidth()]
     figure.legend(
         handles=handles,
         loc="outside upper center",
-        ncols=min(len(handles), 6),
+        ncols=max(fitting, default=1),
         fontsize=10,
         frameon=False,
     )
@@ -210,8 +225,20 @@ def _say(axes: Any, text: str) -> None:
 
 def _log_y(axes: Any) -> None:
     """Make the vertical axis logarithmic where anything on it is positive."""
-    if any(value > 0 for line in axes.lines for value in line.get_ydata()):
-        axes.set_yscale("log")
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    drawn = [v for line in axes.lines for v in line.get_ydata() if v > 0]
+    if not drawn:
+        return
+    axes.set_yscale("log")
+    low, high = min(drawn), max(drawn)
+    if high < 30 * low:  # hardly a power of ten in sight: name what lies between
+        axes.set_ylim(low / 1.3, high * 1.3)
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
+    else:
+        axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def draw_accuracy(study: Study) -> Any:
@@ -220,14 +247,14 @@ def draw_accuracy(study: Study) -> Any:
     columns = min(3, len(rules))
     rows = -(-len(rules) // columns)
     figure, axes = _panels(rows, columns, 3.2, 2.7, sharex=True, sharey=True)
-    lowest = 1.0
+    found = []
     for panel, rule in zip(axes.flat, rules, strict=False):
         for method in study.names:
             values = _estimates(study, "test_accuracy", method, rule)
             _bars(panel, study, method, values)
-            lowest = min([lowest, *(e.mean - (e.half_width or 0) / 2 for e in values if e)])
+            found += values
         panel.set_title(rule.replace("_", " "), fontsize=11)
-    _limits(axes.flat[0], max(0.0, lowest), 1.0)
+    _limits(axes.flat[0], _lowest(found), 1.0)
     for panel in axes.flat[len(rules) :]:
         panel.remove()
     for number in range(columns):
@@ -258,8 +285,8 @@ def draw_participation(study: Study) -> Any:
     """Dimensions of all features and of a class at the last epoch, against the ratio."""
     titles = {
         "participation_ratio": "participation ratio",
-        "dim95": "components with 95 % of the energy",
-        "class_dim95": "the same of one class",
+        "dim95": "components with 95 % of energy",
+        "class_dim95": "with 95 % of a class's energy",
     }
     figure, axes = _panels(1, len(titles), 3.2, 3.2, sharex=True)
     scalars = {scalar.measure: scalar for scalar in DIVERSITY}
@@ -281,7 +308,7 @@ COLLAPSE_PANELS = {
     "nc1": ("NC1: spread within classes", "-"),
     "nc2_etf": ("NC2: means from a simplex", "-"),
     "nc3": ("NC3: ridge from the means", "ridge"),
-    "nc4": ("NC4: ridge against nearest mean", "ridge"),
+    "nc4": ("NC4: ridge, nearest mean differ", "ridge"),
 }
 
 
@@ -303,8 +330,11 @@ def draw_collapse(study: Study) -> Any:
                     # Faint where class means hold too little of the features to be believed.
                     for faint, some in _stretches(points, doubted):
                         _draw(panel, some, colour, line, alpha=0.25 if faint else 1.0)
+                if readout != "-":
+                    head = curve(runs, _always(measure, "train", LABELS["train"], "head"))
+                    _draw(panel, head, colour, ":")
             if measure == "nc4":
-                _limits(panel, 0, 1)
+                panel.set_ylim(bottom=0)
             else:
                 _log_y(panel)
             if ratio == study.ends[0]:
@@ -312,7 +342,10 @@ def draw_collapse(study: Study) -> Any:
             if ratio == study.ends[-1]:
                 panel.set_xlabel("epoch")
         row[0].set_ylabel(f"ratio {ratio:g}")
-    styles = {"means near 0: not to be believed": {"alpha": 0.3}}
+    styles = {
+        "own head, train samples": {"linestyle": ":"},
+        "means near 0: not to be believed": {"alpha": 0.3},
+    }
     _legend(figure, study, TRAIN_TEST | styles)
     return figure
 
@@ -397,9 +430,11 @@ def draw_cosines(study: Study) -> Any:
     )
     key = measure_key("abs_cosine", split="test", labels="clean")
     image = None
-    for row, (method, name) in zip(axes, study.names.items(), strict=True):
+    for number, (row, (method, name)) in enumerate(zip(axes, study.names.items(), strict=True)):
         for panel, ratio in zip(row, study.ratios, strict=True):
             panel.set(xticks=[], yticks=[])
+            if number == 0:
+                panel.set_title(f"ratio {ratio:g}", fontsize=11)
             found = [r for r in study.runs(method, ratio) if profile(r, key)]
             if not found:
                 _say(panel, "no run")
@@ -414,11 +449,9 @@ def draw_cosines(study: Study) -> Any:
                 at = [sum(places) / len(places) for places in middles.values()]
                 if panel is row[0]:
                     panel.set_yticks(at, [str(k) for k in middles], fontsize=7)
-                if row is axes[-1]:
+                if number == rows - 1:
                     panel.set_xticks(at, [str(k) for k in middles], fontsize=7)
                 panel.tick_params(length=0)
-            if row is axes[0]:
-                panel.set_title(f"ratio {ratio:g}", fontsize=11)
         row[0].set_ylabel(name, fontsize=12, color=study.colours[method], fontweight="bold")
     if image is not None:
         bar = figure.colorbar(image, ax=axes, shrink=0.8, aspect=30)
@@ -457,8 +490,8 @@ def draw_margins(study: Study) -> Any:
                         x, y = [p.epoch for p in edge], [p.mean for p in edge]
                         panel.plot(x, y, color=colour, linestyle=":", linewidth=1)
             panel.axhline(0, color="0.3", linewidth=0.8)
-            if not any(line.get_xdata() is not None for line in panel.lines[:-1]):
-                _say(panel, "no method here has a head")
+            if len(panel.lines) == 1:
+                _say(panel, "nothing was measured")
             panel.set_title(f"{title}, ratio {ratio:g}", fontsize=10)
     for panel in axes[-1]:
         panel.set_xlabel("epoch")
@@ -508,9 +541,9 @@ def draw_errors(study: Study) -> Any:
     for panel in axes[:, 0]:
         panel.set_ylabel("error, by own readout")
     styles = {
-        "train (labels trained on)": {"linestyle": "-"},
+        "train, labels trained on": {"linestyle": "-"},
         "test": {"linestyle": "--"},
-        "terminal phase begins (a seed)": {"marker": "^", "linestyle": "none"},
+        "terminal phase begins": {"marker": "^", "linestyle": "none"},
     }
     _legend(figure, study, styles)
     return figure
@@ -592,18 +625,20 @@ def draw_readouts(study: Study) -> Any:
     keys = dict.fromkeys(key for cell in study.cells for key in cell["measures"] if reading(key))
     readouts = sorted((r for r in map(reading, keys) if r and not r.endswith(CLEAN)), key=order)
     height = 0.24 * max(len(readouts), 4) + 0.6
-    figure, axes = _panels(1, len(study.ends), 4.6, height, sharey=True, sharex=True)
+    figure, axes = _panels(1, len(study.ends), 4.6, height, sharey=True)
     for panel, ratio in zip(axes[0], study.ends, strict=True):
+        found = []
         for place, method in enumerate(study.names):
             shift = 0.18 * (place - (len(study.names) - 1) / 2)
             for number, readout in enumerate(readouts):
                 key = measure_key("accuracy", split="test", labels="clean", readout=readout)
                 value = over_seeds(study.cells, key, method, "last", ratio)
+                found.append(value)
                 if value is not None:
                     _dot(panel, value, number + shift, study.colours[method])
         panel.set_title(f"ratio {ratio:g}", fontsize=11)
         panel.set_xlabel(f"test accuracy, {study.dataset}")
-        panel.set_xlim(right=1.02)
+        panel.set_xlim(_lowest(found) - 0.02, 1.02)
     axes[0, 0].set_yticks(range(len(readouts)), readouts, fontsize=9)
     axes[0, 0].set_ylim(max(len(readouts), 1) - 0.4, -0.6)
     _legend(figure, study)

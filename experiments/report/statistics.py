@@ -75,7 +75,7 @@ class Estimate:
 
 def _fixed(value: float, places: int, plus: str = "") -> str:
     """Write a number with decimals, or rounded to tens where ``places`` is negative."""
-    return f"{round(value, places):z{plus}.{max(places, 0)}f}"
+    return f"{round(value, places):{plus}z.{max(places, 0)}f}"
 
 
 def supported_places(uncertainty: float) -> int:

@@ -316,8 +316,8 @@ def diversity_table(cells: Cells) -> Table:
     return _geometry(
         cells,
         DIVERSITY,
-        "Diverse or collapsed? Features at the last epoch: dimensions of all and of a class, overlap "
-        "of class subspaces (coherence), ΔR (reduction)",
+        "Diverse or collapsed? Features at the last epoch: dimensions of all and of a class, "
+        "overlap of class subspaces (coherence), ΔR (reduction)",
     )
 
 
