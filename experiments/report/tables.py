@@ -138,8 +138,9 @@ class Table:
         if width is None:
             title, notes = [self.title], list(self.notes)
         else:
-            title = textwrap.wrap(self.title, width)
-            notes = list(chain(*(textwrap.wrap(note, width) for note in self.notes)))
+            wrapper = textwrap.TextWrapper(width, break_on_hyphens=False)
+            title = wrapper.wrap(self.title)
+            notes = list(chain(*map(wrapper.wrap, self.notes)))
         blocks = (self._block(columns) for columns in self._fold(width))
         return "\n".join([*title, "\n\n".join(blocks), *notes])
 
@@ -369,16 +370,17 @@ def _geometry(
     )
 
 
-def readout_table(cells: Cells) -> Table:
-    """Return test accuracy by every readout at the last epoch, fitted on the labels trained on."""
-    table = _readings(
+def readout_table(cells: Cells) -> Table | None:
+    """Return test accuracy by every readout at the last epoch, fitted on the labels trained on.
+
+    None where no run was read.
+    """
+    return _readings(
         cells,
         lambda readout: not readout.endswith(CLEAN),
         "Test accuracy by readout at the last epoch, fitted on the labels trained on; > marks a "
         "method's own",
     )
-    assert table is not None
-    return table
 
 
 def clean_readout_table(cells: Cells) -> Table | None:
