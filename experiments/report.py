@@ -37,27 +37,31 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Table:
-    """A titled table of text: a header and rows of equal length."""
+    """A titled table of text: a header and rows of equal length; ``left`` columns are words."""
 
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    left: int = 3
 
     def text(self) -> str:
         """Return the table in columns, numbers to the right."""
         widths = [max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]
 
         def line(cells: Sequence[str]) -> str:
-            left = [c.ljust(w) for c, w in zip(cells[:3], widths[:3], strict=True)]
-            right = [c.rjust(w) for c, w in zip(cells[3:], widths[3:], strict=True)]
-            return "  ".join(left + right).rstrip()
+            pairs = zip(cells, widths, strict=True)
+            shown = [
+                c.ljust(w) if place < self.left else c.rjust(w)
+                for place, (c, w) in enumerate(pairs)
+            ]
+            return "  ".join(shown).rstrip()
 
         rule = "-" * len(line(self.header))
         return "\n".join([self.title, line(self.header), rule, *map(line, self.rows)])
 
     def markdown(self) -> str:
         """Return the table in Markdown."""
-        marks = [":--"] * 3 + ["--:"] * (len(self.header) - 3)
+        marks = [":--"] * self.left + ["--:"] * (len(self.header) - self.left)
         rows = [self.header, tuple(marks), *self.rows]
         return f"**{self.title}**\n\n" + "\n".join("| " + " | ".join(r) + " |" for r in rows)
 
