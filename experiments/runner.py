@@ -32,7 +32,13 @@ from experiments.methods import (
 from experiments.specs import RunSpec, as_dict, from_dict
 from experiments.tensorboard_log import TensorBoardLog, require_tensorboard
 from mcr2.data import Dataset, load_dataset
-from mcr2.evaluation import COMMON_READOUT, Evaluation, ImageEncoder, evaluate, measure_key
+from mcr2.evaluation import (
+    Evaluation,
+    ImageEncoder,
+    evaluate,
+    measure_key,
+    standard_readouts,
+)
 from mcr2.metrics.memorization import terminal_phase
 from mcr2.noise import corrupt
 from mcr2.records import (
@@ -54,9 +60,6 @@ SPEC = "spec.json"
 CHECKPOINT = "checkpoint.safetensors"
 PROGRESS = "progress.json"
 ERROR = "error.txt"
-
-#: Neighbours of the k-NN readout of every record.
-NEIGHBOURS = 5
 
 
 @dataclass(frozen=True)
@@ -177,21 +180,8 @@ def holds_another(folder: Path, key: str) -> bool:
 
 
 def extra_readouts(spec: RunSpec) -> tuple[str, ...]:
-    """Return the readouts that a finished run is read by, beside the method's own.
-
-    The subspace readouts stand at the spec's number of components and at others, so that every
-    record shows how much that choice matters.
-    """
-    counts = sorted({n for n in (1, 2, 3, 5, 10, spec.n_components) if n < spec.feature_dim})
-    return (
-        COMMON_READOUT,
-        "class_mean",
-        *(f"nearest_subspace@{n}" for n in counts),
-        *(f"nearest_subspace_centred@{n}" for n in counts),
-        f"knn@{NEIGHBOURS}",
-        "logistic_regression",
-        "linear_svm",
-    )
+    """Return the readouts that a finished run is read by, beside the method's own."""
+    return standard_readouts(spec.feature_dim, spec.n_components)
 
 
 def read_encoder(

@@ -12,7 +12,7 @@ import math
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -81,8 +81,32 @@ def plain(value: Any) -> Any:
 
 
 def write_json(path: str | Path, value: Any, *, indent: int | None = 1) -> None:
-    """Write ``value`` as JSON, atomically; numbers that are not finite become null."""
-    write_text(path, json.dumps(plain(value), indent=indent, ensure_ascii=False) + "\n")
+    """Write ``value`` as JSON, atomically; numbers that are not finite become null.
+
+    With an ``indent``, a list without mappings in it takes one line: a spectrum is no page.
+    """
+    write_text(path, "".join(_json(plain(value), indent, 0)) + "\n")
+
+
+def _json(value: Any, indent: int | None, depth: int) -> Iterator[str]:
+    if indent is None or not value or not _holds_mapping(value):
+        yield json.dumps(value, ensure_ascii=False)
+        return
+    mapping = isinstance(value, dict)
+    start, end = "{}" if mapping else "[]"
+    for place, part in enumerate(value.items() if mapping else value):
+        yield (start if place == 0 else ",") + "\n" + " " * indent * (depth + 1)
+        if mapping:
+            name, part = part
+            yield json.dumps(name, ensure_ascii=False) + ": "
+        yield from _json(part, indent, depth + 1)
+    yield "\n" + " " * indent * depth + end
+
+
+def _holds_mapping(value: Any) -> bool:
+    return isinstance(value, dict) or (
+        isinstance(value, list) and any(_holds_mapping(part) for part in value)
+    )
 
 
 def read_json(path: str | Path) -> Any:

@@ -287,7 +287,7 @@ def test_there_is_no_difference_without_both_methods():
 
 
 def rows_of(table):
-    return {row[: table.labels]: row[table.labels :] for row in table.rows}
+    return {row[: table.left]: row[table.left :] for row in table.rows}
 
 
 def test_accuracies_are_means_with_intervals():
@@ -410,7 +410,7 @@ def test_text_is_readable_at_120_columns():
 def test_a_folded_table_has_every_entry_behind_the_names_of_its_row(widths, labels, width):
     header = tuple(chr(97 + i) * w for i, w in enumerate(widths))
     row = tuple(chr(65 + i) * w for i, w in enumerate(widths))
-    table = Table("title", header, (row,), labels=labels)
+    table = Table("title", header, (row,), left=labels)
     lines = table.text(width).splitlines()
     blocks = [line.split() for line in lines if line[:1].isupper() or line.strip()[:1].isupper()]
     names, entries = row[:labels], row[labels:]
@@ -426,7 +426,7 @@ def test_tables_of_runs_that_all_failed_are_gaps():
     cells, records = make_study(["ce", "mcr2"], [0.0, 0.3], [0], failed=names[:2], lost=names[2:])
     assert len(records) == 2
     for table in tables_of(cells):
-        assert all(set(row[table.labels :]) <= {"-"} for row in table.rows)
+        assert all(set(row[table.left :]) <= {"-"} for row in table.rows)
 
 
 def test_measures_are_columns_of_the_csv(tmp_path):

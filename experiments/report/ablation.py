@@ -42,7 +42,7 @@ def ablation_table(cells: Cells, fields: Sequence[str], method: str, dataset: st
         f"selected epochs, memorization at the last ({over_what(cells)})",
         (*fields, "ratio", "steps", *rules, *MEMORIZATION),
         tuple(rows),
-        labels=len(fields) + 2,
+        left=len(fields) + 2,
     )
 
 

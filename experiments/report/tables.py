@@ -118,14 +118,15 @@ class Table:
     Attributes:
         title: one sentence.
         header, rows: the text.
-        labels: how many columns name a row; they stand to the left, numbers to the right.
+        left: how many columns name a row; they are aligned to the left, the numbers behind them to the
+            right.
         notes: lines beneath it.
     """
 
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    labels: int = 3
+    left: int = 3
     notes: tuple[str, ...] = ()
 
     def text(self, width: int | None = None) -> str:
@@ -150,7 +151,7 @@ class Table:
     def _fold(self, width: int | None) -> list[list[int]]:
         """Return the numbers of the columns of each block."""
         widths = self._widths()
-        names = list(range(min(self.labels, len(widths))))
+        names = list(range(min(self.left, len(widths))))
         blocks: list[list[int]] = [list(names)]
         for column in range(len(names), len(widths)):
             wide = sum(widths[c] + 2 for c in blocks[-1]) + widths[column]
@@ -164,7 +165,7 @@ class Table:
 
         def line(cells: Sequence[str]) -> str:
             return "  ".join(
-                cells[c].ljust(widths[c]) if c < self.labels else cells[c].rjust(widths[c])
+                cells[c].ljust(widths[c]) if c < self.left else cells[c].rjust(widths[c])
                 for c in columns
             ).rstrip()
 
@@ -173,7 +174,7 @@ class Table:
 
     def markdown(self) -> str:
         """Return the table in Markdown."""
-        marks = [":--"] * self.labels + ["--:"] * (len(self.header) - self.labels)
+        marks = [":--"] * self.left + ["--:"] * (len(self.header) - self.left)
         rows = [self.header, tuple(marks[: len(self.header)]), *self.rows]
         notes = "".join(f"\n\n{_escaped(note)}" for note in self.notes)
         return (
@@ -289,7 +290,7 @@ def difference_table(cells: Cells, baseline: str = "ce") -> Table | None:
         f"labels ({over_what(cells)})",
         ("methods", "selection", *_columns(cells)),
         tuple(rows),
-        labels=2,
+        left=2,
         notes=tuple(notes),
     )
 

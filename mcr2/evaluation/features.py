@@ -28,7 +28,13 @@ from mcr2.metrics.collapse import neural_collapse
 from mcr2.metrics.margins import alignment, margins
 from mcr2.metrics.memorization import memorization
 from mcr2.metrics.moments import check_samples, first_moments
-from mcr2.metrics.rank import FeatureRank, between_classes, class_geometry, rank_and_spectrum
+from mcr2.metrics.rank import (
+    FeatureRank,
+    between_classes,
+    class_geometry,
+    coherence,
+    rank_and_spectrum,
+)
 from mcr2.readouts import (
     WITH_COMPONENTS,
     ClassBases,
@@ -66,6 +72,9 @@ OF_HISTORY = ("margin_normalised_mean", *(f"margin_normalised_q{q}" for q in ("0
 
 #: A profile of cosines holds so many samples a class, and not more than so many in all.
 COSINES, MOST_COSINES = 12, 240
+
+#: Components of the subspace readouts that stand in every full reading, and neighbours of k-NN.
+COMPONENTS, NEIGHBOURS = (1, 2, 3, 5, 10), 5
 
 #: A profile of class spectra holds so many classes at most, the first ones.
 MOST_SPECTRA = 100
@@ -129,6 +138,32 @@ class _Board:
         for kind in kinds:
             key = measure_key(name, split=split, labels=kind, readout=readout)
             self.profiles[key] = _rounded(values.tolist(), digits)
+
+
+def standard_readouts(dim: int, *components: int) -> tuple[str, ...]:
+    """Return the names of the readouts that a full reading has.
+
+    The subspace readouts stand at several numbers of components, so that every reading shows
+    how much that choice matters.
+
+    Args:
+        dim: d; numbers of components from d on are left out.
+        components: further numbers of components.
+
+    Example:
+        >>> [name for name in standard_readouts(4) if "subspace@" in name]
+        ['nearest_subspace@1', 'nearest_subspace@2', 'nearest_subspace@3']
+    """
+    counts = sorted(n for n in {*COMPONENTS, *components} if n < dim)
+    return (
+        COMMON_READOUT,
+        "class_mean",
+        *(f"nearest_subspace@{n}" for n in counts),
+        *(f"nearest_subspace_centred@{n}" for n in counts),
+        f"knn@{NEIGHBOURS}",
+        "logistic_regression",
+        "linear_svm",
+    )
 
 
 def evaluate_features(
@@ -444,8 +479,11 @@ def _read_geometry(board: _Board, view: _View, num_classes: int, full: bool) -> 
         for name in FeatureRank.__dataclass_fields__
     }
     board.put(means, split=view.split, kinds=view.kinds)
-    board.put(asdict(between_classes(geometry.bases)), split=view.split, kinds=view.kinds)
-    if full:
+    if not full:
+        between: dict[str, Value] = {"coherence": coherence(geometry.bases)}
+        board.put(between, split=view.split, kinds=view.kinds)
+    else:
+        board.put(asdict(between_classes(geometry.bases)), split=view.split, kinds=view.kinds)
         spectra = geometry.spectra[:MOST_SPECTRA]
         totals = spectra.sum(1, keepdim=True)
         shares = spectra / torch.where(totals > 0, totals, torch.ones_like(totals))

@@ -225,21 +225,52 @@ def between_classes(bases: Sequence[Tensor]) -> BetweenClasses:
     kept = [U.double() for U in bases if U.shape[1] > 0]
     if len(kept) < 2:
         return BetweenClasses(None, None, None)
-    overlaps, smallest, means = [], [], []
+    smallest, means = [], []
     widths = [U.shape[1] for U in kept]
     for i in range(1, len(kept)):
         products = kept[i].T @ torch.cat(kept[:i], dim=1)
         for product in torch.split(products, widths[:i], dim=1):
             cosines = torch.linalg.svdvals(product).clamp(max=1)
-            # ‖U_iᵀU_j‖_F² is the sum of the min(q_i, q_j) squared cosines.
-            overlaps.append(cosines.square().mean())
             smallest.append(cosines[0].acos())
             means.append(cosines.acos().mean())
     return BetweenClasses(
-        float(torch.stack(overlaps).mean()),
+        coherence(kept),
         float(torch.stack(smallest).min()),
         float(torch.stack(means).mean()),
     )
+
+
+def coherence(bases: Sequence[Tensor]) -> float | None:
+    """Return the mean overlap of class subspaces, ``mean_{i≠j} ‖U_iᵀU_j‖_F² / min(q_i, q_j)``.
+
+    It is that of :func:`between_classes`, without the angles' singular values.
+
+    Args:
+        bases: U_k ``(d, q_k)`` with orthonormal columns; those without one are left out.
+
+    Returns:
+        Between 0 (orthogonal) and 1; None with fewer than two subspaces.
+
+    Example:
+        >>> axes = torch.eye(3)
+        >>> coherence([axes[:, :1], axes[:, 1:], axes[:, :2]])
+        0.5
+    """
+    kept = [U.double() for U in bases if U.shape[1] > 0]
+    P = len(kept)
+    if P < 2:
+        return None
+    columns = torch.cat(kept, dim=1)
+    widths = torch.tensor([U.shape[1] for U in kept], device=columns.device)
+    owner = torch.arange(P, device=columns.device).repeat_interleave(widths)
+    total = columns.new_zeros(())
+    for i, U in enumerate(kept):
+        squares = (U.T @ columns).square().sum(0)
+        overlaps = columns.new_zeros(P).index_add_(0, owner, squares)
+        overlaps = overlaps / widths.clamp(max=int(widths[i]))
+        overlaps[i] = 0
+        total += overlaps.sum()
+    return float(total) / (P * (P - 1))
 
 
 def principal_angles(first: Tensor, second: Tensor) -> Tensor:
