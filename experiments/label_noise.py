@@ -22,7 +22,6 @@ from experiments.methods import METHODS, find_method, rules_for
 from experiments.runner import Cell, Machine, Outcome, run_cells
 from experiments.specs import Recipe, RunSpec, vary
 from mcr2.evaluation import measure_key
-from mcr2.metrics.memorization import terminal_phase
 from mcr2.records import Record, environment, read_json, write_json
 from mcr2.selection import NEED_VALIDATION, SELECTIONS
 
@@ -235,11 +234,11 @@ def not_terminal(outcomes: Sequence[Outcome]) -> list[str]:
         if record is None or record.status != "finished":
             continue
         key = measure_key("fit_noisy", split="train", labels="noisy", readout=record.readout)
-        fits = [entry["measures"][key] for entry in record.history]
-        if terminal_phase(fits) is None:
+        fit = record.history[-1]["measures"][key]
+        if record.terminal_epoch is None:
             lines.append(
                 f"{_name(outcome.cell.spec)}: terminal phase not reached ("
-                f"fit_noisy {fits[-1]:.3f} after {record.epochs} epochs)"
+                f"fit_noisy {fit:.3f} after {record.epochs} epochs)"
             )
     return lines
 

@@ -183,12 +183,14 @@ def _legend(
         Line2D([], [], **({"color": "0.35"} | dict(look)), label=label)
         for label, look in (styles or {}).items()
     ]
-    # About what a letter and a handle take, in inches; matplotlib fills column by column.
+    # About what a letter and a handle take, in inches; matplotlib fills column by column, the
+    # first ones with one handle more.
     needs = [0.085 * len(handle.get_label()) + 0.7 for handle in handles]
 
     def width(columns: int) -> float:
-        rows = -(-len(needs) // columns)
-        return sum(max(needs[i : i + rows]) for i in range(0, len(needs), rows))
+        rows, longer = divmod(len(needs), columns)
+        starts = [n * rows + min(n, longer) for n in range(columns + 1)]
+        return sum(max(needs[a:b]) for a, b in pairwise(starts))
 
     fitting = [n for n in range(1, len(needs) + 1) if width(n) <= figure.get_figwidth()]
     figure.legend(
@@ -259,10 +261,10 @@ def draw_accuracy(study: Study) -> Any:
         panel.remove()
     for number in range(columns):
         bottom = axes.flat[max(n for n in range(len(rules)) if n % columns == number)]
-        bottom.set_xlabel(REDRAWN)
         bottom.tick_params(labelbottom=True)
     for panel in axes[:, 0]:
         panel.set_ylabel(f"test accuracy, {study.dataset}")
+    figure.supxlabel(REDRAWN, fontsize=10)
     _legend(figure, study)
     return figure
 
@@ -432,7 +434,7 @@ def draw_cosines(study: Study) -> Any:
     image = None
     for number, (row, (method, name)) in enumerate(zip(axes, study.names.items(), strict=True)):
         for panel, ratio in zip(row, study.ratios, strict=True):
-            panel.set(xticks=[], yticks=[])
+            panel.set(xticks=[], yticks=[], box_aspect=1)
             if number == 0:
                 panel.set_title(f"ratio {ratio:g}", fontsize=11)
             found = [r for r in study.runs(method, ratio) if profile(r, key)]
@@ -533,8 +535,8 @@ def draw_errors(study: Study) -> Any:
                     )
         panel.set_title(f"ratio {ratio:g}", fontsize=11)
         if number + columns >= len(ratios):
-            panel.set_xlabel("epoch")
             panel.tick_params(labelbottom=True)
+    figure.supxlabel("epoch", fontsize=10)
     _limits(axes.flat[0], 0, 1)
     for panel in axes.flat[len(ratios) :]:
         panel.remove()
@@ -560,7 +562,7 @@ def draw_matched_memorization(study: Study) -> Any:
     ratios = wrong[-1:]
     if len(wrong) > 2:
         ratios = [wrong[-1], wrong[(len(wrong) - 1) // 2]]
-    figure, axes = _panels(max(len(ratios), 1), 2, 4.2, 3.2, sharex=True, sharey=True)
+    figure, axes = _panels(max(len(ratios), 1), 2, 4.2, 3.6, sharex=True, sharey=True)
     titles = ("both axes by the common ridge readout", "both axes by each method's own readout")
     for panel, title in zip(axes[0], titles, strict=True):
         panel.set_title(title, fontsize=11)
@@ -615,7 +617,12 @@ def _trace(axes: Any, path: Sequence[tuple[float, float]], colour: str) -> None:
                     "",
                     xy=path[number + 1],
                     xytext=path[number],
-                    arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": 0.9},
+                    arrowprops={
+                        "arrowstyle": "-|>",
+                        "color": colour,
+                        "linewidth": 0.9,
+                        "mutation_scale": 9,
+                    },
                 )
     axes.plot(x[-1:], y[-1:], color=colour, marker="o", markersize=6, linestyle="none", zorder=5)
 
@@ -624,12 +631,12 @@ def draw_readouts(study: Study) -> Any:
     """Test accuracy by every readout fitted on the labels trained on, at the ends of the ratios."""
     keys = dict.fromkeys(key for cell in study.cells for key in cell["measures"] if reading(key))
     readouts = sorted((r for r in map(reading, keys) if r and not r.endswith(CLEAN)), key=order)
-    height = 0.24 * max(len(readouts), 4) + 0.6
+    height = max(0.24, 0.1 * len(study.names)) * max(len(readouts), 4) + 0.6
     figure, axes = _panels(1, len(study.ends), 4.6, height, sharey=True)
     for panel, ratio in zip(axes[0], study.ends, strict=True):
         found = []
         for place, method in enumerate(study.names):
-            shift = 0.18 * (place - (len(study.names) - 1) / 2)
+            shift = min(0.18, 0.8 / len(study.names)) * (place - (len(study.names) - 1) / 2)
             for number, readout in enumerate(readouts):
                 key = measure_key("accuracy", split="test", labels="clean", readout=readout)
                 value = over_seeds(study.cells, key, method, "last", ratio)

@@ -112,8 +112,8 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     normal over seeds. One value has none.
 
     Example:
-        >>> str(estimate([0.8, 0.9])), str(estimate([0.8])), estimate([])
-        ('0.8±0.6', '0.800', None)
+        >>> str(estimate([0.8, 0.84])), str(estimate([0.8])), estimate([])
+        ('0.8±0.3', '0.800', None)
     """
     from scipy.special import stdtrit
 

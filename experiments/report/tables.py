@@ -118,8 +118,8 @@ class Table:
     Attributes:
         title: one sentence.
         header, rows: the text.
-        left: how many columns name a row; they are aligned to the left, the numbers behind them to the
-            right.
+        left: how many columns name a row; they are aligned to the left, what is behind them to
+            the right.
         notes: lines beneath it.
     """
 
