@@ -4,7 +4,7 @@
 - :mod:`~experiments.report.tables`: the study's tables, and those of single runs and data sets;
 - :mod:`~experiments.report.figures`: the study's figures, each a function in ``FIGURES``;
 - :mod:`~experiments.report.ablation`: an ablation's table and figures;
-- :mod:`~experiments.report.canvas`: colours and line styles that all figures share.
+- :mod:`~experiments.report.canvas`: what all figures share.
 
 A cell is a row of ``table.json``; figures over epochs and of spectra read the records themselves.
 """

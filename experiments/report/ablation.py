@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.report.canvas import COLOURS, LINES, pyplot, save
+from experiments.report.canvas import COLOURS, pyplot, save
 from experiments.report.statistics import Cells, matching
 from experiments.report.tables import MEMORIZATION, Table, over_what, shown
 from mcr2.selection import SELECTIONS
@@ -51,6 +51,9 @@ def _value(value: Any) -> str:
         return "+".join(map(_value, value)) or "-"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
+
+#: Selection rules that are drawn, and how; the table has them all.
+LINES = {"last": "-", "noisy_validation": "--", "oracle": ":"}
 
 #: What axes are called.
 AXES = {
@@ -121,7 +124,7 @@ def _draw_ablation(
         )
 
     alone = len(lines) == 1
-    rules = [r for r in SELECTIONS if any(c["selection"] == r for c in all_cells)]
+    rules = [r for r in LINES if any(c["selection"] == r for c in all_cells)]
     for place, ((label, cells), colour) in enumerate(zip(lines.items(), COLOURS, strict=False)):
         for number, rule in enumerate(rules if alone else rules[:1]):
             called = rule.replace("_", " ")

@@ -1,4 +1,4 @@
-"""What all figures share: colours, line styles, names of axes, how a file is written."""
+"""What all figures share: colours, short names, how a file is written."""
 
 from __future__ import annotations
 
@@ -14,15 +14,6 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 #: Methods that keep their colour whatever else a study compares.
 FIRST = ("ce", "mcr2")
-
-#: Line styles of the selection rules.
-LINES: dict[str, Any] = {
-    "last": "-",
-    "noisy_validation": "--",
-    "patience": "-.",
-    "clean_validation": (0, (5, 1, 1, 1, 1, 1)),
-    "oracle": ":",
-}
 
 
 def colours_of(methods: Sequence[str]) -> dict[str, str]:
