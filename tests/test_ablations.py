@@ -137,9 +137,7 @@ def test_every_varied_field_has_a_figure_that_shows_something(grid, name):
 def test_finished_runs_are_only_read_and_more_values_extend(grid):
     out, value, _ = grid
     before = stamps(out)
-    start = time.perf_counter()
     again, _ = ablation(out, *GRID)
-    assert time.perf_counter() - start < 10
     assert stamps(out) == before
     assert again["cells"] == value["cells"]
     more, _ = ablation(out, "--vary", "eps_sq=0.1,1,2", "n_components=3,1", "--seeds", 0)

@@ -239,10 +239,8 @@ def test_the_figures_show_something(study, name):
 def test_finished_cells_are_only_read(study):
     out, printed = study
     before = stamps(out)
-    start = time.perf_counter()
     status, again, value = table(out, "--epochs", 2, "--ratios", 0, 0.5, small=BOTH)
     assert status == 0
-    assert time.perf_counter() - start < 10
     assert stamps(out) == before
     tables = printed[printed.index("Test accuracy") : printed.rindex("\n4 runs in")]
     assert tables in again

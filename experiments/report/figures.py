@@ -227,7 +227,7 @@ def _say(axes: Any, text: str) -> None:
 
 def _log_y(axes: Any) -> None:
     """Make the vertical axis logarithmic where anything on it is positive."""
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     drawn = [v for line in axes.lines for v in line.get_ydata() if v > 0]
     if not drawn:
@@ -240,7 +240,7 @@ def _log_y(axes: Any) -> None:
         axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
         axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
     else:
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_minor_locator(NullLocator())
 
 
 def draw_accuracy(study: Study) -> Any:
