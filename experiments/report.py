@@ -50,10 +50,7 @@ class Table:
 
         def line(cells: Sequence[str]) -> str:
             pairs = zip(cells, widths, strict=True)
-            shown = [
-                c.ljust(w) if place < self.left else c.rjust(w)
-                for place, (c, w) in enumerate(pairs)
-            ]
+            shown = [c.ljust(w) if i < self.left else c.rjust(w) for i, (c, w) in enumerate(pairs)]
             return "  ".join(shown).rstrip()
 
         rule = "-" * len(line(self.header))
