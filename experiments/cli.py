@@ -537,8 +537,13 @@ def _measure(command: MeasureCommand) -> Any:
 
 
 def _check_json(path: Path | None) -> None:
-    if path is not None and path.is_dir():
+    if path is None:
+        return
+    if path.is_dir():
         raise ValueError(f"--json {path} is a folder; give a file")
+    for parent in path.parents:
+        if parent.exists() and not parent.is_dir():
+            raise ValueError(f"--json {path}: {parent} is a file, no folder")
 
 
 def _datasets(command: DatasetsCommand) -> Any:

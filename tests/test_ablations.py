@@ -5,7 +5,6 @@ import csv
 import io
 import json
 import struct
-import time
 
 import matplotlib.image
 import numpy as np

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import struct
@@ -20,12 +21,13 @@ import pytest
 import scipy.stats
 import torch
 
+from experiments import runner
 from experiments.cli import main
 from experiments.label_noise import PAPER
 from experiments.methods import find_method
 from experiments.report import FIGURES, Estimate
 from experiments.report.tables import flat_cell
-from experiments.runner import Machine, read_run, run
+from experiments.runner import Machine, read_encoder, read_run, run, terminal_epoch
 from experiments.specs import RunSpec
 from mcr2.data import DATASETS, availability
 from mcr2.records import Record
@@ -314,20 +316,69 @@ def test_corrupted_sets_are_nested(extended):
             assert one["wrong"] == len(one["wrong_indices"])
 
 
-def test_evaluate_reads_what_the_record_says(study):
+def test_evaluate_reads_what_the_record_says(study, tmp_path):
     out, _ = study
     for path in sorted((out / "runs").iterdir()):
         before = stamps(out)
         status, printed = mcr2("evaluate", path, "--threads", 1)
         assert status == 0
-        assert "test/clean" in printed
-        assert " same " in printed
-        assert "differs" not in printed
+        for family in ("Accuracy", "Rank", "Collapse", "Margins", "Coding rates"):
+            assert f"\n{family}" in printed
+        assert "measures are the same as the record's" in printed
         assert stamps(out) == before
+    # Weights of another training, under the name of these: what is read again differs.
+    other = next(p for p in (out / "runs").iterdir() if p.name.startswith("ce-r0-"))
+    copy = tmp_path / "run"
+    shutil.copytree(path, copy)
+    chosen = Record.load(copy / "record.json").selections["last"]["weights"]
+    if path.name.startswith("mcr2"):
+        other = next(p for p in (out / "runs").iterdir() if p.name.startswith("mcr2-r0-"))
+    shutil.copy(other / chosen, copy / chosen)
+    _, printed = mcr2("evaluate", copy, "--threads", 1)
+    assert re.search(r"measures differ from the record's\nlast features/", printed)
     record, readings = read_run(path, device="cpu")
     assert readings.keys() == record.selections.keys() == set(SELECTIONS)
     for rule, reading in readings.items():
         assert dict(reading.measures) == record.selections[rule]["measures"]
+        assert dict(reading.profiles) == record.selections[rule]["profiles"]
+    status, printed = mcr2("evaluate", path, "--measure", "test/clean", "--json", tmp_path / "m")
+    assert status == 0
+    assert " same " in printed
+    assert "differs" not in printed
+    written = json.loads((tmp_path / "m").read_text())["selections"]
+    for rule, chosen in record.selections.items():
+        assert written[rule] == {key: chosen[key] for key in ("epoch", "measures", "profiles")}
+
+
+def test_a_record_says_what_evaluation_cost_and_where_the_terminal_phase_began(study):
+    for record in records(study[0]).values():
+        assert 0 < record.evaluation_seconds < record.wall_seconds
+        assert record.wall_seconds > record.history[-1]["seconds"]
+        assert record.terminal_epoch is None
+    history = [
+        {"epoch": 5 * i, "measures": {"features/train/noisy/head/fit_noisy": fit}}
+        for i, fit in enumerate((0.99, 0.98, 0.99, 0.995, 1.0, 0.9))
+    ]
+    assert terminal_epoch(history, "head") == 10
+    assert terminal_epoch(history[:4], "head") is None
+
+
+def test_an_epoch_that_several_rules_select_is_read_once(monkeypatch, tmp_path):
+    read = []
+
+    def counting(encoder, *arguments):
+        read.append(encoder)
+        return read_encoder(encoder, *arguments)
+
+    monkeypatch.setattr(runner, "read_encoder", counting)
+    training = TrainingConfig(epochs=1, batch_size=50)
+    spec = RunSpec("ce", subset=100, backbone="resnet10_w8", training=training)
+    record = run(spec, tmp_path, Machine("cpu"))
+    assert len(record.selections) == len(SELECTIONS)
+    assert len(read) == len({chosen["epoch"] for chosen in record.selections.values()})
+    read.clear()
+    read_run(tmp_path, device="cpu")
+    assert len(read) == len({chosen["epoch"] for chosen in record.selections.values()})
 
 
 def test_train_leaves_a_record_and_does_not_train_twice(study, tmp_path):
@@ -478,7 +529,7 @@ class KilledError(Exception):
 def content(record):
     """A record without its times."""
     value = asdict(record)
-    del value["wall_seconds"]
+    del value["wall_seconds"], value["evaluation_seconds"]
     for entry in value["history"]:
         del entry["seconds"]
     return value

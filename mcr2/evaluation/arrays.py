@@ -68,15 +68,15 @@ def read_features(path: str | Path, *, num_classes: int | None = None) -> Arrays
     if "bias" in arrays and "weight" not in arrays:
         raise ValueError(f"{path}: a bias without a weight")
 
-    def floats(name: str, *shape: int | None) -> Tensor:
+    def floats(name: str, *shape: int | str) -> Tensor:
         return _floats(f"{path}: {name}", arrays[name], shape)
 
-    features = floats("features", None, None)
+    features = floats("features", "N", "d")
     d = features.shape[1]
     counts = {"labels": len(features), "clean_labels": len(features)}
     test_features = None
     if "test_features" in arrays:
-        test_features = floats("test_features", None, d)
+        test_features = floats("test_features", "M", d)
         counts["test_labels"] = len(test_features)
     labels = {
         name: _labels(f"{path}: {name}", arrays[name], count)
@@ -86,7 +86,7 @@ def read_features(path: str | Path, *, num_classes: int | None = None) -> Arrays
     most = max(int(y.max()) for y in labels.values()) + 1
     K, why = most, "the largest label plus one"
     if "weight" in arrays:
-        K, why = floats("weight", None, d).shape[0], "the rows of weight"
+        K, why = floats("weight", "K", d).shape[0], "the rows of weight"
     if num_classes is not None:
         K, why = num_classes, "the number of classes given"
     if K < 2:
@@ -111,18 +111,17 @@ def read_features(path: str | Path, *, num_classes: int | None = None) -> Arrays
     return Arrays(Labelled(features, labels["labels"], labels.get("clean_labels")), test, head, K)
 
 
-def _floats(where: str, array: npt.NDArray[np.generic], shape: tuple[int | None, ...]) -> Tensor:
-    """Return a floating array as a tensor; None in ``shape`` stands for any length."""
+def _floats(where: str, array: npt.NDArray[np.generic], shape: tuple[int | str, ...]) -> Tensor:
+    """Return a floating array as a tensor; a letter in ``shape`` stands for any length."""
     if array.dtype.kind != "f" or array.dtype.itemsize > 8:
         raise ValueError(f"{where} has dtype {array.dtype}; allowed are float16, float32, float64")
     fits = array.ndim == len(shape) and 0 not in array.shape
-    if not fits or any(w not in (None, n) for w, n in zip(shape, array.shape, strict=True)):
-        names = ("N" if place == 0 else "d" for place in range(len(shape)))
-        wanted = ", ".join(
-            name if n is None else str(n) for name, n in zip(names, shape, strict=True)
-        )
-        comma = "," * (len(shape) == 1)
-        raise ValueError(f"{where} has shape {array.shape}; allowed is ({wanted}{comma})")
+    if not fits or any(
+        isinstance(wanted, int) and wanted != n
+        for wanted, n in zip(shape, array.shape, strict=True)
+    ):
+        wanted = ", ".join(map(str, shape)) + "," * (len(shape) == 1)
+        raise ValueError(f"{where} has shape {array.shape}; allowed is ({wanted})")
     if not np.isfinite(array).all():
         raise ValueError(f"{where} must be finite; got NaN or infinity")
     return torch.from_numpy(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")))

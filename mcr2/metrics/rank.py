@@ -222,7 +222,8 @@ def between_classes(bases: Sequence[Tensor]) -> BetweenClasses:
         >>> between_classes([axes[:, :1], axes[:, 1:], axes[:, :2]]).coherence
         0.5
     """
-    kept = [U.double() for U in bases if U.shape[1] > 0]
+    # Many small decompositions: a GPU takes milliseconds for each.
+    kept = [U.double().cpu() for U in bases if U.shape[1] > 0]
     if len(kept) < 2:
         return BetweenClasses(None, None, None)
     smallest, means = [], []
