@@ -590,23 +590,26 @@ def test_spectra_are_means_over_classes_and_seeds():
     assert test.get_ydata() == pytest.approx(np.mean(found, 0))
 
 
-def test_collapse_that_is_not_believed_is_faint():
+@pytest.mark.parametrize(
+    "doubted, stretches",
+    [
+        ({10, 15}, [([0, 5], 1.0), ([5, 10, 15], 0.25)]),
+        ({0}, [([0, 5], 0.25), ([5, 10, 15], 1.0)]),
+        (set(), [([0, 5, 10, 15], 1.0)]),
+    ],
+)
+def test_collapse_that_is_not_believed_is_faint(doubted, stretches):
     cells, records = STUDIES["three seeds"]
-    doubted = []
-    for record in records:
-        history = [
-            {
-                **e,
-                "measures": e["measures"]
-                | {"features/train/noisy/-/believable": int(e["epoch"] < 10)},
-            }
-            for e in record.history
-        ]
-        doubted.append(replace(record, history=history))
-    axes = draw("nc", Study("digits", cells, doubted)).axes[0]
-    stretches = [line for line in lines(axes, BLUE) if line.get_linestyle() == "-"]
-    assert [list(line.get_xdata()) for line in stretches] == [[0, 5], [5, 10, 15]]
-    assert [line.get_alpha() for line in stretches] == [1.0, 0.25]
+    key = "features/train/noisy/-/believable"
+
+    def doubt(entry):
+        return {**entry, "measures": entry["measures"] | {key: int(entry["epoch"] not in doubted)}}
+
+    # One seed in doubt is enough.
+    changed = [replace(records[0], history=[doubt(e) for e in records[0].history]), *records[1:]]
+    axes = draw("nc", Study("digits", cells, changed)).axes[0]
+    found = [line for line in lines(axes, BLUE) if line.get_linestyle() == "-"]
+    assert [(list(line.get_xdata()), line.get_alpha()) for line in found] == stretches
 
 
 def test_a_constructed_network_is_a_point():
@@ -624,9 +627,10 @@ def test_a_method_has_one_colour_whatever_the_order():
     assert len(set(Study("digits", *STUDIES["six methods, some failed"]).colours.values())) == 6
 
 
-def test_figures_are_drawn_of_the_runs_that_the_last_epoch_is_read_from():
+def test_figures_are_drawn_of_the_finished_runs_that_the_last_epoch_is_read_from():
     cells, records = STUDIES["one method, one seed"]
     (record,) = records
     other = replace(record, spec=asdict(RunSpec("mcr2", ratio=0.3, selections=("patience",))))
-    study = Study("digits", cells, [record, other])
+    failed = make_record("mcr2", 0.3, 1, failed=True)
+    study = Study("digits", cells, [record, other, failed])
     assert study.runs("mcr2", 0.3) == [record]

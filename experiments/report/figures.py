@@ -16,10 +16,19 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from experiments.report.canvas import colours_of, pyplot, save, short_names
+from experiments.report.canvas import (
+    colours_of,
+    limits,
+    log_y,
+    panels,
+    pyplot,
+    save,
+    say,
+    short_names,
+)
 from experiments.report.statistics import Cells, Estimate, over_seeds
 from experiments.report.tables import CLEAN, DIVERSITY, LABELS, MEMORIZATION, order, reading
-from mcr2.evaluation import measure_key
+from mcr2.evaluation import COMMON_READOUT, measure_key
 from mcr2.records import Record
 from mcr2.selection import SELECTIONS
 
@@ -64,11 +73,11 @@ class Study:
         return sorted({self.ratios[0], self.ratios[-1]})
 
     def runs(self, method: str, ratio: float) -> list[Record]:
-        """Return the runs that the last epoch is read from, a record a seed."""
+        """Return the finished runs that the last epoch is read from, a record a seed."""
         return [
             r
             for r in self.records
-            if (r.spec["method"], r.spec["ratio"]) == (method, ratio)
+            if (r.status, r.spec["method"], r.spec["ratio"]) == ("finished", method, ratio)
             and (r.spec["selections"] is None or "last" in r.spec["selections"])
         ]
 
@@ -98,8 +107,10 @@ def _finite(value: Any) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
 
 
-def _always(measure: str, split: str, labels: str = "-", readout: str = "-") -> Any:
-    """Return the key of a measure whatever the record."""
+def _same(
+    measure: str, split: str, labels: str = "-", readout: str = "-"
+) -> Callable[[Record], str]:
+    """Return what gives the key of a measure, the same of every record."""
     key = measure_key(measure, split=split, labels=labels, readout=readout)
     return lambda record: key
 
@@ -117,25 +128,35 @@ def _draw(axes: Any, points: Sequence[Point], colour: str, line: Any, **look: An
         return
     x = [p.epoch for p in points]
     if len(points) == 1:
-        face = colour if line == "-" else "white"
-        low, high = points[0].mean - points[0].low, points[0].high - points[0].mean
+        (point,) = points
         axes.errorbar(
-            x, [points[0].mean], [[low], [high]], color=colour, mfc=face, marker="o", capsize=3
+            x,
+            [point.mean],
+            [[point.mean - point.low], [point.high - point.mean]],
+            color=colour,
+            mfc=colour if line == "-" else "white",
+            marker="o",
+            capsize=3,
+            **look,
         )
         return
-    look = {"linewidth": 1.5} | look
-    axes.plot(x, [p.mean for p in points], color=colour, linestyle=line, **look)
+    axes.plot(x, [p.mean for p in points], color=colour, linestyle=line, linewidth=1.5, **look)
     low, high = [p.low for p in points], [p.high for p in points]
     if low != high:
         axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
-def _bars(axes: Any, study: Study, method: str, values: Sequence[Any], line: str = "-") -> None:
+def _bars(
+    axes: Any, study: Study, method: str, values: Sequence[Estimate | None], line: str = "-"
+) -> None:
     """Draw estimates against the ratio, methods a little beside each other."""
     place = list(study.names).index(method) - (len(study.names) - 1) / 2
     reach = (study.ratios[-1] - study.ratios[0]) or 1.0
-    points = [(r + 0.012 * reach * place, e) for r, e in zip(study.ratios, values, strict=True)]
-    points = [(x, e) for x, e in points if e is not None]
+    points = [
+        (ratio + 0.012 * reach * place, e)
+        for ratio, e in zip(study.ratios, values, strict=True)
+        if e is not None
+    ]
     if not points:
         return
     colour = study.colours[method]
@@ -155,13 +176,10 @@ def _bars(axes: Any, study: Study, method: str, values: Sequence[Any], line: str
     )
 
 
-def _estimates(study: Study, measure: str, method: str, rule: str = "last") -> list[Any]:
+def _estimates(
+    study: Study, measure: str, method: str, rule: str = "last"
+) -> list[Estimate | None]:
     return [over_seeds(study.cells, measure, method, rule, ratio) for ratio in study.ratios]
-
-
-def _limits(axes: Any, low: float, high: float) -> None:
-    """Show shares from ``low`` to ``high``; a wide interval is cut, not the axis stretched."""
-    axes.set_ylim(low - 0.04 * (high - low), high + 0.04 * (high - low))
 
 
 def _lowest(values: Iterable[Estimate | None]) -> float:
@@ -205,50 +223,12 @@ def _legend(
 TRAIN_TEST = {f"{split} samples": {"linestyle": line} for split, line in SPLITS.items()}
 
 
-def _panels(rows: int, columns: int, width: float, height: float, **how: Any) -> tuple[Any, Any]:
-    """Return a figure and its axes ``(rows, columns)``, a panel ``width`` by ``height`` inches."""
-    figure, axes = pyplot().subplots(
-        rows,
-        columns,
-        figsize=(max(width * columns, 6.4), height * rows + 0.5),
-        layout="constrained",
-        squeeze=False,
-        **how,
-    )
-    for one in axes.flat:
-        one.grid(alpha=0.25)
-    return figure, axes
-
-
-def _say(axes: Any, text: str) -> None:
-    """Write into an empty panel why it is empty."""
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color="0.4")
-
-
-def _log_y(axes: Any) -> None:
-    """Make the vertical axis logarithmic where anything on it is positive."""
-    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
-
-    drawn = [v for line in axes.lines for v in line.get_ydata() if v > 0]
-    if not drawn:
-        return
-    axes.set_yscale("log")
-    low, high = min(drawn), max(drawn)
-    if high < 30 * low:  # hardly a power of ten in sight: name what lies between
-        axes.set_ylim(low / 1.3, high * 1.3)
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-        axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
-    else:
-        axes.yaxis.set_minor_locator(NullLocator())
-
-
 def draw_accuracy(study: Study) -> Any:
     """Test accuracy against the ratio, a panel a selection rule."""
     rules = [r for r in SELECTIONS if any(c["selection"] == r for c in study.cells)]
     columns = min(3, len(rules))
     rows = -(-len(rules) // columns)
-    figure, axes = _panels(rows, columns, 3.2, 2.7, sharex=True, sharey=True)
+    figure, axes = panels(rows, columns, 3.2, 2.7, sharex=True, sharey=True)
     found = []
     for panel, rule in zip(axes.flat, rules, strict=False):
         for method in study.names:
@@ -256,7 +236,7 @@ def draw_accuracy(study: Study) -> Any:
             _bars(panel, study, method, values)
             found += values
         panel.set_title(rule.replace("_", " "), fontsize=11)
-    _limits(axes.flat[0], _lowest(found), 1.0)
+    limits(axes.flat[0], _lowest(found), 1.0)
     for panel in axes.flat[len(rules) :]:
         panel.remove()
     for number in range(columns):
@@ -271,13 +251,13 @@ def draw_accuracy(study: Study) -> Any:
 
 def draw_memorization(study: Study) -> Any:
     """What the networks of the last epoch made of their training labels, against the ratio."""
-    figure, axes = _panels(1, len(MEMORIZATION), 3.2, 3.2, sharex=True, sharey=True)
+    figure, axes = panels(1, len(MEMORIZATION), 3.2, 3.2, sharex=True, sharey=True)
     for panel, (measure, title) in zip(axes[0], MEMORIZATION.items(), strict=True):
         for method in study.names:
             _bars(panel, study, method, _estimates(study, measure, method))
         panel.set_title(title, fontsize=11)
         panel.set_xlabel(REDRAWN)
-        _limits(panel, 0, 1)
+        limits(panel, 0, 1)
     axes[0, 0].set_ylabel("share, at the last epoch")
     _legend(figure, study)
     return figure
@@ -290,7 +270,7 @@ def draw_participation(study: Study) -> Any:
         "dim95": "components with 95 % of energy",
         "class_dim95": "with 95 % of a class's energy",
     }
-    figure, axes = _panels(1, len(titles), 3.2, 3.2, sharex=True)
+    figure, axes = panels(1, len(titles), 3.2, 3.2, sharex=True)
     scalars = {scalar.measure: scalar for scalar in DIVERSITY}
     for panel, (measure, title) in zip(axes[0], titles.items(), strict=True):
         for method in study.names:
@@ -309,36 +289,36 @@ def draw_participation(study: Study) -> Any:
 COLLAPSE_PANELS = {
     "nc1": ("NC1: spread within classes", "-"),
     "nc2_etf": ("NC2: means from a simplex", "-"),
-    "nc3": ("NC3: ridge from the means", "ridge"),
-    "nc4": ("NC4: ridge, nearest mean differ", "ridge"),
+    "nc3": ("NC3: ridge from the means", COMMON_READOUT),
+    "nc4": ("NC4: ridge, nearest mean differ", COMMON_READOUT),
 }
 
 
 def draw_collapse(study: Study) -> Any:
     """Neural collapse along training, at the smallest and the largest ratio."""
-    figure, axes = _panels(len(study.ends), len(COLLAPSE_PANELS), 3.0, 2.6, sharex=True)
+    figure, axes = panels(len(study.ends), len(COLLAPSE_PANELS), 3.0, 2.6, sharex=True)
     for row, ratio in zip(axes, study.ends, strict=True):
         for panel, (measure, (title, readout)) in zip(row, COLLAPSE_PANELS.items(), strict=True):
-            for method in study.names:
+            for method, colour in study.colours.items():
                 runs = study.runs(method, ratio)
                 for split, line in SPLITS.items():
-                    colour, labels = study.colours[method], LABELS[split]
-                    points = curve(runs, _always(measure, split, labels, readout))
+                    labels = LABELS[split]
+                    points = curve(runs, _same(measure, split, labels, readout))
                     doubted = {
                         p.epoch
-                        for p in curve(runs, _always("believable", split, labels))
+                        for p in curve(runs, _same("believable", split, labels))
                         if p.low < 1
                     }
                     # Faint where class means hold too little of the features to be believed.
                     for faint, some in _stretches(points, doubted):
                         _draw(panel, some, colour, line, alpha=0.25 if faint else 1.0)
                 if readout != "-":
-                    head = curve(runs, _always(measure, "train", LABELS["train"], "head"))
+                    head = curve(runs, _same(measure, "train", LABELS["train"], "head"))
                     _draw(panel, head, colour, ":")
             if measure == "nc4":
                 panel.set_ylim(bottom=0)
             else:
-                _log_y(panel)
+                log_y(panel)
             if ratio == study.ends[0]:
                 panel.set_title(title, fontsize=11)
             if ratio == study.ends[-1]:
@@ -353,15 +333,16 @@ def draw_collapse(study: Study) -> Any:
 
 
 def _stretches(points: Sequence[Point], marked: set[int]) -> list[tuple[bool, list[Point]]]:
-    """Cut a curve where marked and unmarked points meet; a stretch starts where the last ended."""
+    """Cut a curve into stretches that are marked or not; a line is where one of its ends is."""
+    if len(points) == 1:
+        return [(points[0].epoch in marked, list(points))]
     stretches: list[tuple[bool, list[Point]]] = []
-    for point in points:
-        mark = point.epoch in marked
+    for start, end in pairwise(points):
+        mark = bool({start.epoch, end.epoch} & marked)
         if stretches and stretches[-1][0] == mark:
-            stretches[-1][1].append(point)
+            stretches[-1][1].append(end)
         else:
-            start = [stretches[-1][1][-1]] if stretches else []
-            stretches.append((mark, [*start, point]))
+            stretches.append((mark, [start, end]))
     return stretches
 
 
@@ -382,7 +363,7 @@ def draw_spectra(study: Study) -> Any:
     """Spectra of all features and of a class at the last epoch, a column a ratio."""
     ratios = _some(study.ratios, 4)
     kinds = ("spectrum", "class_spectra")
-    figure, axes = _panels(2, len(ratios), 3.0, 2.6, sharex=True, sharey=True)
+    figure, axes = panels(2, len(ratios), 3.0, 2.6, sharex=True, sharey=True)
     for column, ratio in zip(axes.T, ratios, strict=True):
         column[0].set_title(f"ratio {ratio:g}", fontsize=11)
         for panel, kind in zip(column, kinds, strict=True):
@@ -392,7 +373,7 @@ def draw_spectra(study: Study) -> Any:
                     key = measure_key(kind, split=split, labels=labels)
                     points = _spectrum(study.runs(method, ratio), key)
                     _draw(panel, points, study.colours[method], line)
-            _log_y(panel)
+            log_y(panel)
         column[1].set_xlabel("component")
     drawn = [v for panel in axes.flat for line in panel.lines for v in line.get_ydata()]
     if any(v > 0 for v in drawn):
@@ -439,7 +420,7 @@ def draw_cosines(study: Study) -> Any:
                 panel.set_title(f"ratio {ratio:g}", fontsize=11)
             found = [r for r in study.runs(method, ratio) if profile(r, key)]
             if not found:
-                _say(panel, "no run")
+                say(panel, "no run")
                 continue
             values = [
                 [math.nan if v is None else v for v in line] for line in profile(found[0], key)
@@ -464,15 +445,15 @@ def draw_cosines(study: Study) -> Any:
 
 def draw_margins(study: Study) -> Any:
     """Normalised margins of the training samples along training, by classifier and ratio."""
-    readouts = {"ridge": "ridge on the features", "head": "own head, where there is one"}
-    figure, axes = _panels(2, len(study.ends), 4.2, 2.6, sharex=True, sharey="row")
+    readouts = {COMMON_READOUT: "ridge on the features", "head": "own head, where there is one"}
+    figure, axes = panels(2, len(study.ends), 4.2, 2.6, sharex=True, sharey="row")
     for row, (readout, title) in zip(axes, readouts.items(), strict=True):
         for panel, ratio in zip(row, study.ends, strict=True):
             for method in study.names:
                 runs = study.runs(method, ratio)
 
                 def quantile(q: str, runs: Any = runs, readout: str = readout) -> list[Point]:
-                    key = _always(f"margin_normalised_{q}", "train", "noisy", readout)
+                    key = _same(f"margin_normalised_{q}", "train", "noisy", readout)
                     return curve(runs, key)
 
                 colour = study.colours[method]
@@ -493,7 +474,7 @@ def draw_margins(study: Study) -> Any:
                         panel.plot(x, y, color=colour, linestyle=":", linewidth=1)
             panel.axhline(0, color="0.3", linewidth=0.8)
             if len(panel.lines) == 1:
-                _say(panel, "nothing was measured")
+                say(panel, "nothing was measured")
             panel.set_title(f"{title}, ratio {ratio:g}", fontsize=10)
     for panel in axes[-1]:
         panel.set_xlabel("epoch")
@@ -511,7 +492,7 @@ def draw_errors(study: Study) -> Any:
     """Training and test error along training, with the beginning of the terminal phase."""
     ratios = _some(study.ratios, 6)
     columns = min(3, len(ratios))
-    figure, axes = _panels(-(-len(ratios) // columns), columns, 3.2, 2.6, sharex=True, sharey=True)
+    figure, axes = panels(-(-len(ratios) // columns), columns, 3.2, 2.6, sharex=True, sharey=True)
     for number, (panel, ratio) in enumerate(zip(axes.flat, ratios, strict=False)):
         for method in study.names:
             colour = study.colours[method]
@@ -537,7 +518,7 @@ def draw_errors(study: Study) -> Any:
         if number + columns >= len(ratios):
             panel.tick_params(labelbottom=True)
     figure.supxlabel("epoch", fontsize=10)
-    _limits(axes.flat[0], 0, 1)
+    limits(axes.flat[0], 0, 1)
     for panel in axes.flat[len(ratios) :]:
         panel.remove()
     for panel in axes[:, 0]:
@@ -562,14 +543,14 @@ def draw_matched_memorization(study: Study) -> Any:
     ratios = wrong[-1:]
     if len(wrong) > 2:
         ratios = [wrong[-1], wrong[(len(wrong) - 1) // 2]]
-    figure, axes = _panels(max(len(ratios), 1), 2, 4.2, 3.6, sharex=True, sharey=True)
+    figure, axes = panels(max(len(ratios), 1), 2, 4.2, 3.6, sharex=True, sharey=True)
     titles = ("both axes by the common ridge readout", "both axes by each method's own readout")
     for panel, title in zip(axes[0], titles, strict=True):
         panel.set_title(title, fontsize=11)
         if not ratios:
-            _say(panel, "no training label is wrong at these ratios")
+            say(panel, "no training label is wrong at these ratios")
     for row, ratio in zip(axes, ratios, strict=False):
-        for panel, readout in zip(row, ("ridge", None), strict=True):
+        for panel, readout in zip(row, (COMMON_READOUT, None), strict=True):
             for method in study.names:
                 for record in study.runs(method, ratio):
                     _trace(panel, _path(record, readout), study.colours[method])
@@ -577,7 +558,7 @@ def draw_matched_memorization(study: Study) -> Any:
     for panel in axes[-1]:
         panel.set_xlabel("share of the wrong labels fitted")
     for panel in axes.flat:
-        _limits(panel, 0, 1)
+        limits(panel, 0, 1)
         panel.set_xlim(-0.04, 1.04)
     styles = {
         "before training": {"marker": "o", "mfc": "white", "linestyle": "none"},
@@ -632,7 +613,7 @@ def draw_readouts(study: Study) -> Any:
     keys = dict.fromkeys(key for cell in study.cells for key in cell["measures"] if reading(key))
     readouts = sorted((r for r in map(reading, keys) if r and not r.endswith(CLEAN)), key=order)
     height = max(0.24, 0.1 * len(study.names)) * max(len(readouts), 4) + 0.6
-    figure, axes = _panels(1, len(study.ends), 4.6, height, sharey=True)
+    figure, axes = panels(1, len(study.ends), 4.6, height, sharey=True)
     for panel, ratio in zip(axes[0], study.ends, strict=True):
         found = []
         for place, method in enumerate(study.names):

@@ -21,7 +21,7 @@ from experiments.report.statistics import (
     value_of,
 )
 from mcr2.data import Availability
-from mcr2.evaluation import measure_key
+from mcr2.evaluation import COMMON_READOUT, measure_key
 from mcr2.readouts import READOUTS, parse_readout
 from mcr2.records import Record, write_json, write_text
 from mcr2.selection import SELECTIONS
@@ -88,9 +88,9 @@ COLLAPSE = (
     Scalar("nc1"),
     Scalar("cdnv"),
     Scalar("nc2_etf"),
-    Scalar("nc3", "ridge"),
+    Scalar("nc3", COMMON_READOUT),
     Scalar("nc3", "head"),
-    Scalar("nc4", "ridge"),
+    Scalar("nc4", COMMON_READOUT),
     Scalar("nc4", "head"),
 )
 
