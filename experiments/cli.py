@@ -479,7 +479,9 @@ def _evaluate(command: EvaluateCommand) -> Any:
                 print(f"\nAt the selection {rule}, epoch {record.selections[rule]['epoch']}:")
                 for table in reading_tables(measures[rule]):
                     print(f"\n{table.text()}")
-            print("\n" + "\n".join(agreement(record.selections, measures)))
+                print("\n" + "\n".join(agreement(record.selections, measures)))
+            else:
+                print(f"failed: {record.reason}")
         if command.json is not None:
             found = {
                 name: {

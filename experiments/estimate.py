@@ -144,7 +144,8 @@ def probe(saved: dict[str, Any], machine: Machine) -> Probe:
         weights=size(encoder.state_dict().values()),
         optimizer=size(value for slot in slots for value in slot.values()),
         entry=len(json.dumps(plain(short.measures), indent=1)),
-        measures=len(json.dumps(plain(full.measures), indent=1)),
+        measures=len(json.dumps(plain(full.measures), indent=1))
+        + len(json.dumps(plain(full.profiles))),
         images=len(data.train) + len(data.held_out) + len(data.test),
         needs_epoch_features=steps.objective.needs_epoch_features,
     )
