@@ -494,8 +494,16 @@ def process_context() -> Any:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     # Imported once instead of in every run: torch.optim's first use imports torch._dynamo, which
-    # takes as long as ten epochs on digits; the digits themselves are scikit-learn's.
-    context.set_forkserver_preload(["experiments.runner", "torch._dynamo", "sklearn.datasets"])
+    # takes as long as ten epochs on digits; the digits and some readouts are scikit-learn's.
+    context.set_forkserver_preload(
+        [
+            "experiments.runner",
+            "torch._dynamo",
+            "sklearn.datasets",
+            "sklearn.linear_model",
+            "sklearn.svm",
+        ]
+    )
     return context
 
 

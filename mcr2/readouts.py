@@ -407,7 +407,7 @@ def fit_logistic_regression(
     def solve(H: FloatArray, y: IntArray, C: float) -> tuple[FloatArray, FloatArray]:
         binary = int(y.max()) == 1
         # Two classes have one row w, which stands for the rows -w/2 and w/2, half as long.
-        model = LogisticRegression(C=2 * C if binary else C, tol=1e-8, max_iter=5000).fit(H, y)
+        model = LogisticRegression(C=2 * C if binary else C, tol=1e-6, max_iter=5000).fit(H, y)
         rows, offsets = model.coef_, model.intercept_
         if binary:
             return np.concatenate([-rows, rows]) / 2, np.concatenate([-offsets, offsets]) / 2

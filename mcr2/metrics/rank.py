@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -428,18 +429,20 @@ def _measures(sigma: Tensor, cutoff: float) -> FeatureRank:
         sigma: σ.
         cutoff: the part of σ_max above which a singular value counts in ``numerical_rank``.
     """
-    if sigma[0] == 0:
+    # NumPy: brought over once, and of a few hundred numbers five times as fast as tensors.
+    values = sigma.cpu().numpy()
+    if values[0] == 0:
         return _NO_SPREAD
-    sigma = sigma / sigma[0]
-    energy = sigma.square()
+    values = values / values[0]
+    energy = values**2
     total = energy.sum()
-    p = sigma / sigma.sum()
+    p = values[values > 0] / values.sum()
     # The slack lets 19 of 20 equal components count as 95 %, rounding or no.
-    below = energy.cumsum(0) < 0.95 * total * (1 - 1e-12)
+    below = energy.cumsum() < 0.95 * total * (1 - 1e-12)
     return FeatureRank(
-        numerical_rank=int((sigma > cutoff).sum()),
-        effective_rank=float(torch.exp(-torch.special.xlogy(p, p).sum())),
-        participation_ratio=float(total.square() / energy.square().sum()),
+        numerical_rank=int((values > cutoff).sum()),
+        effective_rank=float(np.exp(-(p * np.log(p)).sum())),
+        participation_ratio=float(total**2 / (energy**2).sum()),
         stable_rank=float(total),
         dim95=int(below.sum()) + 1,
     )
