@@ -106,8 +106,8 @@ class Ablation:
             self.cells,
             self.out,
             rows=self.rows,
-            tables=lambda rows: [report.ablation_table(rows, fields, self.method, self.dataset)],
-            figures=lambda rows: report.write_ablation_figures(
+            tables=[lambda rows: report.ablation_table(rows, fields, self.method, self.dataset)],
+            figures=lambda rows, _: report.write_ablation_figures(
                 self.out, rows, fields, f"{self.method} on {self.dataset}"
             ),
             notes=lambda outcomes, _: [

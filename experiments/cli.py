@@ -1,4 +1,4 @@
-"""The command line: ``mcr2 table``, ``ablate``, ``train``, ``evaluate``, ``datasets``, ``bench``.
+"""The command line: ``mcr2 table``, ``ablate``, ``train``, ``evaluate``, ``measure``, ...
 
 A mistake in what was asked for is one line on standard error and exit status 2, before anything
 is run or overwritten. A run that fails is a row of the table, and exit status 1.
@@ -177,14 +177,35 @@ class EvaluateCommand:
 
     run: tyro.conf.Positional[Path]
     """Folder of the run."""
+    selection: str | None = None
+    """Rule whose epoch is shown; the run's first by default."""
     measure: str | None = None
-    """Show only measures whose key contains this."""
+    """Show instead every measure whose key contains this, beside the record's, for all rules."""
+    json: Path | None = None
+    """File for all measures and profiles of all rules."""
     threads: int | None = None
     """CPU threads; by default as many as the run had, which gives its very numbers."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     data_root: str | None = None
     """Where data sets are looked for first."""
+
+
+@dataclass(frozen=True)
+class MeasureCommand:
+    """Measure features from anywhere: accuracy, rank, collapse, margins, rates."""
+
+    file: tyro.conf.Positional[Path]
+    """An .npz file: features, labels; perhaps clean_labels, weight, bias, test_features and
+    test_labels."""
+    num_classes: int | None = None
+    """By default the rows of weight, or the largest label plus one."""
+    readouts: tuple[str, ...] | None = None
+    """Classifiers to fit, such as class_mean, nearest_subspace@3, knn@5; all by default."""
+    json: Path | None = None
+    """File for all measures and profiles."""
+    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
+    """CPU threads."""
 
 
 @dataclass(frozen=True)
@@ -200,6 +221,7 @@ Command = (
     | Annotated[AblateCommand, tyro.conf.subcommand("ablate")]
     | Annotated[TrainCommand, tyro.conf.subcommand("train")]
     | Annotated[EvaluateCommand, tyro.conf.subcommand("evaluate")]
+    | Annotated[MeasureCommand, tyro.conf.subcommand("measure")]
     | Annotated[DatasetsCommand, tyro.conf.subcommand("datasets")]
     | Annotated[Options, tyro.conf.subcommand("bench")]
 )
@@ -436,21 +458,98 @@ def _train(command: TrainCommand) -> Any:
 def _evaluate(command: EvaluateCommand) -> Any:
     from experiments.runner import read_run
 
+    _check_json(command.json)
     record, readings = read_run(
         command.run,
         device=command.device,
         threads=command.threads,
         data_root=command.data_root,
     )
+    rule = command.selection or next(iter(readings), None)
+    if rule is not None and rule not in readings:
+        raise ValueError(f"no selection {rule!r} in {command.run}; it has {', '.join(readings)}")
 
     def go() -> int:
-        from experiments.report import measures_table
+        from experiments.readings import agreement, reading_tables
+        from experiments.report import measures_table, run_table
+        from mcr2.records import write_json
 
         measures = {rule: dict(reading.measures) for rule, reading in readings.items()}
-        print(measures_table(record, measures, command.measure or "").text())
+        if command.measure is not None:
+            print(measures_table(record, measures, command.measure).text())
+        else:
+            print(run_table(record).text())
+            if rule is not None:
+                print(f"\nAt the selection {rule}, epoch {record.selections[rule]['epoch']}:")
+                for table in reading_tables(measures[rule]):
+                    print(f"\n{table.text()}")
+                print("\n" + "\n".join(agreement(record.selections, measures)))
+            else:
+                print(f"failed: {record.reason}")
+        if command.json is not None:
+            found = {
+                name: {
+                    "epoch": record.selections[name]["epoch"],
+                    "measures": measures[name],
+                    "profiles": dict(reading.profiles),
+                }
+                for name, reading in readings.items()
+            }
+            write_json(command.json, {"run": command.run, "selections": found})
         return OK
 
     return go
+
+
+def _measure(command: MeasureCommand) -> Any:
+    import torch
+
+    from mcr2.evaluation import COMMON_READOUT, evaluate_features, read_features, standard_readouts
+    from mcr2.readouts import parse_readout
+
+    _check_json(command.json)
+    if command.threads < 1:
+        raise ValueError(f"threads is {command.threads}; it must be at least 1")
+    for name in command.readouts or ():
+        if parse_readout(name)[0] == "head":
+            raise ValueError("readout 'head' is the weight in the file, and always read")
+    arrays = read_features(command.file, num_classes=command.num_classes)
+    N, d = arrays.train.features.shape
+    torch.set_num_threads(command.threads)
+
+    def go() -> int:
+        from experiments.readings import reading_tables
+        from mcr2.records import write_json
+
+        names = standard_readouts(d) if command.readouts is None else command.readouts
+        reading = evaluate_features(
+            arrays.train,
+            arrays.test,
+            num_classes=arrays.num_classes,
+            readout=COMMON_READOUT if arrays.head is None else "head",
+            readouts=names,
+            head=arrays.head,
+        )
+        print(f"{command.file}: {N} samples of {arrays.num_classes} classes in {d} dimensions")
+        for table in reading_tables(reading.measures):
+            print(f"\n{table.text()}")
+        if command.json is not None:
+            found = {"measures": dict(reading.measures), "profiles": dict(reading.profiles)}
+            head = {"file": command.file, "num_classes": arrays.num_classes, "samples": N, "dim": d}
+            write_json(command.json, {**head, **found})
+        return OK
+
+    return go
+
+
+def _check_json(path: Path | None) -> None:
+    if path is None:
+        return
+    if path.is_dir():
+        raise ValueError(f"--json {path} is a folder; give a file")
+    for parent in path.parents:
+        if parent.exists() and not parent.is_dir():
+            raise ValueError(f"--json {path}: {parent} is a file, no folder")
 
 
 def _datasets(command: DatasetsCommand) -> Any:
@@ -507,6 +606,7 @@ _PREPARE: dict[type, Any] = {
     AblateCommand: _ablate,
     TrainCommand: _train,
     EvaluateCommand: _evaluate,
+    MeasureCommand: _measure,
     DatasetsCommand: _datasets,
     Options: _bench,
 }

@@ -158,7 +158,8 @@ def probe(steps: Steps, data: Prepared, start: float, busy: Callable[[], None]) 
         weights=size(encoder.state_dict().values()),
         optimizer=size(value for slot in slots for value in slot.values()),
         entry=len(json.dumps(plain(read(pretender).measures), indent=1)),
-        measures=len(json.dumps(plain(full.measures), indent=1)),
+        measures=len(json.dumps(plain(full.measures), indent=1))
+        + len(json.dumps(plain(full.profiles))),
         images=len(data.train) + len(data.held_out) + len(data.test),
         needs_epoch_features=steps.objective.needs_epoch_features,
     )

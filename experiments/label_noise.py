@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,8 @@ from experiments.methods import METHODS, find_method, rules_for
 from experiments.runner import Cell, Machine, Outcome, run_cells
 from experiments.specs import Recipe, RunSpec, vary
 from mcr2.evaluation import measure_key
-from mcr2.metrics.memorization import terminal_phase
 from mcr2.records import Record, environment, read_json, write_json
-from mcr2.selection import SELECTIONS
+from mcr2.selection import NEED_VALIDATION, SELECTIONS
 
 RATIOS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 
@@ -39,9 +39,6 @@ PAPER: dict[str, dict[float, float]] = {
 COMPETENCE = 0.02
 
 STUDY = "study.json"
-
-#: The rule that needs a held-out share.
-EARLY_STOPPING = "noisy_validation"
 
 #: What all runs of a grid share, or what spans it: set by options of their own, not by ``--set``.
 GRID_FIELDS = ("dataset", "subset", "image_size", "noise", "ratio", "seed")
@@ -59,7 +56,7 @@ def grid(
     """Return the specs of a study, cheapest order for a reader: seed by seed, ratio by ratio.
 
     A recipe with an ``early_stopping_share`` makes two of each: one that holds nothing out, for
-    every rule but early stopping, and one with that share for early stopping. A ``validation``
+    every rule but those of early stopping, and one with that share for these. A ``validation``
     among the settings makes it one again, which serves what it can.
 
     Args:
@@ -111,9 +108,9 @@ def grid(
                 if share is None or set_here & {"validation", "selections"}:
                     specs.append(spec)
                     continue
-                rest = tuple(rule for rule in SELECTIONS if rule != EARLY_STOPPING)
+                rest = tuple(rule for rule in SELECTIONS if rule not in NEED_VALIDATION)
                 specs.append(replace(spec, validation=0.0, selections=rest))
-                specs.append(replace(spec, validation=share, selections=(EARLY_STOPPING,)))
+                specs.append(replace(spec, validation=share, selections=NEED_VALIDATION))
     return specs
 
 
@@ -156,7 +153,9 @@ def claim(out: Path, identity: Mapping[str, Any]) -> None:
 def cells_of(outcome: Outcome, readout: str | None = None) -> list[dict[str, Any]]:
     """Return a run's rows of ``table.json``, one for each selection rule.
 
-    A run that failed has its rows too, with null measures and the reason.
+    A run that failed has its rows too, with null measures and the reason. ``labels`` is the
+    record's digest of the labels trained on, by which runs are paired; ``measures`` holds, under
+    the record's keys, what the tables show of the features and by every readout.
 
     Args:
         outcome: how the run ended.
@@ -181,12 +180,14 @@ def cells_of(outcome: Outcome, readout: str | None = None) -> list[dict[str, Any
             "validation_accuracy": None,
             "validation_standard_error": None,
             "wrong_labels": None if record is None else record.noise["wrong"],
+            "labels": None if record is None else record.proof.get("labels"),
             "epochs": 0 if record is None else record.epochs,
             "steps": 0 if record is None else record.steps,
             "wall_seconds": 0.0 if record is None else record.wall_seconds,
             "status": "failed" if record is None else record.status,
             "reason": outcome.error if record is None else record.reason,
             "run": outcome.cell.folder.name,
+            "measures": {},
         }
         if record is not None and rule in record.selections:
             chosen = record.selections[rule]
@@ -199,6 +200,7 @@ def cells_of(outcome: Outcome, readout: str | None = None) -> list[dict[str, Any
                 "validation_accuracy": accuracy,
                 "validation_standard_error": error,
                 "test_accuracy": _measure(record, rule, "accuracy", "test", "clean", by),
+                "measures": report.shown_measures(chosen["measures"]),
             }
             for name in ("fit_noisy", "fit_corrupted", "recovered"):
                 row[name] = _measure(record, rule, name, "train", "noisy", by)
@@ -232,11 +234,11 @@ def not_terminal(outcomes: Sequence[Outcome]) -> list[str]:
         if record is None or record.status != "finished":
             continue
         key = measure_key("fit_noisy", split="train", labels="noisy", readout=record.readout)
-        fits = [entry["measures"][key] for entry in record.history]
-        if terminal_phase(fits) is None:
+        fit = record.history[-1]["measures"][key]
+        if record.terminal_epoch is None:
             lines.append(
                 f"{_name(outcome.cell.spec)}: terminal phase not reached ("
-                f"fit_noisy {fits[-1]:.3f} after {record.epochs} epochs)"
+                f"fit_noisy {fit:.3f} after {record.epochs} epochs)"
             )
     return lines
 
@@ -262,11 +264,12 @@ def separate_runs(outcomes: Sequence[Outcome]) -> list[str]:
     own = {
         outcome.cell.spec.validation
         for outcome in outcomes
-        if outcome.cell.spec.selections == (EARLY_STOPPING,)
+        if outcome.cell.spec.selections == NEED_VALIDATION
     }
     return [
-        f"{EARLY_STOPPING} is read from runs of its own, which held out {share:.0%} of the "
-        "training samples to choose the epoch by; last and oracle from runs that held out nothing"
+        f"{', '.join(NEED_VALIDATION)} are read from runs of their own, which held out {share:.0%} "
+        "of the training samples to choose the epoch by; last and oracle from runs that held out "
+        "nothing"
         for share in sorted(own)
     ]
 
@@ -287,13 +290,14 @@ def conduct(
     out: Path,
     *,
     rows: Callable[[Outcome], list[dict[str, Any]]],
-    tables: Callable[[Sequence[Mapping[str, Any]]], list[report.Table]],
-    figures: Callable[[Sequence[Mapping[str, Any]]], None],
+    tables: Sequence[Callable[[Sequence[Mapping[str, Any]]], report.Table | None]],
+    figures: Callable[[Sequence[Mapping[str, Any]], Sequence[Record]], None],
     notes: Callable[[Sequence[Outcome], Sequence[Mapping[str, Any]]], list[str]],
     facts: Mapping[str, Any],
     jobs: int,
     machine: Machine,
     detail: Callable[[RunSpec], str] = _plain,
+    derived: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]] = lambda _: {},
 ) -> list[dict[str, Any]]:
     """Run the cells of any study, show them, and leave its tables and figures in ``out``.
 
@@ -301,13 +305,15 @@ def conduct(
         cells: what to run; finished ones are only read.
         out: folder of the study.
         rows: a run's rows of ``table.json``; every row has the same keys.
-        tables: what is printed and written of all rows; the first one is shown meanwhile.
-        figures: draws what it draws into ``out``.
+        tables: each makes a table of all rows, to be printed and written, or None where there is
+            nothing to show; the first one is shown meanwhile.
+        figures: draws rows and the records behind them into ``out``.
         notes: lines beneath the tables.
         facts: what ``table.json`` says of the whole study.
         jobs: processes at a time.
         machine: device and threads of each.
         detail: what tells runs of one method, ratio and seed apart.
+        derived: what ``table.json`` says of the study beside ``facts``, from all rows.
 
     Returns:
         All rows, those of failed runs too.
@@ -317,17 +323,20 @@ def conduct(
         return [row for outcome in outcomes for row in rows(outcome)]
 
     def table(outcomes: Sequence[Outcome]) -> str:
-        return tables(all_rows(outcomes))[0].text()
+        first = tables[0](all_rows(outcomes))
+        return "" if first is None else first.text(report.WIDTH)
 
     start = time.perf_counter()
     with StudyView(len(cells), table, detail) as view:
         outcomes = run_cells(cells, jobs=jobs, machine=machine, watch=view.show)
     found = all_rows(outcomes)
-    shown, lines = tables(found), notes(outcomes, found)
+    shown = [table for table in (make(found) for make in tables) if table is not None]
+    lines = notes(outcomes, found)
     used = {**environment(), "device": str(machine.torch_device()), **asdict(machine)}
-    report.write_tables(out, found, tables=shown, facts={**facts, "environment": used}, notes=lines)
-    figures(found)
-    print("\n" + "\n\n".join(part.text() for part in shown))
+    told = {**facts, "environment": used, **derived(found)}
+    report.write_tables(out, found, tables=shown, facts=told, notes=lines)
+    figures(found, [o.record for o in outcomes if o.record is not None])
+    print("\n" + "\n\n".join(part.text(report.WIDTH) for part in shown))
     if lines:
         print("\n" + "\n".join(lines))
     spent = time.perf_counter() - start
@@ -353,11 +362,16 @@ def run_study(
         cells,
         out,
         rows=cells_of,
-        tables=lambda rows: [
-            report.accuracy_table(rows, dataset, PAPER),
-            report.memorization_table(rows),
+        tables=[
+            partial(report.accuracy_table, dataset=dataset, reference=PAPER),
+            report.difference_table,
+            report.memorization_table,
+            report.diversity_table,
+            report.collapse_table,
+            report.readout_table,
+            report.clean_readout_table,
         ],
-        figures=lambda rows: report.write_figures(out, rows, dataset),
+        figures=lambda rows, records: report.write_figures(out, rows, records, dataset),
         notes=lambda outcomes, rows: [
             *separate_runs(outcomes),
             *failures(outcomes),
@@ -367,5 +381,6 @@ def run_study(
         facts={"dataset": dataset, "recipe": recipe.name},
         jobs=jobs,
         machine=machine,
+        derived=lambda rows: {"differences": [asdict(d) for d in report.differences(rows)]},
     )
     return 1 if any(row["status"] == "failed" for row in rows) else 0

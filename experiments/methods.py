@@ -30,11 +30,8 @@ from mcr2.noise import Corruption
 from mcr2.objectives import Objective
 from mcr2.readouts import WITH_COMPONENTS, parse_readout
 from mcr2.records import tensors_digest
-from mcr2.selection import SELECTIONS, Candidate, select
+from mcr2.selection import NEED_VALIDATION, SELECTIONS, Candidate, select
 from mcr2.training import Encoder, Progress, check_accumulation, seeded, train
-
-#: The readout by which every method is read beside its own, fitted identically for all.
-COMMON_READOUT = "ridge"
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,7 @@ class Fitted:
         states: by epoch, the tensors that ``load`` makes an encoder of; a constructed network
             has one, at epoch 0.
         history: one entry an evaluation, see :class:`mcr2.training.TrainingResult`.
-        steps, wall_seconds: what it took.
+        steps, wall_seconds: what it took; ``evaluation_seconds`` of it in evaluations.
         reason: why it failed, or None.
         proof: digests of what two runs should share.
     """
@@ -101,6 +98,7 @@ class Fitted:
     history: list[dict[str, Any]]
     steps: int
     wall_seconds: float
+    evaluation_seconds: float = 0.0
     reason: str | None = None
     proof: dict[str, str] = field(default_factory=dict)
 
@@ -154,20 +152,24 @@ def rules_for(spec: RunSpec) -> tuple[str, ...]:
     Raises:
         ValueError: it is to serve a rule that it cannot.
     """
-    able = tuple(r for r in SELECTIONS if spec.validation > 0 or r != "noisy_validation")
+    able = tuple(r for r in SELECTIONS if spec.validation > 0 or r not in NEED_VALIDATION)
     if spec.selections is None:
         return able
-    if not set(spec.selections) <= set(able):
-        raise ValueError("selection noisy_validation needs a validation share; validation is 0")
+    if not_able := [rule for rule in spec.selections if rule not in able]:
+        raise ValueError(
+            f"selection {' and '.join(not_able)} needs a validation share; validation is 0"
+        )
     return tuple(rule for rule in able if rule in spec.selections)
 
 
 def candidates(history: Sequence[Mapping[str, Any]], readout: str) -> list[Candidate]:
     """Return what selection sees of a history's entries, by one readout's accuracies."""
-    validation = measure_key("accuracy", split="validation", labels="noisy", readout=readout)
-    test = measure_key("accuracy", split="test", labels="clean", readout=readout)
+    noisy, test, clean = (
+        measure_key("accuracy", split=split, labels=labels, readout=readout)
+        for split, labels in (("validation", "noisy"), ("test", "clean"), ("validation", "clean"))
+    )
     return [
-        Candidate(e["epoch"], e["measures"].get(validation), e["measures"].get(test))
+        Candidate(e["epoch"], *(e["measures"].get(key) for key in (noisy, test, clean)))
         for e in history
     ]
 
@@ -195,7 +197,6 @@ def reader(
             validation,
             num_classes=data.sizes.num_classes,
             readout=readout,
-            readouts=(COMMON_READOUT,),
             full=False,
         )
 
@@ -294,6 +295,7 @@ def trained(name: str, objective: type[Objective], fingerprint: str = "") -> Met
             history=result.history,
             steps=result.steps,
             wall_seconds=result.wall_seconds,
+            evaluation_seconds=result.evaluation_seconds,
             reason=result.reason,
             proof=proof | result.digests,
         )

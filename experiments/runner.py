@@ -11,7 +11,7 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -21,7 +21,6 @@ import torch
 from filelock import FileLock
 
 from experiments.methods import (
-    COMMON_READOUT,
     Method,
     Prepared,
     Workspace,
@@ -33,7 +32,14 @@ from experiments.methods import (
 from experiments.specs import RunSpec, as_dict, from_dict
 from experiments.tensorboard_log import TensorBoardLog, require_tensorboard
 from mcr2.data import Dataset, load_dataset
-from mcr2.evaluation import Evaluation, ImageEncoder, evaluate
+from mcr2.evaluation import (
+    Evaluation,
+    ImageEncoder,
+    evaluate,
+    measure_key,
+    standard_readouts,
+)
+from mcr2.metrics.memorization import terminal_phase
 from mcr2.noise import corrupt
 from mcr2.records import (
     FORMAT,
@@ -174,18 +180,8 @@ def holds_another(folder: Path, key: str) -> bool:
 
 
 def extra_readouts(spec: RunSpec) -> tuple[str, ...]:
-    """Return the readouts that a finished run is read by, beside the method's own.
-
-    The subspace readouts stand at the spec's number of components and at others, so that every
-    record shows how much that choice matters.
-    """
-    counts = sorted({n for n in (1, 2, 3, 5, 10, spec.n_components) if n < spec.feature_dim})
-    return (
-        COMMON_READOUT,
-        "class_mean",
-        *(f"nearest_subspace@{n}" for n in counts),
-        *(f"nearest_subspace_centred@{n}" for n in counts),
-    )
+    """Return the readouts that a finished run is read by, beside the method's own."""
+    return standard_readouts(spec.feature_dim, spec.n_components)
 
 
 def read_encoder(
@@ -255,20 +251,27 @@ def run(
         selections = {}
         points = candidates(fitted.history, readout)
         held_out = len(data.held_out)
+        begin = time.perf_counter()
+        readings: dict[int, Evaluation] = {}  # several rules may choose the same epoch
         for rule in rules_for(spec) if fitted.reason is None else ():
             chosen = make_selection(rule, points, n_validation=held_out)
             weights = f"epoch-{chosen.epoch:05d}.safetensors"
-            save_tensors(folder / weights, fitted.states[chosen.epoch], {"epoch": chosen.epoch})
-            encoder = method.load(spec, data.sizes, fitted.states[chosen.epoch])
-            _to_device(encoder, device)
-            reading = read_encoder(encoder, spec, data, readout, device)
+            if chosen.epoch not in readings:
+                state = fitted.states[chosen.epoch]
+                save_tensors(folder / weights, state, {"epoch": chosen.epoch})
+                encoder = method.load(spec, data.sizes, state)
+                _to_device(encoder, device)
+                readings[chosen.epoch] = read_encoder(encoder, spec, data, readout, device)
+            reading = readings[chosen.epoch]
             selections[rule] = {
                 "epoch": chosen.epoch,
                 "validation_accuracy": chosen.validation_accuracy,
                 "standard_error": chosen.standard_error,
                 "weights": weights,
                 "measures": dict(reading.measures),
+                "profiles": dict(reading.profiles),
             }
+        reading_seconds = time.perf_counter() - begin
         corruption = data.corruption
         record = Record(
             key=key,
@@ -309,7 +312,9 @@ def run(
             readout=readout,
             epochs=fitted.history[-1]["epoch"] if fitted.history else 0,
             steps=fitted.steps,
-            wall_seconds=fitted.wall_seconds,
+            wall_seconds=fitted.wall_seconds + reading_seconds,
+            evaluation_seconds=fitted.evaluation_seconds + reading_seconds,
+            terminal_epoch=terminal_epoch(fitted.history, readout),
             history=fitted.history,
             selections=selections,
         )
@@ -317,6 +322,13 @@ def run(
         for name in (CHECKPOINT, PROGRESS, ERROR):
             (folder / name).unlink(missing_ok=True)
     return record
+
+
+def terminal_epoch(history: Sequence[Mapping[str, Any]], readout: str) -> int | None:
+    """Return the epoch at which the terminal phase began by a readout, or None."""
+    key = measure_key("fit_noisy", split="train", labels="noisy", readout=readout)
+    began = terminal_phase([entry["measures"][key] for entry in history])
+    return None if began is None else int(history[began]["epoch"])
 
 
 def _to_device(encoder: ImageEncoder, device: torch.device) -> None:
@@ -359,8 +371,10 @@ def read_run(
     if data.dataset.content_hash() != record.data["hash"]:
         raise ValueError(f"{spec.dataset} is not the data that {folder} was run on")
     on = machine.torch_device()
-    readings = {}
-    for rule, chosen in record.selections.items():
+    by_file: dict[str, Evaluation] = {}
+    for chosen in record.selections.values():
+        if chosen["weights"] in by_file:
+            continue
         weights = folder / chosen["weights"]
         state, _ = load_tensors(weights)
         try:
@@ -368,8 +382,8 @@ def read_run(
         except RuntimeError as error:
             raise ValueError(f"{weights} holds the weights of another network") from error
         _to_device(encoder, on)
-        readings[rule] = read_encoder(encoder, spec, data, record.readout, on)
-    return record, readings
+        by_file[chosen["weights"]] = read_encoder(encoder, spec, data, record.readout, on)
+    return record, {rule: by_file[c["weights"]] for rule, c in record.selections.items()}
 
 
 @dataclass(frozen=True)
@@ -480,8 +494,16 @@ def process_context() -> Any:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     # Imported once instead of in every run: torch.optim's first use imports torch._dynamo, which
-    # takes as long as ten epochs on digits; the digits themselves are scikit-learn's.
-    context.set_forkserver_preload(["experiments.runner", "torch._dynamo", "sklearn.datasets"])
+    # takes as long as ten epochs on digits; the digits and some readouts are scikit-learn's.
+    context.set_forkserver_preload(
+        [
+            "experiments.runner",
+            "torch._dynamo",
+            "sklearn.datasets",
+            "sklearn.linear_model",
+            "sklearn.svm",
+        ]
+    )
     return context
 
 

@@ -23,6 +23,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
@@ -406,7 +407,7 @@ def fit_logistic_regression(
     def solve(H: FloatArray, y: IntArray, C: float) -> tuple[FloatArray, FloatArray]:
         binary = int(y.max()) == 1
         # Two classes have one row w, which stands for the rows -w/2 and w/2, half as long.
-        model = LogisticRegression(C=2 * C if binary else C, tol=1e-8, max_iter=5000).fit(H, y)
+        model = LogisticRegression(C=2 * C if binary else C, tol=1e-6, max_iter=5000).fit(H, y)
         rows, offsets = model.coef_, model.intercept_
         if binary:
             return np.concatenate([-rows, rows]) / 2, np.concatenate([-offsets, offsets]) / 2
@@ -645,7 +646,12 @@ def _fit_standardised(
     bias = H.new_zeros(num_classes)
     if len(present) > 1:
         ranks = torch.searchsorted(present, y)
-        rows, offsets = solve((H / scale).cpu().numpy(), ranks.cpu().numpy(), 1 / (RIDGE * len(H)))
+        # The BLAS behind scikit-learn has threads of its own, and takes all processors for
+        # products that are too small for two.
+        with threadpool_limits(torch.get_num_threads()):
+            rows, offsets = solve(
+                (H / scale).cpu().numpy(), ranks.cpu().numpy(), 1 / (RIDGE * len(H))
+            )
         weight[present] = torch.as_tensor(rows).to(H) / scale
         bias[present] = torch.as_tensor(offsets).to(H)
     return LinearClassifier(weight, (bias - weight @ mean).masked_fill(counts == 0, -torch.inf))

@@ -12,7 +12,7 @@ import math
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-FORMAT = 1
+#: Raised whenever a record holds other things than before; a run's key depends on it.
+FORMAT = 2
 
 
 def _replace(path: Path, write: Callable[[str], object]) -> None:
@@ -80,8 +81,32 @@ def plain(value: Any) -> Any:
 
 
 def write_json(path: str | Path, value: Any, *, indent: int | None = 1) -> None:
-    """Write ``value`` as JSON, atomically; numbers that are not finite become null."""
-    write_text(path, json.dumps(plain(value), indent=indent, ensure_ascii=False) + "\n")
+    """Write ``value`` as JSON, atomically; numbers that are not finite become null.
+
+    With an ``indent``, a list without mappings in it takes one line: a spectrum is no page.
+    """
+    write_text(path, "".join(_json(plain(value), indent, 0)) + "\n")
+
+
+def _json(value: Any, indent: int | None, depth: int) -> Iterator[str]:
+    if indent is None or not value or not _holds_mapping(value):
+        yield json.dumps(value, ensure_ascii=False)
+        return
+    mapping = isinstance(value, dict)
+    start, end = "{}" if mapping else "[]"
+    for place, part in enumerate(value.items() if mapping else value):
+        yield (start if place == 0 else ",") + "\n" + " " * indent * (depth + 1)
+        if mapping:
+            name, part = part
+            yield json.dumps(name, ensure_ascii=False) + ": "
+        yield from _json(part, indent, depth + 1)
+    yield "\n" + " " * indent * depth + end
+
+
+def _holds_mapping(value: Any) -> bool:
+    return isinstance(value, dict) or (
+        isinstance(value, list) and any(_holds_mapping(part) for part in value)
+    )
 
 
 def read_json(path: str | Path) -> Any:
@@ -201,10 +226,14 @@ class Record:
             and augmentation.
         environment: versions, machine, device and threads.
         readout: the classifier that the method's accuracy is reported with.
-        epochs, steps, wall_seconds: what the run took.
+        epochs, steps, wall_seconds: what the run took, all its readings included.
+        evaluation_seconds: the part of ``wall_seconds`` spent in evaluations: those along the
+            run, and the full ones of the selected epochs.
+        terminal_epoch: the epoch at which the terminal phase began by ``readout``, see
+            :func:`mcr2.metrics.memorization.terminal_phase`; None where it was not reached.
         history: one entry an evaluation: epoch, step, learning rate, loss terms, measures.
         selections: by rule: the epoch, its validation accuracy and standard error, the weights'
-            file and the full measures there.
+            file and the full measures and profiles there.
     """
 
     key: str
@@ -220,6 +249,8 @@ class Record:
     epochs: int
     steps: int
     wall_seconds: float
+    evaluation_seconds: float
+    terminal_epoch: int | None
     history: list[dict[str, Any]]
     selections: dict[str, dict[str, Any]]
     format: int = FORMAT
@@ -237,8 +268,13 @@ class Record:
         """
         value = read_json(path)
         names = {field.name for field in fields(cls)}
-        if not isinstance(value, dict) or set(value) != names:
+        if not isinstance(value, dict) or not {"key", "spec", "format"} <= set(value):
             raise ValueError(f"{path} is not a run's record")
         if value["format"] != FORMAT:
-            raise ValueError(f"{path} is a record of format {value['format']}; this is {FORMAT}")
+            raise ValueError(
+                f"{path} is a record of format {value['format']}; this is {FORMAT}, and its run "
+                "has to be run again"
+            )
+        if set(value) != names:
+            raise ValueError(f"{path} is not a run's record")
         return cls(**value)

@@ -24,14 +24,20 @@ class Candidate:
         validation_accuracy: on the held-out share, against its *noisy* labels; None where
             nothing is held out.
         test_accuracy: on the test set; None where it was not measured.
+        validation_clean_accuracy: on the held-out share, against its true labels; None where
+            these are unknown.
     """
 
     epoch: int
     validation_accuracy: float | None = None
     test_accuracy: float | None = None
+    validation_clean_accuracy: float | None = None
 
 
 Rule = Callable[[Sequence[Candidate]], int]
+
+#: Evaluations without improvement after which :func:`patience` stops. A convention, not tuned.
+PATIENCE = 5
 
 
 def last(history: Sequence[Candidate]) -> int:
@@ -47,9 +53,42 @@ def noisy_validation(history: Sequence[Candidate]) -> int:
     """
     best = _first_best([c.validation_accuracy for c in history])
     if best is None:
+        raise ValueError(_without_validation("noisy_validation", "a validation accuracy"))
+    return best
+
+
+def patience(history: Sequence[Candidate]) -> int:
+    """Select the best noisy validation accuracy up to a stop: early stopping as it saves time.
+
+    The run would be stopped at the first evaluation that is :data:`PATIENCE` evaluations past
+    the best one so far, and that best one is selected, the earliest of equals. What comes after
+    the stop is not looked at, however good.
+
+    May know: what ``noisy_validation`` may, and of that only what came before the stop.
+    """
+    accuracies = [c.validation_accuracy for c in history]
+    for end in range(1, len(accuracies) + 1):
+        best = _first_best(accuracies[:end])
+        if best is not None and end - 1 - best >= PATIENCE:
+            return best
+    best = _first_best(accuracies)
+    if best is None:
+        raise ValueError(_without_validation("patience", "a validation accuracy"))
+    return best
+
+
+def clean_validation(history: Sequence[Candidate]) -> int:
+    """Select the best validation accuracy by *true* labels, the earliest of equals: a diagnostic.
+
+    Beside ``noisy_validation`` it says what the noise in the held-out labels costs the choice.
+
+    May know: the true labels of the held-out share, which a user with noisy labels does not
+    have; no test sample.
+    """
+    best = _first_best([c.validation_clean_accuracy for c in history])
+    if best is None:
         raise ValueError(
-            "selection 'noisy_validation' needs a validation accuracy; no evaluation has one "
-            "(was a validation share held out?)"
+            _without_validation("clean_validation", "a validation accuracy by clean labels")
         )
     return best
 
@@ -69,8 +108,13 @@ def oracle(history: Sequence[Candidate]) -> int:
 SELECTIONS: dict[str, Rule] = {
     "last": last,
     "noisy_validation": noisy_validation,
+    "patience": patience,
+    "clean_validation": clean_validation,
     "oracle": oracle,
 }
+
+#: Those that need a held-out share.
+NEED_VALIDATION = ("noisy_validation", "patience", "clean_validation")
 
 
 def select(rule: str, history: Sequence[Candidate]) -> int:
@@ -90,7 +134,7 @@ def select(rule: str, history: Sequence[Candidate]) -> int:
 
     Example:
         >>> history = [Candidate(0, 0.1, 0.1), Candidate(5, 0.4, 0.7), Candidate(10, 0.3, 0.8)]
-        >>> [select(rule, history) for rule in SELECTIONS]
+        >>> [select(rule, history) for rule in ("last", "noisy_validation", "oracle")]
         [2, 1, 2]
     """
     if rule not in SELECTIONS:
@@ -151,6 +195,13 @@ def make_selection(rule: str, history: Sequence[Candidate], *, n_validation: int
         )
     error = None if accuracy is None else math.sqrt(accuracy * (1 - accuracy) / n_validation)
     return Selection(rule, chosen.epoch, index, accuracy, error)
+
+
+def _without_validation(rule: str, accuracy: str) -> str:
+    return (
+        f"selection {rule!r} needs {accuracy}; no evaluation has one "
+        "(was a validation share held out?)"
+    )
 
 
 def _first_best(values: Sequence[float | None]) -> int | None:

@@ -208,6 +208,7 @@ class TrainingResult:
         steps: optimiser steps taken.
         reason: why the run stopped early, or None.
         wall_seconds: time in training and evaluation, over all the pieces of a resumed run.
+        evaluation_seconds: the part of it spent in ``evaluate``.
         digests: SHA-256 of the first epoch's sample order and of its augmented images, each in
             the order of samples: equal for two runs that were fed alike.
     """
@@ -217,6 +218,7 @@ class TrainingResult:
     steps: int = 0
     reason: str | None = None
     wall_seconds: float = 0.0
+    evaluation_seconds: float = 0.0
     digests: dict[str, str] = field(default_factory=dict)
 
 
@@ -531,6 +533,9 @@ def train(
 
     def take_stock(at: int, lr: float) -> bool:
         """Evaluate and note it; False where the network cannot be read any more."""
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # or the steps still queued would count as evaluation
+        begun = time.perf_counter()
         try:
             measures = dict(evaluate(encoder)) if evaluate is not None else {}
         except ValueError:
@@ -539,6 +544,7 @@ def train(
                 raise
             result.reason = _not_finite("features", at, result.steps)
             return False
+        result.evaluation_seconds += time.perf_counter() - begun
         loss, terms = sums.take()
         seconds = spent + time.perf_counter() - start
         result.history.append(
@@ -733,6 +739,7 @@ def _save(
     metadata = {
         "epoch": epoch,
         "seconds": seconds,
+        "evaluation_seconds": result.evaluation_seconds,
         "steps": result.steps,
         "history": result.history,
         "digests": result.digests,
@@ -773,6 +780,7 @@ def _restore(
     sums.total = {k: v.to(parameters[0].device) for k, v in below("sums/").items()}
     sums.count = metadata["count"]
     result.steps = metadata["steps"]
+    result.evaluation_seconds = metadata["evaluation_seconds"]
     result.history = metadata["history"]
     result.digests = metadata["digests"]
     return metadata["epoch"], metadata["seconds"]

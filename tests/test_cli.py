@@ -202,8 +202,8 @@ def test_a_mistaken_study(options, place, capsys):
 @pytest.mark.parametrize(
     ("arguments", "fragment"),
     [
-        ("tabel", "Available subcommands: table, ablate, train, evaluate, datasets"),
-        ("", "Expected one of {table, ablate, train, evaluate, datasets, bench}"),
+        ("tabel", "Available subcommands: table, ablate, train, evaluate, measure"),
+        ("", "Expected one of {table, ablate, train, evaluate, measure, datasets, bench}"),
         ("train --ratio 1.5", "ratio is 1.5"),
         ("train --ratio", "--ratio"),
         ("train --method svm", "unknown method 'svm'"),
@@ -215,6 +215,8 @@ def test_a_mistaken_study(options, place, capsys):
         ("evaluate thesis", "thesis holds no finished run"),
         ("evaluate notes.txt", "notes.txt holds no finished run"),
         ("evaluate thesis --threads 0", "thesis holds no finished run"),
+        ("evaluate absent --json thesis", "--json thesis is a folder"),
+        ("evaluate absent --json notes.txt/m", "notes.txt is a file"),
         ("datasets --data-root notes.txt", "the data root must be a folder"),
         ("datasets --verbose", "Unrecognized options: --verbose"),
     ],
@@ -287,7 +289,7 @@ def test_a_run_does_not_replace_another(finished_run, place, capsys):
         (lambda text: text[: len(text) // 2], "record.json is not a JSON file"),
         (lambda text: "[1, 2]", "record.json is not a run's record"),
         (lambda text: '{"key": 1}', "record.json is not a run's record"),
-        (lambda text: text.replace('"format": 1', '"format": 99'), "format 99"),
+        (lambda text: text.replace('"format": 2', '"format": 1'), "run has to be run again"),
         (lambda text: text.replace('"seed": 0', '"seed": -5'), "seed is -5"),
     ],
 )
@@ -347,7 +349,9 @@ def test_a_library_that_cannot_be_imported_is_one_line(place, capsys, monkeypatc
     assert_mistake(["table", "--out", "new"], "torchvision cannot be imported", place, capsys)
 
 
-@pytest.mark.parametrize("command", ["", "table", "ablate", "train", "evaluate", "datasets"])
+@pytest.mark.parametrize(
+    "command", ["", "table", "ablate", "train", "evaluate", "measure", "datasets"]
+)
 def test_help_is_no_mistake(command, place, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*command.split(), "--help"])

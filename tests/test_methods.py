@@ -22,6 +22,7 @@ from experiments.recipes import RECIPES
 from experiments.runner import load, prepare, run_key
 from experiments.specs import STREAMS, Recipe, RunSpec, Streams, as_dict, from_dict, vary
 from mcr2.data import Augmentation
+from mcr2.selection import SELECTIONS
 from mcr2.training import TrainingConfig
 
 K, N = 3, 45
@@ -202,6 +203,7 @@ def test_fitting_keeps_the_epochs_that_the_rules_select(small):
     points = candidates(got.history, readout_for(spec, method))
     best = {
         max(points, key=lambda c: c.validation_accuracy).epoch,
+        max(points, key=lambda c: c.validation_clean_accuracy).epoch,
         max(points, key=lambda c: c.test_accuracy).epoch,
         4,
     }
@@ -212,7 +214,7 @@ def test_fitting_keeps_the_epochs_that_the_rules_select(small):
 
 def test_without_a_held_out_share_nothing_is_selected_by_it(small):
     spec = replace(small, validation=0.0)
-    assert rules_for(small) == ("last", "noisy_validation", "oracle")
+    assert rules_for(small) == tuple(SELECTIONS)
     assert rules_for(spec) == ("last", "oracle")
     got, *_ = fitted(spec)
     assert not [k for entry in got.history for k in entry["measures"] if "validation" in k]
@@ -222,6 +224,8 @@ def test_a_run_that_holds_nothing_out_cannot_serve_early_stopping():
     spec = RunSpec("ce", validation=0.0, selections=("last", "noisy_validation"))
     with pytest.raises(ValueError, match="noisy_validation needs a validation share"):
         rules_for(spec)
+    with pytest.raises(ValueError, match="patience and clean_validation needs a validation share"):
+        rules_for(replace(spec, selections=("last", "patience", "clean_validation")))
     assert rules_for(replace(spec, validation=0.1)) == ("last", "noisy_validation")
 
 
@@ -630,7 +634,7 @@ def test_vary_names_what_it_cannot_do(name, text, parts):
         ({"n_components": 64}, "n_components is 64; it must be between 1 and 63"),
         ({"readout": "nearest"}, "unknown readout 'nearest'"),
         ({"readout": "nearest_subspace"}, "needs a number"),
-        ({"selections": ()}, "selections is ''; choose from last, noisy_validation, oracle"),
+        ({"selections": ()}, "selections is ''; choose from last, noisy_validation, patience"),
         ({"selections": ("best",)}, "selections is 'best'"),
         ({"streams": Streams(batches=-1)}, "streams.batches is -1"),
         ({"streams": Streams(noise=2**32)}, "streams.noise is 4294967296"),

@@ -42,6 +42,8 @@ def record(**changes):
         "epochs": 4,
         "steps": 40,
         "wall_seconds": 1.25,
+        "evaluation_seconds": 0.5,
+        "terminal_epoch": None,
         "history": [{"epoch": 0, "loss": None, "measures": {"x/accuracy": 1 / 3}}],
         "selections": {"last": {"epoch": 4, "measures": {"x": 0.1 + 0.2}}},
     }
@@ -185,11 +187,45 @@ def test_a_record_is_read_back_as_it_was(tmp_path):
     assert json.loads((tmp_path / "record.json").read_text())["format"] == FORMAT
 
 
-def test_a_record_of_another_format_is_refused(tmp_path):
+@pytest.mark.parametrize("other", [FORMAT - 1, FORMAT + 1])
+def test_a_record_of_another_format_is_refused(other, tmp_path):
     path = tmp_path / "record.json"
-    write_json(path, dataclasses.asdict(record()) | {"format": FORMAT + 1})
-    with pytest.raises(ValueError, match=rf"record\.json .*format {FORMAT + 1}; this is {FORMAT}"):
+    value = dataclasses.asdict(record()) | {"format": other}
+    if other < FORMAT:  # as format 1 was
+        del value["terminal_epoch"], value["evaluation_seconds"]
+    write_json(path, value)
+    message = rf"record\.json .*format {other}; this is {FORMAT}, and its run has to be run again"
+    with pytest.raises(ValueError, match=message):
         Record.load(path)
+
+
+def test_profiles_are_read_back_and_take_a_line_each(tmp_path):
+    profiles = {
+        "features/test/clean/-/abs_cosine": [[1.0, 0.125], [0.125, 1.0]],
+        "features/test/clean/-/abs_cosine_labels": [0, 1],
+        "features/train/-/-/spectrum": [0.75, 0.25],
+    }
+    given = record(selections={"last": {"epoch": 4, "measures": {}, "profiles": profiles}})
+    given.save(tmp_path / "record.json")
+    assert Record.load(tmp_path / "record.json") == given
+    lines = (tmp_path / "record.json").read_text().splitlines()
+    assert '    "features/test/clean/-/abs_cosine": [[1.0, 0.125], [0.125, 1.0]],' in lines
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {},
+        [],
+        None,
+        {"a": {}, "b": [], "c": [{}], "d": [[], {"e": [1, [2.5, None]]}], "ü": "ΔR\n"},
+        [{"a": True}, [1, 2], "x", 1e-300],
+    ],
+)
+@pytest.mark.parametrize("indent", [None, 1, 4])
+def test_json_is_read_back_whatever_its_layout(value, indent, tmp_path):
+    write_json(tmp_path / "x.json", value, indent=indent)
+    assert read_json(tmp_path / "x.json") == value
 
 
 @pytest.mark.parametrize("change", ["missing", "further", "list", "null", "number"])

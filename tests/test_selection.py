@@ -6,44 +6,88 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcr2.selection import SELECTIONS, Candidate, Selection, make_selection, select
+from mcr2.selection import PATIENCE, SELECTIONS, Candidate, Selection, make_selection, select
 
 shares = st.one_of(st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.floats(0, 1))
 
 
-def history(validation, test=None):
+def history(validation, test=None, clean=None):
+    """Evaluations by noisy validation, test and clean validation; those not given are alike."""
     test = validation if test is None else test
-    return [Candidate(5 * i, v, t) for i, (v, t) in enumerate(zip(validation, test, strict=True))]
+    clean = validation if clean is None else clean
+    return [
+        Candidate(5 * i, *accuracies)
+        for i, accuracies in enumerate(zip(validation, test, clean, strict=True))
+    ]
 
 
 def test_each_rule_reads_its_own_accuracy():
-    h = history([0.1, 0.6, 0.5, 0.4], [0.1, 0.7, 0.9, 0.6])
+    late = PATIENCE * [0.0]
+    h = history(
+        [0.1, 0.6, 0.5, 0.4, *late, 0.7, 0.2],
+        [0.1, 0.7, 0.9, 0.6, *late, 0.8, 0.2],
+        [0.1, 0.7, 0.8, 0.9, *late, 0.8, 0.2],
+    )
     assert {rule: select(rule, h) for rule in SELECTIONS} == {
-        "last": 3,
-        "noisy_validation": 1,
+        "last": len(h) - 1,
+        "noisy_validation": 4 + PATIENCE,
+        "patience": 1,
+        "clean_validation": 3,
         "oracle": 2,
     }
+
+
+def stopped(accuracies):
+    """Early stopping as a training loop would do it."""
+    best, at, waited = -math.inf, None, 0
+    for i, accuracy in enumerate(accuracies):
+        if accuracy > best:
+            best, at, waited = accuracy, i, 0
+        else:
+            waited += 1
+        if waited == PATIENCE:
+            break
+    return at
+
+
+@given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), min_size=1, max_size=40))
+def test_patience_stops_as_a_loop_would(accuracies):
+    assert select("patience", history(accuracies)) == stopped(accuracies)
+
+
+def test_patience_ends_after_so_many_evaluations_without_improvement():
+    rest = [0.5] * PATIENCE
+    assert select("patience", history([0.1, 0.5, *rest[1:], 0.9])) == PATIENCE + 1
+    assert select("patience", history([0.1, 0.5, *rest, 0.9])) == 1
+
+
+@given(st.lists(shares, min_size=1, max_size=20), st.lists(shares, min_size=1, max_size=20))
+def test_patience_never_looks_past_its_stop(before, after):
+    h = history([*before, 1.0, *([0.0] * PATIENCE), *after])
+    assert select("patience", h) <= len(before)
 
 
 def test_ties_go_to_the_earliest():
     assert select("noisy_validation", history([0.2, 0.5, 0.5, 0.5])) == 1
     assert select("oracle", history([0.2, 0.5, 0.5, 0.5])) == 1
+    assert select("patience", history([0.2, 0.5, 0.5, 0.5])) == 1
+    assert select("clean_validation", history([0.2, 0.5, 0.5, 0.5])) == 1
 
 
 def test_the_evaluation_before_training_can_be_selected():
-    assert [select(rule, history([0.3])) for rule in SELECTIONS] == [0, 0, 0]
+    assert {select(rule, history([0.3])) for rule in SELECTIONS} == {0}
     assert select("noisy_validation", history([0.3, 0.2])) == 0
 
 
 def test_nan_and_missing_accuracies_are_never_selected():
-    for rule in ("noisy_validation", "oracle"):
+    for rule in ("noisy_validation", "patience", "clean_validation", "oracle"):
         assert select(rule, history([math.nan, None, 0.1, math.nan, 0.3, math.nan])) == 4
     assert select("last", history([0.1, math.nan])) == 1
 
 
-@given(st.lists(st.tuples(shares, shares), min_size=1, max_size=20))
-def test_a_growing_history_selects_the_newest_or_what_it_selected_before(pairs):
-    h = history(*zip(*pairs, strict=True))
+@given(st.lists(st.tuples(shares, shares, shares), min_size=1, max_size=20))
+def test_a_growing_history_selects_the_newest_or_what_it_selected_before(triples):
+    h = history(*zip(*triples, strict=True))
     for rule in SELECTIONS:
         kept = None
         for n in range(1, len(h) + 1):
@@ -60,11 +104,14 @@ def test_the_selected_accuracy_is_the_largest_and_the_first_such(pairs):
     assert select("oracle", h) == test.index(max(test))
 
 
-@given(st.lists(st.tuples(shares, shares, shares), min_size=1, max_size=10))
-def test_honest_rules_do_not_see_the_test_set(triples):
-    validation, test, other = zip(*triples, strict=True)
-    for rule in ("last", "noisy_validation"):
-        assert select(rule, history(validation, test)) == select(rule, history(validation, other))
+@given(st.lists(st.tuples(*[shares] * 5), min_size=1, max_size=15))
+def test_rules_see_no_more_than_they_may(values):
+    noisy, test, clean, other, another = zip(*values, strict=True)
+    h = history(noisy, test, clean)
+    for rule in ("last", "noisy_validation", "patience"):
+        assert select(rule, h) == select(rule, history(noisy, other, another))
+    assert select("clean_validation", h) == select("clean_validation", history(other, other, clean))
+    assert select("oracle", h) == select("oracle", history(other, test, another))
 
 
 def test_a_selection_carries_the_standard_error_of_the_validation_accuracy():
@@ -78,11 +125,13 @@ def test_a_selection_carries_the_standard_error_of_the_validation_accuracy():
 @pytest.mark.parametrize(
     "rule, h, message",
     [
-        ("best", history([0.1]), "choose from last, noisy_validation, oracle"),
+        ("best", history([0.1]), "choose from last, noisy_validation, patience"),
         ("last", [], "empty"),
         ("last", [Candidate(5), Candidate(5)], "rise"),
         ("noisy_validation", history([None, None], [0.1, 0.2]), "held out"),
         ("noisy_validation", history([math.nan]), "validation accuracy"),
+        ("patience", history([None, math.nan], [0.1, 0.2]), "'patience'.* held out"),
+        ("clean_validation", [Candidate(0, 0.5, 0.5)], "'clean_validation'.* clean labels"),
         ("oracle", [Candidate(0, 0.5)], "test accuracy"),
     ],
 )

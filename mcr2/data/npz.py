@@ -3,6 +3,7 @@
 import os
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +19,9 @@ def read_npz(path: Path) -> Decoded:
         FileNotFoundError: no such file.
         ValueError: it is malformed; the line names the file, the array and what is allowed.
     """
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"{path} not found: name an existing .npz file")
-    wanted = ("x_train", "y_train", "x_test", "y_test")
-    arrays: dict[str, Array] = {}
-    try:
-        with path.open("rb") as stream:
-            if not zipfile.is_zipfile(stream):
-                raise ValueError("not a zip archive, as .npz files are")
-            stream.seek(0)
-            file = np.load(stream, allow_pickle=False)
-            for key in (*wanted, "y_train_clean", "classes"):
-                if key in file:
-                    arrays[key] = _member(file, key)
-    except _UNREADABLE as error:
-        raise ValueError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
-    if missing := [key for key in wanted if key not in arrays]:
-        raise ValueError(
-            f"{path}: no array {', '.join(missing)}; needed are {', '.join(wanted)}, and allowed "
-            "besides y_train_clean and classes"
-        )
-
+    arrays = read_arrays(
+        path, ("x_train", "y_train", "x_test", "y_test"), ("y_train_clean", "classes")
+    )
     images = {key: _npz_images(f"{path}: {key}", arrays[key]) for key in ("x_train", "x_test")}
     if images["x_train"].shape[1:] != images["x_test"].shape[1:]:
         raise ValueError(
@@ -68,6 +51,43 @@ def read_npz(path: Path) -> Decoded:
         classes,
         train_clean=labels.get("y_train_clean"),
     )
+
+
+def read_arrays(path: Path, needed: Sequence[str], allowed: Sequence[str]) -> dict[str, Array]:
+    """Read named arrays of an ``.npz`` file; others in it are not looked at.
+
+    Args:
+        path: the file.
+        needed: arrays that it must hold.
+        allowed: arrays that it may hold.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it cannot be read, holds objects where numbers are wanted, or lacks an array;
+            the line names the file and what is allowed.
+    """
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"{path} not found: name an existing .npz file")
+    arrays: dict[str, Array] = {}
+    try:
+        with path.open("rb") as stream:
+            if not zipfile.is_zipfile(stream):
+                raise ValueError("not a zip archive, as .npz files are")
+            stream.seek(0)
+            file = np.load(stream, allow_pickle=False)
+            for key in (*needed, *allowed):
+                if key in file:
+                    arrays[key] = _member(file, key)
+    except _UNREADABLE as error:
+        raise ValueError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+    if missing := [key for key in needed if key not in arrays]:
+        *most, final = allowed
+        besides = f"{', '.join(most)} and {final}" if most else final
+        raise ValueError(
+            f"{path}: no array {', '.join(missing)}; needed are {', '.join(needed)}, and allowed "
+            f"besides {besides}"
+        )
+    return arrays
 
 
 # What NumPy and zipfile raise on damaged, encrypted or unknown content; MemoryError is a header

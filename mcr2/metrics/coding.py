@@ -18,17 +18,19 @@ class CodingMeasures:
         rate: R.
         compressed_rate: R_c.
         reduction: ΔR = R - R_c.
+        class_rate_mean: mean of R_k over the classes that have samples.
     """
 
     rate: float
     compressed_rate: float
     reduction: float
+    class_rate_mean: float
 
 
 def coding_measures(
     features: Tensor, labels: Tensor, *, num_classes: int, eps_sq: float = 0.5
 ) -> CodingMeasures:
-    """Evaluate R, R_c and ΔR (Yu et al. 2020, eq. 7 and 8) on features scaled to unit norm.
+    """Evaluate the rates (Yu et al. 2020, eq. 7 and 8) on features scaled to unit norm.
 
     Rates grow with the scale of features, so methods that do not normalise theirs would
     otherwise not compare. A zero feature stays zero.
@@ -67,4 +69,10 @@ def coding_measures(
     Z = Z / torch.where(largest > 0, largest, torch.ones_like(largest))
     Z = torch.nn.functional.normalize(Z, dim=1)
     rates = rate_reduction(Z, labels, num_classes=num_classes, eps_sq=eps_sq)
-    return CodingMeasures(float(rates.rate), float(rates.compressed_rate), float(rates.reduction))
+    present = torch.bincount(labels.to(Z.device), minlength=num_classes) > 0
+    return CodingMeasures(
+        float(rates.rate),
+        float(rates.compressed_rate),
+        float(rates.reduction),
+        float(rates.class_rates[present].mean()),
+    )

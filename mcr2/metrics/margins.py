@@ -8,6 +8,7 @@ longer changes when features, or W and b, are scaled.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from mcr2.metrics.moments import check_finite, check_samples, pieces
 
-#: Quantiles of the margins that :class:`Margins` holds.
+#: Quantiles of the margins that :class:`Margins` holds by default.
 QUANTILES = (0.0, 0.01, 0.1, 0.5, 0.9, 1.0)
 
 
@@ -24,7 +25,7 @@ class Margins:
     """The distribution of the margins of a set of samples.
 
     Args:
-        raw: q at each of :data:`QUANTILES`, linearly interpolated; the first is the least.
+        raw: q at each of the quantiles asked for, linearly interpolated; 0 is the least.
         mean: mean of q.
         normalised: ``raw`` over ``scale``; None where that is zero.
         normalised_mean: ``mean`` over ``scale``; None likewise.
@@ -70,14 +71,24 @@ def sample_margins(
 
 
 def margins(
-    features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None = None
+    features: Tensor,
+    labels: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    quantiles: Sequence[float] = QUANTILES,
 ) -> Margins:
     """Summarise the margins of samples, raw and normalised.
 
-    Arguments and errors as :func:`sample_margins`.
+    Args:
+        features, labels, weight, bias: as for :func:`sample_margins`.
+        quantiles: where to read the distribution, each in [0, 1].
 
     Returns:
         :class:`Margins`.
+
+    Raises:
+        TypeError, ValueError: as :func:`sample_margins`; a quantile outside [0, 1].
 
     Example:
         >>> H = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
@@ -85,11 +96,13 @@ def margins(
         >>> summary.mean, summary.positive, round(summary.normalised_mean, 4)
         (2.0, 1.0, 0.7071)
     """
+    if not all(0 <= level <= 1 for level in quantiles):
+        raise ValueError(f"quantiles lie in [0, 1]; got {tuple(quantiles)}")
     q, norm = _margins_and_norm(features, labels, weight, bias)
     scale = norm * float(torch.linalg.matrix_norm(weight.detach().cpu().double()))
     ordered = q.sort().values
     # By hand: torch.quantile refuses more than 16 million samples.
-    places = torch.tensor(QUANTILES, dtype=torch.float64, device=q.device) * (len(q) - 1)
+    places = torch.tensor(quantiles, dtype=torch.float64, device=q.device) * (len(q) - 1)
     below = places.floor().long()
     above = places.ceil().long()
     raw = torch.lerp(ordered[below], ordered[above], places - below).tolist()

@@ -1,0 +1,102 @@
+"""What all figures share: colours, short names, how a file is written."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mcr2.records import write_bytes
+
+#: Okabe & Ito's colour-blind safe palette.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+#: Methods that keep their colour whatever else a study compares.
+FIRST = ("ce", "mcr2")
+
+
+def colours_of(methods: Sequence[str]) -> dict[str, str]:
+    """Return each method's colour: cross-entropy and MCR² always theirs, the others in turn.
+
+    Example:
+        >>> colours_of(["ole", "mcr2"]) == {"mcr2": COLOURS[1], "ole": COLOURS[2]}
+        True
+    """
+    others = [m for m in methods if m not in FIRST]
+    found = {m: COLOURS[FIRST.index(m)] for m in methods if m in FIRST}
+    rest = COLOURS[len(FIRST) :]
+    return found | {m: rest[i % len(rest)] for i, m in enumerate(others)}
+
+
+def short_names(methods: Sequence[str]) -> dict[str, str]:
+    """Return what methods are called where there is little room: a user's file without its folder.
+
+    Example:
+        >>> short_names(["ce", "/some/where/loss.py:Pull"])
+        {'ce': 'ce', '/some/where/loss.py:Pull': 'loss.py:Pull'}
+    """
+    names = {m: Path(m).name for m in methods}
+    unique = len(set(names.values())) == len(names)
+    return names if unique else {m: m for m in methods}
+
+
+def pyplot() -> Any:
+    """Return matplotlib's pyplot, drawing to files."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def panels(rows: int, columns: int, width: float, height: float, **how: Any) -> tuple[Any, Any]:
+    """Return a figure and its axes ``(rows, columns)``, a panel ``width`` by ``height`` inches."""
+    figure, axes = pyplot().subplots(
+        rows,
+        columns,
+        figsize=(max(width * columns, 6.4), height * rows + 0.5),
+        layout="constrained",
+        squeeze=False,
+        **how,
+    )
+    for one in axes.flat:
+        one.grid(alpha=0.25)
+    return figure, axes
+
+
+def say(axes: Any, text: str) -> None:
+    """Write into an empty panel why it is empty."""
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color="0.4")
+
+
+def log_y(axes: Any) -> None:
+    """Make the vertical axis logarithmic where anything on it is positive."""
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+    drawn = [v for line in axes.lines for v in line.get_ydata() if v > 0]
+    if not drawn:
+        return
+    axes.set_yscale("log")
+    low, high = min(drawn), max(drawn)
+    if high < 30 * low:  # hardly a power of ten in sight: name what lies between
+        axes.set_ylim(low / 1.3, high * 1.3)
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
+    else:
+        axes.yaxis.set_minor_locator(NullLocator())
+
+
+def limits(axes: Any, low: float, high: float) -> None:
+    """Show shares from ``low`` to ``high``; a wide interval is cut, not the axis stretched."""
+    axes.set_ylim(low - 0.04 * (high - low), high + 0.04 * (high - low))
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a figure as PNG, atomically, and close it."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    pyplot().close(figure)
+    write_bytes(path, buffer.getvalue())

@@ -1,0 +1,207 @@
+"""Means over seeds with 95 % intervals, and differences between methods over the same seeds.
+
+A cell is a row of ``table.json``: one run at one selected epoch. Its scalars are named by their
+key in the cell (``test_accuracy``) or, where the name holds a ``/``, by their key among the cell's
+``measures``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import Any
+
+#: Probability with which an interval holds the mean of all seeds, were they normal.
+CONFIDENCE = 0.95
+
+Cells = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds and the half-width of its interval (None for a single seed).
+
+    Attributes:
+        mean: of the values.
+        half_width: ``t · s / √n``, see :func:`estimate`.
+        count: n, how many seeds it is of.
+    """
+
+    mean: float
+    half_width: float | None
+    count: int
+
+    def text(self, places: int | None = None, *, signed: bool = False) -> str:
+        """Return ``mean±half-width`` with the digits that the half-width supports.
+
+        The half-width keeps one significant digit, two where the first is a 1, and the mean as
+        many decimals. Without a half-width, or with one of 0, the mean keeps ``places`` decimals,
+        or three significant digits.
+
+        Args:
+            places: decimals at the most; None for no limit, then also powers of ten are used.
+            signed: write a plus before a positive mean.
+
+        Example:
+            >>> Estimate(0.57213, 0.104, 3).text(3), Estimate(0.99721, 0.00012, 3).text(3)
+            ('0.57±0.10', '0.997±0.000')
+            >>> Estimate(12.345, 2.2, 3).text(), Estimate(0.000123, 0.00002, 3).text()
+            ('12±2', '(1.2±0.2)e-4')
+        """
+        half = self.half_width
+        plus = "+" if signed else ""
+        exponent = 0
+        size = max(abs(self.mean), half or 0.0)
+        if places is None and size and not 1e-3 <= size < 1e5:
+            exponent = math.floor(math.log10(size))
+        value, half = self.mean / 10**exponent, None if half is None else half / 10**exponent
+        if half:
+            shown = supported_places(half)
+            shown = shown if places is None else min(shown, places)
+        elif places is not None:
+            shown = places
+        else:  # a count, of components say, is exact
+            shown = 0 if isinstance(self.mean, int) or not value else significant_places(value)
+        text = _fixed(value, shown, plus) + ("" if half is None else f"±{_fixed(half, shown)}")
+        if not exponent:
+            return text
+        return f"{text}e{exponent}" if half is None else f"({text})e{exponent}"
+
+    def __str__(self) -> str:
+        return self.text(3)
+
+
+def _fixed(value: float, places: int, plus: str = "") -> str:
+    """Write a number with decimals, or rounded to tens where ``places`` is negative."""
+    return f"{round(value, places):{plus}z.{max(places, 0)}f}"
+
+
+def supported_places(uncertainty: float) -> int:
+    """Return the decimals that an uncertainty supports; negative ones are tens.
+
+    They end at its first significant digit, at its second where the first is a 1.
+
+    Example:
+        >>> [supported_places(u) for u in (0.42, 0.14, 0.0199, 3.0, 14.0, 230.0)]
+        [1, 2, 2, 0, 0, -2]
+    """
+    exponent = math.floor(math.log10(uncertainty))
+    rounded = round(uncertainty / 10**exponent, 1)
+    if rounded >= 10:  # 0.0999 is written 0.10
+        exponent, rounded = exponent + 1, 1.0
+    return (1 if rounded < 2 else 0) - exponent
+
+
+def significant_places(value: float, digits: int = 3) -> int:
+    """Return the decimals at which a number has so many significant digits, none below 0.
+
+    Example:
+        >>> significant_places(0.01234), significant_places(12.34), significant_places(1234.0)
+        (4, 1, 0)
+    """
+    return max(digits - 1 - math.floor(math.log10(abs(value))), 0)
+
+
+def estimate(values: Sequence[float]) -> Estimate | None:
+    """Return mean and 95 % interval of values, one a seed; None of nothing.
+
+    The half-width is ``t_{n-1, 0.975} · s / √n``, s the sample standard deviation (n - 1):
+    Student's interval, which holds the mean of all seeds with probability 0.95 if results are
+    normal over seeds. One value has none.
+
+    Example:
+        >>> str(estimate([0.8, 0.84])), str(estimate([0.8])), estimate([])
+        ('0.8±0.3', '0.800', None)
+    """
+    from scipy.special import stdtrit
+
+    if not values:
+        return None
+    n = len(values)
+    if n == 1:
+        return Estimate(values[0], None, 1)
+    quantile = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2))
+    return Estimate(mean(values), quantile * stdev(values) / math.sqrt(n), n)
+
+
+def value_of(cell: Mapping[str, Any], name: str) -> float | None:
+    """Return a cell's scalar by its name, None where it is undefined or not finite.
+
+    Example:
+        >>> cell = {"test_accuracy": 0.5, "measures": {"features/test/-/-/dim95": 7}}
+        >>> value_of(cell, "test_accuracy"), value_of(cell, "features/test/-/-/dim95")
+        (0.5, 7)
+    """
+    value = cell["measures"].get(name) if "/" in name else cell[name]
+    return None if value is None or not math.isfinite(value) else value
+
+
+def matching(cells: Cells, **values: Any) -> Callable[[str], Estimate | None]:
+    """Return what estimates a scalar over the seeds of the cells that have these values."""
+    rows = [c for c in cells if all(c[name] == value for name, value in values.items())]
+
+    def over(name: str) -> Estimate | None:
+        return estimate([v for v in (value_of(row, name) for row in rows) if v is not None])
+
+    return over
+
+
+def over_seeds(
+    cells: Cells, measure: str, method: str, selection: str, ratio: float
+) -> Estimate | None:
+    """Return one entry of a table: a scalar's estimate over the seeds that have it."""
+    return matching(cells, method=method, selection=selection, ratio=ratio)(measure)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One method less another at one ratio and selection, seed by seed.
+
+    Attributes:
+        method, baseline, selection, ratio: what is compared.
+        estimate: of the differences; None where no seed could be paired.
+        seeds: those that were paired.
+        unpaired: those that both have, but with other corrupted labels.
+    """
+
+    method: str
+    baseline: str
+    selection: str
+    ratio: float
+    estimate: Estimate | None
+    seeds: tuple[int, ...]
+    unpaired: tuple[int, ...]
+
+
+def difference(
+    cells: Cells, method: str, baseline: str, selection: str, ratio: float
+) -> Difference:
+    """Return the paired difference of test accuracies, ``method - baseline``.
+
+    A pair is two runs of one seed that were trained on the same labels: the digests of labels
+    that their records hold as proof (``labels`` in a cell) agree. What a seed does to both
+    methods cancels in the difference, so that its interval may be narrower than either mean's.
+    """
+
+    def runs(name: str) -> dict[int, tuple[float, str]]:
+        return {
+            c["seed"]: (value, c["labels"])
+            for c in cells
+            if (c["method"], c["selection"], c["ratio"]) == (name, selection, ratio)
+            and (value := value_of(c, "test_accuracy")) is not None
+        }
+
+    ours, theirs = runs(method), runs(baseline)
+    shared = sorted(ours.keys() & theirs.keys())
+    paired = tuple(s for s in shared if ours[s][1] == theirs[s][1])
+    return Difference(
+        method,
+        baseline,
+        selection,
+        ratio,
+        estimate([ours[s][0] - theirs[s][0] for s in paired]),
+        paired,
+        tuple(s for s in shared if s not in paired),
+    )

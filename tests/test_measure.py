@@ -1,0 +1,231 @@
+"""``mcr2 measure``: features from anywhere, measured as a run's own, and bad files refused."""
+
+import json
+import pickle
+import re
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+from experiments.cli import main
+from experiments.readings import agreement, reading_tables
+from mcr2.evaluation import evaluate_features, read_features, standard_readouts
+
+RNG = np.random.RandomState(0)
+CLEAN = np.arange(60) % 3
+LABELS = np.where(np.arange(60) % 10 == 0, (CLEAN + 1) % 3, CLEAN)
+FEATURES = (3 * np.eye(3, 5)[CLEAN] + RNG.randn(60, 5)).astype(np.float32)
+FINE = {
+    "features": FEATURES,
+    "labels": LABELS,
+    "clean_labels": CLEAN,
+    "weight": np.eye(3, 5, dtype=np.float32),
+    "bias": np.zeros(3, np.float32),
+    "test_features": FEATURES[:30] + 1,
+    "test_labels": CLEAN[:30],
+}
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def measured(capsys, *arguments):
+    assert main(["measure", *arguments, "--json", "out.json", "--threads", "1"]) == 0
+    printed = capsys.readouterr().out
+    with open("out.json", encoding="utf-8") as file:
+        return printed, json.load(file)
+
+
+def test_a_simplex_with_its_classifier_prints_zeros(place, capsys):
+    corners = np.eye(4) - 1 / 4
+    y = np.arange(40) % 4
+    np.savez("etf.npz", features=corners[y], labels=y, weight=3 * corners)
+    printed, value = measured(capsys, "etf.npz")
+    assert "40 samples of 4 classes in 4 dimensions" in printed
+    means = ("nc1", "nc1_ratio", "cdnv", "nc2_equinorm", "nc2_equiangular", "nc2_maxangle")
+    keys = [f"features/train/noisy/-/{name}" for name in (*means, "nc2_etf")]
+    for name in ("nc2_equinorm_w", "nc2_equiangular_w", "nc2_maxangle_w", "nc3", "nc3_etf", "nc4"):
+        keys.append(f"features/train/noisy/head/{name}")
+    assert max(abs(value["measures"][key]) for key in keys) < 1e-6
+    (row,) = re.findall(r"^participation_ratio +(\S+)$", printed, re.M)
+    assert float(row) == pytest.approx(3)
+    assert value["num_classes"] == 4
+
+
+def test_what_is_measured_is_what_evaluate_features_measures(place, capsys):
+    np.savez("fine.npz", **FINE)
+    printed, value = measured(capsys, "fine.npz")
+    arrays = read_features("fine.npz")
+    reading = evaluate_features(
+        arrays.train,
+        arrays.test,
+        num_classes=3,
+        readout="head",
+        readouts=standard_readouts(5),
+        head=arrays.head,
+    )
+    assert value["measures"] == dict(reading.measures)
+    assert value["profiles"] == dict(reading.profiles)
+    # A person sees every family, each measure in a row, and not one line a key.
+    for family in ("Accuracy", "Rank and dimension of all", "Collapse of class", "Margins", "Cod"):
+        assert f"\n{family}" in printed
+    assert len(printed.splitlines()) < 100 < len(value["measures"])
+    accuracy = value["measures"]["features/test/clean/knn@5/accuracy"]
+    fitted_clean = value["measures"]["features/test/clean/knn@5+clean/accuracy"]
+    (row,) = (line.split() for line in printed.splitlines() if line.startswith("knn@5 "))
+    assert (row[1], row[-1]) == (f"{accuracy:.4f}", f"{fitted_clean:.4f}")
+
+
+def test_every_measure_is_in_a_table(place):
+    np.savez("fine.npz", **FINE)
+    arrays = read_features("fine.npz")
+    reading = evaluate_features(
+        arrays.train, arrays.test, arrays.test, num_classes=3, readout="head", head=arrays.head
+    )
+    tables = reading_tables(reading.measures)
+    shown = {row[0] for table in tables for row in table.rows}
+    columns = set(tables[0].header)
+    shown |= {"accuracy"} | ({"fit_noisy", "fit_corrupted", "recovered"} & columns)
+    assert {key.rpartition("/")[2] for key in reading.measures} <= shown
+    for table in tables:
+        assert {len(row) for row in table.rows} == {len(table.header)}
+
+
+def test_features_alone_will_do(place, capsys):
+    np.savez("few.npz", features=FEATURES.astype(">f8"), labels=LABELS.astype(np.uint8))
+    _, value = measured(capsys, "few.npz", "--readouts", "class_mean", "--num-classes", "3")
+    readouts = {key.split("/")[3] for key in value["measures"]}
+    assert readouts == {"-", "ridge", "class_mean"}
+    assert {key.split("/")[1] for key in value["measures"]} == {"train"}
+    np.savez("half.npz", **{**FINE, "features": FEATURES.astype(np.float16)})
+    assert read_features("half.npz").train.features.dtype == torch.float16
+    assert main(["measure", "half.npz", "--readouts", "ridge"]) == 0
+
+
+def bad(**changes):
+    arrays = {**FINE, **changes}
+    return {name: array for name, array in arrays.items() if array is not None}
+
+
+def edited(array, place, value):
+    array = array.copy()
+    array[place] = value
+    return array
+
+
+BAD = {
+    "no labels": (bad(labels=None), "no array labels; needed are features, labels"),
+    "negative": (bad(labels=edited(LABELS, 3, -1)), "labels must not be negative; got -1"),
+    "beyond the weight": (
+        bad(labels=edited(LABELS, 3, 3)),
+        "labels must be in 0 ... 2 (the rows of weight); got 3",
+    ),
+    "clean labels": (bad(clean_labels=CLEAN + 1), "clean_labels must be in 0 ... 2"),
+    "test labels": (bad(test_labels=CLEAN[:30] + 9), "test_labels must be in 0 ... 2"),
+    "float labels": (bad(labels=LABELS.astype(float)), "labels has dtype float64"),
+    "codes": (bad(labels=LABELS + 10**9), "labels must be classes from 0 on"),
+    "one class": (
+        bad(
+            labels=0 * LABELS,
+            clean_labels=None,
+            weight=None,
+            bias=None,
+            test_features=None,
+            test_labels=None,
+        ),
+        "at least two classes are needed",
+    ),
+    "one sample": (
+        bad(labels=np.where(np.arange(60) == 7, 2, LABELS % 2)),
+        "labels hold one sample of class 2 of 3; every class needs at least two",
+    ),
+    "no sample": (bad(labels=LABELS % 2), "labels hold no sample of class 2 of 3"),
+    "NaN": (bad(features=edited(FEATURES, (0, 0), np.nan)), "features must be finite"),
+    "infinite weight": (bad(weight=edited(FINE["weight"], (0, 0), np.inf)), "weight must be fin"),
+    "integers": (bad(features=FEATURES.astype(int)), "features has dtype int64; allowed are floa"),
+    "three axes": (bad(features=FEATURES[None]), "features has shape (1, 60, 5); allowed is (N, d"),
+    "no samples": (bad(features=FEATURES[:0], labels=LABELS[:0]), "features has shape (0, 5)"),
+    "fewer labels": (bad(labels=LABELS[:-1]), "labels has shape (59,); allowed is (60,)"),
+    "narrow weight": (bad(weight=np.eye(3)), "weight has shape (3, 3); allowed is (K, 5)"),
+    "long bias": (bad(bias=np.zeros(4)), "bias has shape (4,); allowed is (3,)"),
+    "bias alone": (bad(weight=None), "a bias without a weight"),
+    "narrow test": (bad(test_features=FEATURES[:30, :4]), "test_features has shape (30, 4)"),
+    "test alone": (bad(test_labels=None), "test_features without test_labels"),
+    "objects": (bad(features=FEATURES.astype(object)), "features is an object array"),
+    "complex": (bad(features=FEATURES + 0j), "features has dtype complex64"),
+}
+
+
+def assert_mistake(arguments, fragment, capsys):
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("mcr2: ")
+    assert fragment in err
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_file_is_refused_in_a_line(name, place, capsys):
+    arrays, fragment = BAD[name]
+    np.savez("bad.npz", **arrays)
+    assert_mistake(["measure", "bad.npz", "--json", "out.json"], fragment, capsys)
+    assert not (place / "out.json").exists()
+
+
+class Trap:
+    def __reduce__(self):
+        return (open, ("sprung", "w"))
+
+
+@pytest.mark.parametrize("damage", ["absent", "empty", "text", "cut", "pickle", "trap"])
+def test_a_damaged_file_is_refused_and_nothing_in_it_is_run(damage, place, capsys):
+    path = place / "bad.npz"
+    np.savez(path, **FINE)
+    whole = path.read_bytes()
+    if damage == "absent":
+        path.unlink()
+    elif damage == "trap":
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("features.npy", pickle.dumps(Trap()))
+            file.writestr("labels.npy", pickle.dumps(Trap()))
+    else:
+        contents = {"empty": b"", "text": b"features", "cut": whole[: len(whole) // 2]}
+        path.write_bytes(contents.get(damage, pickle.dumps(Trap())))
+    assert_mistake(["measure", "bad.npz"], "bad.npz", capsys)
+    assert not (place / "sprung").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        ("--num-classes 2", "labels must be in 0 ... 1 (the number of classes given); got 2"),
+        ("--num-classes 1", "at least two classes are needed; the number of classes given makes 1"),
+        ("--num-classes 4", "labels hold no sample of class 3 of 4"),
+        ("--readouts svm", "unknown readout 'svm'"),
+        ("--readouts head", "'head' is the weight in the file"),
+        ("--threads 0", "threads is 0"),
+        ("--json .", "--json . is a folder"),
+    ],
+)
+def test_mistaken_options_are_refused_in_a_line(arguments, fragment, place, capsys):
+    np.savez("fine.npz", **FINE)
+    assert_mistake(["measure", "fine.npz", *arguments.split()], fragment, capsys)
+
+
+def test_agreement_names_what_differs_and_not_all_of_it():
+    kept = {"last": {"measures": {f"k{i}": float(i) for i in range(30)}}}
+    same = {"last": dict(kept["last"]["measures"])}
+    (line,) = agreement(kept, same)
+    assert "all 30 measures are the same" in line
+    moved = {"last": {key: value + (value > 14) for key, value in same["last"].items()}}
+    first, *rest = agreement(kept, moved)
+    assert "15 of 30 measures differ" in first
+    assert rest[0] == "last k15: 16.0000 now, 15.0000 in the record"
+    assert len(rest) == 11
+    assert rest[-1] == "... and 5 more"
