@@ -51,7 +51,7 @@ class TableCommand:
     epochs: int | None = None
     """Epochs of every method, instead of the recipe's."""
     subset: int | None = None
-    """Training images to use, stratified by class."""
+    """Training images to use, stratified by class; the recipe's own of named data by default."""
     image_size: int | None = None
     """Side to which an image folder is resized."""
     noise: str = "symmetric"
@@ -108,7 +108,7 @@ class AblateCommand:
     epochs: int | None = None
     """Epochs, instead of the recipe's."""
     subset: int | None = None
-    """Training images to use, stratified by class."""
+    """Training images to use, stratified by class; the recipe's own of named data by default."""
     image_size: int | None = None
     """Side to which an image folder is resized."""
     noise: str = "symmetric"
@@ -144,7 +144,7 @@ class TrainCommand:
     epochs: int | None = None
     """Epochs, instead of the recipe's."""
     subset: int | None = None
-    """Training images to use, stratified by class."""
+    """Training images to use, stratified by class; the recipe's own of named data by default."""
     image_size: int | None = None
     """Side to which an image folder is resized."""
     noise: str = "symmetric"
@@ -291,10 +291,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _fields(command: TableCommand | AblateCommand | TrainCommand, recipe: Any) -> dict[str, Any]:
     """Return the fields of a spec that the commands set alike."""
+    from mcr2.data import DATASETS
+
     dataset = recipe.base.dataset if command.dataset is None else command.dataset
+    # A recipe's subset is of named data sets; a file or folder of one's own is taken whole.
+    subset = recipe.base.subset if dataset in DATASETS else None
     return {
         "dataset": dataset,
-        "subset": command.subset,
+        "subset": subset if command.subset is None else command.subset,
         "image_size": command.image_size,
         "noise": command.noise,
     }

@@ -43,8 +43,12 @@ QUICK = Recipe(
         n_components=3,
     ),
     training={
-        "ce": TrainingConfig(epochs=200, batch_size=128, lr=0.2, weight_decay=1e-4),
-        "mcr2": TrainingConfig(epochs=200, batch_size=718, lr=0.2, weight_decay=1e-4),
+        "ce": TrainingConfig(
+            epochs=200, batch_size=128, lr=0.2, weight_decay=1e-4, evaluate_every=10
+        ),
+        "mcr2": TrainingConfig(
+            epochs=200, batch_size=718, lr=0.2, weight_decay=1e-4, evaluate_every=10
+        ),
     },
 )
 
@@ -82,7 +86,6 @@ CPU = Recipe(
         stem_stride=2,
         feature_dim=32,
         shift=0,
-        flip=True,
         validation=0.1,
         n_components=2,
     ),

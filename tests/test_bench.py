@@ -86,7 +86,7 @@ def test_benchmarks_of_functions_are_handed_threads_and_repeats(tiny, capsys, mo
     [
         (["bench", "stepp"], "unknown benchmark 'stepp'; choose from " + ", ".join(BENCHES)),
         (["bench", "step", "--repeats", "0"], "repeats is 0; it must be at least 1"),
-        (["bench", "step", "--recipe", "slow"], "unknown recipe 'slow'; choose from quick, paper"),
+        (["bench", "step", "--recipe", "slow"], "unknown recipe 'slow'; choose from quick, cpu, paper"),
         (["bench", "step", "--methods", "cee"], "unknown method 'cee'"),
         (["bench", "step", "--threads", "0"], "threads is 0"),
         (["bench", "step", "--out", "."], "is a folder"),
@@ -145,17 +145,19 @@ def test_early_stopping_has_runs_of_its_own_where_nothing_is_held_out(tiny, caps
     printed = capsys.readouterr().out
     table = json.loads((out / "table.json").read_text())
     rows = {cell["selection"]: cell for cell in table["cells"]}
-    early = {"noisy_validation", "patience", "clean_validation"}
+    early = ("noisy_validation", "patience", "clean_validation")
     assert rows.keys() == {"last", "oracle", *early}
     assert rows["last"]["run"] == rows["oracle"]["run"] != rows["noisy_validation"]["run"]
+    assert len({rows[rule]["run"] for rule in early}) == 1
     sizes = {}
     for rule, row in rows.items():
         record = json.loads((out / "runs" / row["run"] / "record.json").read_text())
         assert rule in record["selections"]
         sizes[rule] = record["data"]["train"], record["data"]["validation"]
         assert record["noise"]["redrawn"] == 50
-    assert sizes == {"last": (100, 0), "oracle": (100, 0)} | dict.fromkeys(early, (80, 20))
-    note = "noisy_validation, patience, clean_validation are read from runs of its own, which held out 20% of the training"
+    held_out = dict.fromkeys(early, (80, 20))
+    assert sizes == {"last": (100, 0), "oracle": (100, 0)} | held_out
+    note = f"{', '.join(early)} are read from runs of their own, which held out 20% of the training"
     assert any(line.startswith(note) for line in table["notes"])
     assert note in printed
     assert note in (out / "table.md").read_text()
@@ -212,9 +214,8 @@ def test_an_estimate_adds_up():
     )
     got = estimate.cell_estimate(Cell(spec, "", "", None), found, test=40)
     assert got.steps == 7 * num_batches(80, 50) == 14
-    # Evaluations at 0, 3, 6 and 7, and a full reading for each of five rules.
+    # Evaluations at 0, 3, 6 and 7, and at most a full reading for each of five rules.
     looks = 4 * (0.14 + 0.5) + 5 * (0.14 + 3.0)
-    # 80 samples in two batches are 40 a step, where 50 were measured.
     assert got.seconds == pytest.approx(2.0 + 14 * 0.1 * 40 / 50 + looks)
     assert got.disk == 5 * 1000 + 4 * 50 + 5 * 70 + 16 * 50
     assert got.checkpoint == 6 * 1000 + 900
