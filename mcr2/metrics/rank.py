@@ -93,10 +93,9 @@ def spectrum(features: Tensor, *, centred: bool = True) -> Tensor:
         >>> spectrum(torch.tensor([[3.0, 0.0], [-3.0, 0.0], [0.0, 1.0], [0.0, -1.0]]))
         tensor([4.5000, 0.5000], dtype=torch.float64)
     """
-    H = check_features(features)
+    H, largest = check_features(features)
     N, d = H.shape
     sigma, _ = _singular_values(H, centred)
-    largest = H.abs().max().double()
     values = (sigma * largest).square() / N
     return torch.cat([values, values.new_zeros(d - len(values))])
 
@@ -142,10 +141,9 @@ def class_geometry(features: Tensor, labels: Tensor, *, num_classes: int) -> Cla
         >>> round(between_classes(geometry.bases).coherence, 4)
         0.5
     """
-    H, y = check_samples(features, labels, num_classes)
+    H, y, largest = check_samples(features, labels, num_classes)
     d = H.shape[1]
-    scale = H.abs().max().double()
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))  # no square over- or underflows
+    scale = largest or 1.0  # so that no square over- or underflows
     ranks: list[FeatureRank | None] = []
     spectra = torch.zeros(num_classes, d, dtype=torch.float64, device=H.device)
     bases: list[Tensor] = []
@@ -330,13 +328,12 @@ def _singular_values(features: Tensor, centred: bool) -> tuple[Tensor, float]:
 
     σ is zero where the features are zero up to the rounding of their precision.
     """
-    H = check_features(features)
+    H, largest = check_features(features)
     N, d = H.shape
     eps = precision(H)
     cutoff = max(N, d) * eps
     X = H.double()
     none = X.new_zeros(min(N, d))
-    largest = X.abs().max()
     if largest == 0:
         return none, cutoff
     X = X / largest  # so that no square over- or underflows
