@@ -53,8 +53,14 @@ MEAN_ENERGY_FLOOR = 0.05
 #: neither over- nor underflow, in float32 those of deviations at its rounding level.
 _SAFE = (1e-8, 1e8)
 
+#: Up to this condition number of MᵀM its inverse is taken from a Cholesky factor.
+_WELL_CONDITIONED = 1e6
+
 #: From so many classes on, NC4 takes a first look in bfloat16 where that is quicker.
 _MANY = 64
+
+#: Rows a block of a triangular matrix.
+_BLOCK = 128
 
 #: A score ``aᵀq + b`` in bfloat16 (unit roundoff u = 2⁻⁸) differs from the exact one by less than
 #: ``_SLACK (‖a‖ ‖q‖ + |b|)``: u for each factor and u for the result, which add to 3u, the rest
@@ -301,6 +307,15 @@ class _Reference:
             self.sq_distances[k] = (self.centred - self.centred[k]).square().sum(1)
         self.sq_distances.fill_diagonal_(torch.inf)
 
+        #: directions t_j ``(r, d)`` and energies λ_j: ``Σ_B⁺ = K Σ_j t_j t_jᵀ / λ_j``
+        self.span: Tensor
+        self.energies: Tensor
+        #: whether each t_j is zero past its j-th entry
+        self.triangular = False
+        #: the centred means in the span's coordinates ``(K, r)``, where those are fewer than d
+        self.corners: Tensor | None = None
+        if d < K and self._factorise():
+            return
         # Σ_B⁺ lives in the span of K means: eigenvectors of the smaller of MMᵀ and MᵀM give an
         # orthonormal basis of it, no d × d pseudo-inverse needed. The rank is at most K - 1
         # because the rows of M sum to zero. The K-th eigenvalue is rounding, and inverting it,
@@ -310,18 +325,34 @@ class _Reference:
         values, vectors = values.flip(0)[: K - 1], vectors.flip(1)[:, : K - 1]
         floor = max(float(values[0]) * max(K, d) * torch.finfo(values.dtype).eps, K * noise**2)
         rank = 0 if self.vanishes else int((values > floor).sum())
-        #: the non-zero eigenvalues of MᵀM = K Σ_B, falling
-        self.energies = values[:rank]
-        #: U, an orthonormal basis of their span (r, d)
-        vectors = vectors[:, :rank]
-        #: the centred means in that basis (K, r), where it has fewer dimensions than features
-        self.corners: Tensor | None = None
+        self.energies, vectors = values[:rank], vectors[:, :rank]
         if d >= K:
             lengths = self.energies.sqrt()
             self.span = (vectors.T @ self.centred) / lengths.unsqueeze(1)
             self.corners = vectors * lengths
         else:
             self.span = vectors.T.contiguous()
+
+    def _factorise(self) -> bool:
+        """Take ``(MᵀM)⁻¹`` from a Cholesky factor where M is safely of full rank d.
+
+        ``MᵀM = LLᵀ`` gives the rows of ``L⁻¹`` for directions: sooner than eigenvectors, and
+        half of each product with them is of zeros. ``tr (MᵀM)⁻¹ = ‖L⁻¹‖_F²`` is no less than
+        1/λ_min, so that its product with ``tr MᵀM`` bounds the condition number.
+        """
+        if self.vanishes:
+            return False
+        factor, failed = torch.linalg.cholesky_ex(self.centred.T @ self.centred)
+        if int(failed):
+            return False
+        inverse = torch.linalg.solve_triangular(
+            factor, torch.eye(len(factor)).to(factor), upper=False
+        )
+        if not float(inverse.square().sum() * self.gram.trace()) < _WELL_CONDITIONED:
+            return False
+        self.span, self.energies = inverse, inverse.new_ones(len(inverse))
+        self.triangular = True
+        return True
 
 
 class _Head:
@@ -360,7 +391,7 @@ def _second_look(
     """
     squares = torch.zeros(len(reference.means), dtype=torch.float64, device=H.device)
     along = torch.zeros(len(reference.span), dtype=torch.float64, device=H.device)
-    span = reference.span.to(work)
+    spans = _blocks(reference.span.to(work), triangular=reference.triangular)
     # A mean is its rounding and the rest: samples less both are right to the last digit.
     means = reference.means.to(work)
     rest = (reference.means - means).to(work)
@@ -374,11 +405,19 @@ def _second_look(
                 x -= rest.index_select(0, classes)
             norms = torch.linalg.vector_norm(x, dim=1)
             squares.index_add_(0, classes, norms.double().square())
-            inside = x @ span.T
-            along += inside.square().sum(0)
+            insides = [x[:, : span.shape[1]] @ span.T for span in spans]
+            along += torch.cat([inside.square().sum(0) for inside in insides])
             if judge is not None:
-                mismatches += judge.mismatches(part, x, norms, inside, classes)
+                mismatches += judge.mismatches(part, x, norms, insides[0], classes)
     return squares, along, None if judge is None else mismatches
+
+
+def _blocks(span: Tensor, *, triangular: bool) -> tuple[Tensor, ...]:
+    """Cut directions ``(r, d)`` into blocks of rows, and off each block its columns of zeros."""
+    if not triangular:
+        return (span,)
+    blocks, width = torch.split(span, _BLOCK), 0
+    return tuple(block[:, : (width := width + len(block))].contiguous() for block in blocks)
 
 
 class _Judge:
@@ -425,19 +464,18 @@ class _Judge:
             part: samples ``(n, d)``.
             x: their deviations from their class means ``(n, d)``.
             norms: ``‖x‖``.
-            inside: ``U x`` ``(n, r)``.
+            inside: x in the coordinates of the corners ``(n, r)``, if there are any.
             classes: their classes.
         """
         doubtful = ~(norms < self.safe[classes])
         if self.looks is not None and bool(doubtful.any()):
             of_means, of_weight = self.looks
             part, norms, y = _kept(doubtful, part, norms, classes)
-            about = part - self.centre
-            if self.corners is None:
-                places = about
-            else:
-                (places,) = _kept(doubtful, inside)
-                places = places + self.corners.index_select(0, y)
+            about = (part - self.centre).bfloat16()
+            places = about
+            if self.corners is not None:
+                (inside_,) = _kept(doubtful, inside)
+                places = (inside_ + self.corners.index_select(0, y)).bfloat16()
             sure = of_means.sure(places, norms, y) & of_weight.sure(about, norms, y)
             doubtful[doubtful.clone()] = ~sure
         if not bool(doubtful.any()):
@@ -476,8 +514,8 @@ class _FirstLook:
         self.constant = (_SLACK * (levels + levels[levels.isfinite()].max())).float()
 
     def sure(self, q: Tensor, norms: Tensor, classes: Tensor) -> Tensor:
-        """Return which samples' own class scores best beyond doubt, for q ``(n, p)``."""
-        scores = torch.nn.functional.linear(q.bfloat16(), self.rows, self.bias).float()
+        """Return which samples' own class scores best beyond doubt, for bfloat16 q ``(n, p)``."""
+        scores = torch.nn.functional.linear(q, self.rows, self.bias).float()
         own = classes.unsqueeze(1)
         best = scores.gather(1, own).squeeze(1)
         lead = best - scores.scatter_(1, own, -torch.inf).amax(1)
@@ -591,7 +629,7 @@ def _cdnv(reference: _Reference, counts: Tensor, squares: Tensor) -> float | Non
     distances = reference.sq_distances
     present = counts > 0
     P = int(present.sum())
-    if P < len(counts):
+    if len(counts) > P:
         distances = distances[present][:, present]
         counts, squares = counts[present], squares[present]
     if P < 2 or float(distances.min()) <= reference.noise**2:

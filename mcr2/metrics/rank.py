@@ -148,7 +148,7 @@ def class_geometry(features: Tensor, labels: Tensor, *, num_classes: int) -> Cla
     spectra = torch.zeros(num_classes, d, dtype=torch.float64, device=H.device)
     bases: list[Tensor] = []
     counts = torch.bincount(y, minlength=num_classes).tolist()
-    for k, block in enumerate(torch.split(H[y.argsort(stable=True)], counts)):
+    for k, block in enumerate(torch.split(H.index_select(0, y.argsort(stable=True)), counts)):
         n = len(block)
         if n == 0:
             ranks.append(None)
@@ -208,23 +208,30 @@ def between_classes(bases: Sequence[Tensor]) -> BetweenClasses:
         >>> between_classes([axes[:, :1], axes[:, 1:], axes[:, :2]]).coherence
         0.5
     """
-    kept = [U.double() for U in bases if U.shape[1] > 0]
+    kept = sorted((U.double() for U in bases if U.shape[1] > 0), key=lambda U: U.shape[1])
     if len(kept) < 2:
         return BetweenClasses(None, None, None)
     overlaps, smallest, means = [], [], []
     widths = [U.shape[1] for U in kept]
     for i in range(1, len(kept)):
-        products = kept[i].T @ torch.cat(kept[:i], dim=1)
-        for product in torch.split(products, widths[:i], dim=1):
-            cosines = torch.linalg.svdvals(product).clamp(max=1)
-            # ‖U_iᵀU_j‖_F² is the sum of the min(q_i, q_j) squared cosines.
-            overlaps.append(cosines.square().mean())
-            smallest.append(cosines[0].acos())
-            means.append(cosines.acos().mean())
+        # From narrow to wide, so that zeros fill narrower ones up to little more than their own
+        # width, and all pairs with one class take one call. A zero column adds a cosine of zero,
+        # after the min(q_i, q_j) = q_j that count. Squared cosines, as eigenvalues, are had sooner
+        # than singular values and resolve angles as well: both 1e-8, for near 0 the cosine does.
+        q = widths[i - 1]
+        narrower = torch.stack([torch.nn.functional.pad(U, (0, q - U.shape[1])) for U in kept[:i]])
+        products = narrower.mT @ kept[i]
+        squares = torch.linalg.eigvalsh(products @ products.mT).flip(1).clamp_(0, 1)
+        sizes = torch.tensor(widths[:i], device=squares.device)
+        counted = torch.arange(q, device=squares.device) < sizes.unsqueeze(1)
+        overlaps.append(products.square().sum((1, 2)) / sizes)
+        angles = squares.sqrt_().acos_()
+        smallest.append(angles[:, 0])
+        means.append((angles * counted).sum(1) / sizes)
     return BetweenClasses(
-        float(torch.stack(overlaps).mean()),
-        float(torch.stack(smallest).min()),
-        float(torch.stack(means).mean()),
+        float(torch.cat(overlaps).mean()),
+        float(torch.cat(smallest).min()),
+        float(torch.cat(means).mean()),
     )
 
 
