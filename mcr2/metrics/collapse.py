@@ -57,7 +57,7 @@ _SAFE = (1e-8, 1e8)
 _WELL_CONDITIONED = 1e6
 
 #: From so many classes on, NC4 takes a first look in bfloat16 where that is quicker.
-_MANY = 64
+_MANY = 128
 
 #: Rows a block of a triangular matrix.
 _BLOCK = 128
