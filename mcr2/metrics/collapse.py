@@ -30,7 +30,9 @@ generalization", TMLR 2023.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -520,7 +522,8 @@ class _FirstLook:
         best = scores.gather(1, own).squeeze(1)
         lead = best - scores.scatter_(1, own, -torch.inf).amax(1)
         lengths = norms + self.reach[classes]
-        return lead > lengths * self.per_length[classes] + self.constant[classes]
+        sure: Tensor = lead > lengths * self.per_length[classes] + self.constant[classes]
+        return sure
 
 
 def _bfloat16_is_quick(device: torch.device) -> bool:
@@ -531,7 +534,8 @@ def _bfloat16_is_quick(device: torch.device) -> bool:
     """
     if device.type != "cpu":
         return False
-    able = getattr(torch.cpu, "get_capabilities", dict)()
+    # Early versions of PyTorch cannot tell: nothing is quick then.
+    able: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
