@@ -52,7 +52,7 @@ QUICK = Recipe(
     },
 )
 
-# How cpu's numbers were chosen, on a stratified CIFAR-10 subset of 10,000 images (a tenth held out).
+# How cpu's numbers were chosen, on a stratified subset of 10,000 CIFAR-10 images, a tenth held out.
 #
 # The network and what both methods share were settled first, by cost: a ResNet-10 of width 16 whose
 # stem halves the image (4 s an epoch and core), 32 features (with 128, a class has fewer samples in

@@ -86,7 +86,10 @@ def test_benchmarks_of_functions_are_handed_threads_and_repeats(tiny, capsys, mo
     [
         (["bench", "stepp"], "unknown benchmark 'stepp'; choose from " + ", ".join(BENCHES)),
         (["bench", "step", "--repeats", "0"], "repeats is 0; it must be at least 1"),
-        (["bench", "step", "--recipe", "slow"], "unknown recipe 'slow'; choose from quick, cpu, paper"),
+        (
+            ["bench", "step", "--recipe", "slow"],
+            "unknown recipe 'slow'; choose from quick, cpu, paper",
+        ),
         (["bench", "step", "--methods", "cee"], "unknown method 'cee'"),
         (["bench", "step", "--threads", "0"], "threads is 0"),
         (["bench", "step", "--out", "."], "is a folder"),

@@ -25,3 +25,5 @@ def test_a_run_is_plain_numbers(monkeypatch):
         assert (row["N"], row["d"], row["K"]) == (100, 5, 3)
         assert row["seconds"].keys() == row["extra_mib"].keys() == bench.FORMS.keys()
         assert row["ratio"].keys() == row["difference"].keys() == bench.FORMS.keys() - {"ours"}
+    lines = bench.table(result).splitlines()
+    assert sum("100x5" in line and "K=3" in line for line in lines) == len(bench.SPREADS)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from mcr2.metrics.collapse import (
     MEAN_ENERGY_FLOOR,
     NeuralCollapse,
+    _FirstLook,
     collapse_of_moments,
     nc4,
     neural_collapse,
@@ -192,6 +194,87 @@ def test_a_biased_classifier_is_read_with_its_bias():
     assert measure(H, y, 5, W, 1e3 * np.eye(5)[0]).nc4 == pytest.approx(0.8, abs=1e-6)
 
 
+# The first look, in bfloat16
+
+
+@contextmanager
+def first_looks(of=2):
+    """Take first looks from so many classes on, whether or not this processor is quick at them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mcr2.metrics.collapse._MANY", of)
+        patch.setattr("mcr2.metrics.collapse._bfloat16_is_quick", lambda device: True)
+        yield
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_with_first_looks_all_measures_agree_with_scipy(name, dtype):
+    K = CASES[name]["K"]
+    H, y, W, b = (x.astype(np.float32) if x.dtype == float else x for x in case(**CASES[name]))
+    with first_looks():
+        got = measure(H, y, K, W, b, dtype)
+    assert_close(got, oracle(H.astype(float), y, K, W.astype(float), b.astype(float)))
+
+
+@given(
+    seed=st.integers(0, 999),
+    K=st.integers(2, 12),
+    d=st.integers(1, 20),
+    spread=st.sampled_from([0.1, 0.5, 1.0, 3.0]),
+    shift=st.sampled_from([0.0, 100.0]),
+    wrong=st.sampled_from([0.0, 0.5]),
+)
+@settings(max_examples=60, deadline=None)
+def test_first_looks_change_no_count(seed, K, d, spread, shift, wrong):
+    H, y, W, b = case(20 * K, d, K, seed=seed, spread=spread)
+    rng = np.random.RandomState(seed)
+    y = np.where(rng.rand(len(y)) < wrong, rng.permutation(y), y)
+    # As after training, W near the means; and a class that is never predicted.
+    W = oracle_means(H, y, K) - H.mean(0) + 0.1 * W
+    b[rng.randint(K)] = -np.inf
+    H, b = H + shift, b - W @ np.full(d, shift)
+    want = oracle(H, y, K, W, b)["nc4"]
+    with first_looks():
+        assert measure(H, y, K, W, b).nc4 == want
+
+
+def oracle_means(H, y, K):
+    return np.stack([H[y == k].mean(0) for k in range(K)])
+
+
+@pytest.mark.parametrize("apart", [1e-3, 1e-2, 0.1])
+@pytest.mark.parametrize("d", [3, 64, 700])
+def test_a_first_look_is_sure_of_nothing_that_is_not_so(apart, d):
+    rng = np.random.RandomState(0)
+    K, n = 20, 4000
+    rows = rng.randn(1, d) + apart * rng.randn(K, d)  # the nearer, the more bfloat16 confuses
+    q = rng.randn(n, d) * np.exp(rng.randn(n, 1))
+    bias = apart * rng.randn(K)
+    scores = q @ rows.T + bias
+    reach = rng.rand(K)
+    best = scores.argmax(1)
+    y = np.where(rng.rand(n) < 0.5, best, rng.randint(K, size=n))
+    norms = np.linalg.norm(q, axis=1) - reach[y]
+    look = _FirstLook(*(torch.tensor(x) for x in (rows, bias, reach)))
+    coarse = torch.tensor(q).bfloat16()
+    sure = look.sure(coarse, torch.tensor(norms).float(), torch.tensor(y)).numpy()
+    assert (best[sure] == y[sure]).all()
+    # What bfloat16 takes for the best is not always so.
+    guess = (coarse @ torch.tensor(rows).bfloat16().T + torch.tensor(bias).bfloat16()).argmax(1)
+    assert (guess.numpy() != best).any()
+
+
+def test_first_looks_see_most_samples_of_spread_clusters():
+    H, y, W, b = (torch.tensor(x) for x in case(600, 128, 8, spread=0.8))
+    seen = []
+    sure = _FirstLook.sure
+    with pytest.MonkeyPatch.context() as patch, first_looks():
+        patch.setattr(_FirstLook, "sure", lambda *a: seen.append(sure(*a)) or seen[-1])
+        neural_collapse(H, y, num_classes=8, weight=W, bias=b)
+    shares = [float(torch.cat(of).double().mean()) for of in (seen[::2], seen[1::2])]
+    assert min(shares) > 0.5
+
+
 # Exact values
 
 
@@ -331,6 +414,39 @@ def test_order_names_rotation_scale_and_shift_change_nothing(seed, K, d, scale, 
     # The bias that leaves every prediction what it was.
     same = measure(moved * scale, y, K, W * 3, (b - W @ np.full(d, shift)) * 3 * scale)
     assert_close(same, want, rel=1e-6)
+
+
+@pytest.mark.parametrize("exponent", [-130, -60, 60, 100])
+def test_float32_features_of_any_size_keep_their_digits(exponent):
+    H, y, W, b = (x.astype(np.float32) if x.dtype == float else x for x in case(200, 8, 4))
+    scale = 2.0**exponent
+    want = {k: v for k, v in asdict(measure(H, y, 4, W, b, torch.float32)).items() if k in MEASURES}
+    got = measure(H * np.float32(scale), y, 4, W, b.astype(float) * scale, torch.float32)
+    assert_close(got, want, but=["nc4"])  # its bias, in float32, may be zero at the lower end
+    got = measure(H * np.float32(scale), y, 4, W, dtype=torch.float32)
+    assert got.nc4 == measure(H, y, 4, W, dtype=torch.float32).nc4
+
+
+@pytest.mark.parametrize("block", [1, 3, 128])
+@pytest.mark.parametrize("flat", [1.0, 1e-2, 1e-4])
+def test_means_that_fill_the_space_are_whitened_however_flat_they_lie(monkeypatch, block, flat):
+    # A condition number of MᵀM of flat⁻²: by a Cholesky factor and by eigenvectors.
+    monkeypatch.setattr("mcr2.metrics.collapse._BLOCK", block)
+    H, y, W, b = case(400, 7, 12)
+    H[:, 2] *= flat
+    want = oracle(H, y, 12, W, b)
+    assert_close(measure(H, y, 12, W, b), want, rel=1e-8)
+    H32 = H.astype(np.float32)
+    want = oracle(H32.astype(float), y, 12, W, b)
+    got = neural_collapse(torch.tensor(H32), torch.tensor(y), num_classes=12)
+    assert got.nc1 == pytest.approx(want["nc1"], rel=1e-5)
+
+
+def test_automatic_mixed_precision_changes_nothing():
+    H, y, W, b = (torch.tensor(x) for x in case(200, 10, 4))
+    plain = neural_collapse(H.float(), y, num_classes=4, weight=W, bias=b)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert neural_collapse(H.float(), y, num_classes=4, weight=W, bias=b) == plain
 
 
 def test_copies_of_the_samples_change_nothing():

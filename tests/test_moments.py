@@ -76,6 +76,20 @@ def test_collapse_of_moments_is_that_of_the_samples(way, per_class, kind):
     assert_same(got, want, but=["nc4"])
 
 
+@pytest.mark.parametrize("size", [400, 37, 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_collapse_of_moments_of_more_classes_than_dimensions(size, dtype):
+    rng = np.random.RandomState(0)
+    y = np.arange(400) % 20
+    H = torch.tensor(3 * rng.randn(20, 6)[y] + rng.randn(400, 6)).to(dtype)
+    W, y = torch.tensor(rng.randn(20, 6)), torch.tensor(y)
+    moments = ClassMoments(20, 6)
+    for part, labels in zip(torch.split(H, size), torch.split(y, size), strict=True):
+        moments.update(part, labels)
+    want = neural_collapse(H, y, num_classes=20, weight=W)
+    assert_same(collapse_of_moments(moments, weight=W), want, but=["nc4"])
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_collapse_about_given_means_and_with_absent_classes(way):
     H, y = samples()

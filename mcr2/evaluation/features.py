@@ -285,11 +285,11 @@ def evaluate_features(
 
 def _checked(given: Labelled, num_classes: int) -> Labelled:
     """Check features and labels, and return them detached and on one device."""
-    H, y = check_samples(given.features, given.labels, num_classes)
+    H, y, _ = check_samples(given.features, given.labels, num_classes)
     clean = given.clean_labels
     if clean is not None:
         try:
-            _, clean = check_samples(H, clean, num_classes)
+            _, clean, _ = check_samples(H, clean, num_classes)
         except (ValueError, TypeError) as error:
             raise type(error)(f"clean {error}") from None
     return Labelled(H, y, clean)

@@ -30,17 +30,19 @@ generalization", TMLR 2023.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mcr2.metrics.moments import (
     ClassMoments,
+    average,
     check_features,
     check_finite,
     check_samples,
-    first_moments,
     pieces,
     precision,
 )
@@ -49,9 +51,23 @@ from mcr2.metrics.moments import (
 #: them to mean much. (The means of n samples without any class structure hold 1/n of the energy.)
 MEAN_ENERGY_FLOOR = 0.05
 
-#: Features whose largest entry lies outside are scaled by a power of two first, so that products
-#: in float32 and squares in float64 neither over- nor underflow.
-_SAFE = (1e-12, 1e12)
+#: Features whose largest entry lies outside are scaled by a power of two first, so that squares
+#: neither over- nor underflow, in float32 those of deviations at its rounding level.
+_SAFE = (1e-8, 1e8)
+
+#: Up to this condition number of MᵀM its inverse is taken from a Cholesky factor.
+_WELL_CONDITIONED = 1e6
+
+#: From so many classes on, NC4 takes a first look in bfloat16 where that is quicker.
+_MANY = 128
+
+#: Rows a block of a triangular matrix.
+_BLOCK = 128
+
+#: A score ``aᵀq + b`` in bfloat16 (unit roundoff u = 2⁻⁸) differs from the exact one by less than
+#: ``_SLACK (‖a‖ ‖q‖ + |b|)``: u for each factor and u for the result, which add to 3u, the rest
+#: for what is of second order and for sums in float32.
+_SLACK = 4 * 2.0**-8
 
 
 @dataclass(frozen=True)
@@ -110,9 +126,9 @@ def neural_collapse(
     Formulas and sources stand at the top of :mod:`mcr2.metrics.collapse`. A class with one
     sample counts as any other and adds no variance.
 
-    Sums are float64. Products over samples are taken in the features' precision (float32 for
-    half precision), of samples less their class mean, so that means of size 1e4 beside a spread
-    of 1 cost no digits.
+    Class means and all that is made of them are float64. Products over samples are taken in the
+    features' precision (float32 for half precision), of samples less their class mean, so that
+    means of size 1e4 beside a spread of 1 cost no digits.
 
     Args:
         features: ``(N, d)``, floating.
@@ -144,30 +160,29 @@ def neural_collapse(
         '0.000 0.000 0.000 0.000'
     """
     _check_classes(num_classes)
-    H, y = check_samples(features, labels, num_classes)
+    H, y, largest = check_samples(features, labels, num_classes)
     d = H.shape[1]
     eps = precision(H)
-    head = _check_head(weight, bias, (num_classes, d), H.device)
+    classifier = _check_head(weight, bias, (num_classes, d), H.device)
     given = None if means is None else check_finite("means", means, (num_classes, d)).to(H.device)
 
-    low, high = torch.aminmax(H)
-    largest = max(-float(low), float(high))
     unit = 1.0
     if largest > 0 and not _SAFE[0] < largest < _SAFE[1]:
         unit = math.ldexp(1.0, math.frexp(largest)[1] - 1)
         H = H.double() / unit
-    first = first_moments(H, y, num_classes=num_classes)
+    first = average(H, y, num_classes)
     if given is None:
         _check_present(first.counts)
         points = first.means
     else:
         points = given / unit
     reference = _Reference(points, noise=_noise(eps, first.energy))
+    head = None if classifier is None else _Head(reference, classifier[0], classifier[1] / unit)
     squares, along, mismatches = _second_look(
         H,
         y,
         reference,
-        None if head is None else (head[0], head[1] / unit),
+        head,
         torch.float64 if features.dtype == torch.float64 else torch.float32,
     )
     return _measures(
@@ -176,7 +191,7 @@ def neural_collapse(
         squares=squares,
         along=along / len(H),
         energy=first.energy,
-        weight=None if head is None else head[0],
+        head=head,
         nc4=None if mismatches is None else mismatches / len(H),
     )
 
@@ -212,7 +227,7 @@ def collapse_of_moments(
     N = int(moments.counts.sum())
     if N == 0:
         raise ValueError("the moments have seen no sample")
-    head = _check_head(weight, None, (K, d), moments.means.device)
+    classifier = _check_head(weight, None, (K, d), moments.means.device)
     if means is None:
         _check_present(moments.counts)
         points = moments.means
@@ -228,7 +243,7 @@ def collapse_of_moments(
         squares=squares,
         along=((reference.span @ scatter) * reference.span).sum(1) / N,
         energy=energy,
-        weight=None if head is None else head[0],
+        head=None if classifier is None else _Head(reference, *classifier),
         nc4=None,
     )
 
@@ -253,7 +268,7 @@ def nc4(features: Tensor, *, means: Tensor, weight: Tensor, bias: Tensor | None 
         ...     weight=torch.tensor([[0.0], [1.0]]))
         0.5
     """
-    H = check_features(features)
+    H, _ = check_features(features)
     K = len(means)
     _check_classes(K)
     points = check_finite("means", means, (K, H.shape[1])).to(H.device)
@@ -278,19 +293,31 @@ class _Reference:
     def __init__(self, means: Tensor, *, noise: float) -> None:
         K, d = means.shape
         self.means = means
-        self.centred = means - means.mean(0)
+        self.centre = means.mean(0)
+        self.centred = means - self.centre
         self.noise = noise
         self.gram = self.centred @ self.centred.T
         energy = self.gram.diagonal()
         self.vanishes = float(energy.sum()) <= K * noise**2
 
-        self.sq_distances = energy.unsqueeze(0) + energy.unsqueeze(1) - 2 * self.gram
-        close = self.sq_distances <= 1e-6 * (energy.unsqueeze(0) + energy.unsqueeze(1))
+        #: ‖μ_i - μ_j‖², infinite from a class to itself
+        both = energy.unsqueeze(0) + energy.unsqueeze(1)
+        self.sq_distances = torch.add(both, self.gram, alpha=-2)
+        close = self.sq_distances <= both.mul_(1e-6)
         for k in close.fill_diagonal_(False).any(1).nonzero().flatten().tolist():
             # Rows where the Gram matrix cancels are taken by differences.
             self.sq_distances[k] = (self.centred - self.centred[k]).square().sum(1)
-        self.sq_distances.fill_diagonal_(0)
+        self.sq_distances.fill_diagonal_(torch.inf)
 
+        #: directions t_j ``(r, d)`` and energies λ_j: ``Σ_B⁺ = K Σ_j t_j t_jᵀ / λ_j``
+        self.span: Tensor
+        self.energies: Tensor
+        #: whether each t_j is zero past its j-th entry
+        self.triangular = False
+        #: the centred means in the span's coordinates ``(K, r)``, where those are fewer than d
+        self.corners: Tensor | None = None
+        if d < K and self._factorise():
+            return
         # Σ_B⁺ lives in the span of K means: eigenvectors of the smaller of MMᵀ and MᵀM give an
         # orthonormal basis of it, no d × d pseudo-inverse needed. The rank is at most K - 1
         # because the rows of M sum to zero. The K-th eigenvalue is rounding, and inverting it,
@@ -300,25 +327,55 @@ class _Reference:
         values, vectors = values.flip(0)[: K - 1], vectors.flip(1)[:, : K - 1]
         floor = max(float(values[0]) * max(K, d) * torch.finfo(values.dtype).eps, K * noise**2)
         rank = 0 if self.vanishes else int((values > floor).sum())
-        #: the non-zero eigenvalues of MᵀM = K Σ_B, falling
-        self.energies = values[:rank]
-        #: U, an orthonormal basis of their span (r, d), and the centred means in it (K, r)
-        vectors = vectors[:, :rank]
+        self.energies, vectors = values[:rank], vectors[:, :rank]
         if d >= K:
             lengths = self.energies.sqrt()
             self.span = (vectors.T @ self.centred) / lengths.unsqueeze(1)
             self.corners = vectors * lengths
         else:
             self.span = vectors.T.contiguous()
-            self.corners = self.centred @ vectors
+
+    def _factorise(self) -> bool:
+        """Take ``(MᵀM)⁻¹`` from a Cholesky factor where M is safely of full rank d.
+
+        ``MᵀM = LLᵀ`` gives the rows of ``L⁻¹`` for directions: sooner than eigenvectors, and
+        half of each product with them is of zeros. ``tr (MᵀM)⁻¹ = ‖L⁻¹‖_F²`` is no less than
+        1/λ_min, so that its product with ``tr MᵀM`` bounds the condition number.
+        """
+        if self.vanishes:
+            return False
+        factor, failed = torch.linalg.cholesky_ex(self.centred.T @ self.centred)
+        if int(failed):
+            return False
+        inverse = torch.linalg.solve_triangular(
+            factor, torch.eye(len(factor)).to(factor), upper=False
+        )
+        if not float(inverse.square().sum() * self.gram.trace()) < _WELL_CONDITIONED:
+            return False
+        self.span, self.energies = inverse, inverse.new_ones(len(inverse))
+        self.triangular = True
+        return True
+
+
+class _Head:
+    """A linear classifier over its largest entry, and its products with class means.
+
+    Attributes:
+        weight, bias: W and b, both over the largest entry of W where that is not zero.
+        gram: ``W Wᵀ``.
+        cross: ``M Wᵀ``, M the centred means.
+    """
+
+    def __init__(self, reference: _Reference, weight: Tensor, bias: Tensor) -> None:
+        size = weight.abs().max()
+        self.zero = not bool(size > 0)
+        self.weight, self.bias = (weight, bias) if self.zero else (weight / size, bias / size)
+        self.gram = self.weight @ self.weight.T
+        self.cross = reference.centred @ self.weight.T
 
 
 def _second_look(
-    H: Tensor,
-    y: Tensor,
-    reference: _Reference,
-    head: tuple[Tensor, Tensor] | None,
-    work: torch.dtype,
+    H: Tensor, y: Tensor, reference: _Reference, head: _Head | None, work: torch.dtype
 ) -> tuple[Tensor, Tensor, int | None]:
     """Read the samples once more, now that the means are known.
 
@@ -326,7 +383,7 @@ def _second_look(
         H: features ``(N, d)``.
         y: labels ``(N,)``.
         reference: the class means.
-        head: W and b in float64, or None.
+        head: the classifier, or None.
         work: the precision of products over samples.
 
     Returns:
@@ -336,40 +393,161 @@ def _second_look(
     """
     squares = torch.zeros(len(reference.means), dtype=torch.float64, device=H.device)
     along = torch.zeros(len(reference.span), dtype=torch.float64, device=H.device)
-    span = reference.span.to(work)
-    predict = head is not None and not reference.vanishes
-    if head is not None and predict:
-        size = head[0].abs().max()
-        W, b = (head[0] / size, head[1] / size) if size > 0 else head
-        # Of every class, the scores at its mean: with these in a table a product over samples
-        # sees their deviations only, and float32 does not lose them beside a large mean. The
-        # best score of each row is taken off for the same reason.
-        scores = reference.means @ W.T + b
-        safe = _safe_radii(reference, W, scores)
-        scores = (scores - scores.amax(1, keepdim=True)).to(work)
-        W = W.to(work)
-        # ‖h - μ_k‖² = ‖x‖² + 2 xᵀ(μ_y - μ_k) + ‖μ_y - μ_k‖² with x = h - μ_y.
-        nearness = (reference.sq_distances / -2).to(work)
-        corners = reference.corners.to(work)
+    spans = _blocks(reference.span.to(work), triangular=reference.triangular)
+    # A mean is its rounding and the rest: samples less both are right to the last digit.
+    means = reference.means.to(work)
+    rest = (reference.means - means).to(work)
+    judge = None if head is None or reference.vanishes else _Judge(reference, head, work)
     mismatches = 0
     with torch.autocast(H.device.type, enabled=False):  # it would take products in half precision
         for part, classes in pieces(H, y):
-            deviations = part.double() - reference.means.index_select(0, classes)
-            norms = torch.linalg.vector_norm(deviations, dim=1)
-            squares.index_add_(0, classes, norms.square())
-            x = deviations.to(work)
-            inside = x @ span.T
-            along += inside.double().square().sum(0)
-            if predict:
-                doubtful = (~(norms < safe[classes])).nonzero().squeeze(1)
-                x, inside, classes = x[doubtful], inside[doubtful], classes[doubtful]
-                near = torch.addmm(nearness.index_select(0, classes), inside, corners.T)
-                score = torch.addmm(scores.index_select(0, classes), x, W.T)
-                mismatches += int((near.argmax(1) != score.argmax(1)).sum())
-    return squares, along, mismatches if predict else None
+            part = part.to(work)
+            x = part - means.index_select(0, classes)
+            if work != reference.means.dtype:
+                x -= rest.index_select(0, classes)
+            norms = torch.linalg.vector_norm(x, dim=1)
+            squares.index_add_(0, classes, norms.double().square())
+            insides = [x[:, : span.shape[1]] @ span.T for span in spans]
+            along += torch.cat([inside.square().sum(0) for inside in insides])
+            if judge is not None:
+                mismatches += judge.mismatches(part, x, norms, insides[0], classes)
+    return squares, along, None if judge is None else mismatches
 
 
-def _safe_radii(reference: _Reference, W: Tensor, scores: Tensor) -> Tensor:
+def _blocks(span: Tensor, *, triangular: bool) -> tuple[Tensor, ...]:
+    """Cut directions ``(r, d)`` into blocks of rows, and off each block its columns of zeros."""
+    if not triangular:
+        return (span,)
+    blocks, width = torch.split(span, _BLOCK), 0
+    return tuple(block[:, : (width := width + len(block))].contiguous() for block in blocks)
+
+
+class _Judge:
+    """Counts the samples where ``argmax(W h + b)`` is not the nearest class mean.
+
+    Most samples need no product, or a coarse one, to see that both are their own class: see
+    :func:`_safe_radii` and :class:`_FirstLook`. Only the others are looked at in full.
+    """
+
+    def __init__(self, reference: _Reference, head: _Head, work: torch.dtype) -> None:
+        # Of every class, the scores at its mean: with these in a table a product over samples
+        # sees their deviations only, and float32 does not lose them beside a large mean. The
+        # best score of each row is taken off for the same reason.
+        scores = head.cross + (head.weight @ reference.centre + head.bias)
+        self.safe = _safe_radii(reference, head, scores).to(work)
+        self.scores = scores.sub_(scores.amax(1, keepdim=True)).to(work)
+        self.weight = head.weight.to(work)
+        # ‖h - μ_k‖² = ‖x‖² + 2 xᵀ(μ_y - μ_k) + ‖μ_y - μ_k‖² with x = h - μ_y.
+        self.nearness = (reference.sq_distances / -2).fill_diagonal_(0).to(work)
+        self.corners = None if reference.corners is None else reference.corners.to(work)
+        self.centred = reference.centred.to(work)
+
+        self.looks: tuple[_FirstLook, _FirstLook] | None = None
+        if len(scores) >= _MANY and _bfloat16_is_quick(scores.device):
+            self.centre = reference.centre.to(work)
+            shift = self.centre - reference.centre  # of what is measured from the rounded centre
+            reach = torch.linalg.vector_norm(reference.centred - shift, dim=1)
+            corners = reference.corners
+            nearest = reference.gram.diagonal() / -2
+            if corners is None:
+                corners, nearest = reference.centred, nearest + reference.centred @ shift
+            bias = head.weight @ self.centre.double() + head.bias
+            self.looks = (
+                _FirstLook(corners, nearest, reach),
+                _FirstLook(head.weight, bias, reach),
+            )
+
+    def mismatches(
+        self, part: Tensor, x: Tensor, norms: Tensor, inside: Tensor, classes: Tensor
+    ) -> int:
+        """Count them in a piece.
+
+        Args:
+            part: samples ``(n, d)``.
+            x: their deviations from their class means ``(n, d)``.
+            norms: ``‖x‖``.
+            inside: x in the coordinates of the corners ``(n, r)``, if there are any.
+            classes: their classes.
+        """
+        doubtful = ~(norms < self.safe[classes])
+        if self.looks is not None and bool(doubtful.any()):
+            of_means, of_weight = self.looks
+            part, norms, y = _kept(doubtful, part, norms, classes)
+            about = (part - self.centre).bfloat16()
+            places = about
+            if self.corners is not None:
+                (inside_,) = _kept(doubtful, inside)
+                places = (inside_ + self.corners.index_select(0, y)).bfloat16()
+            sure = of_means.sure(places, norms, y) & of_weight.sure(about, norms, y)
+            doubtful[doubtful.clone()] = ~sure
+        if not bool(doubtful.any()):
+            return 0
+        x, inside, classes = _kept(doubtful, x, inside, classes)
+        near = self.nearness.index_select(0, classes)
+        if self.corners is None:
+            near.addmm_(x, self.centred.T)
+        else:
+            near.addmm_(inside, self.corners.T)
+        score = self.scores.index_select(0, classes).addmm_(x, self.weight.T)
+        return int((near.argmax(1) != score.argmax(1)).sum())
+
+
+class _FirstLook:
+    """Sees in bfloat16 of which samples the best score ``a_kᵀq + b_k`` is that of their class.
+
+    Where processors multiply bfloat16 faster, that is most of the cost of NC4, and it stays
+    exact: a sample counts as seen only if its class leads by more than all rounding, see
+    :data:`_SLACK`.
+
+    Args:
+        rows: a_k, float64 ``(K, p)``.
+        bias: b_k, float64 ``(K,)``.
+        reach: ``(K,)``; no ``‖q‖`` is longer than its class's reach and the norm that
+            :meth:`sure` is given.
+    """
+
+    def __init__(self, rows: Tensor, bias: Tensor, reach: Tensor) -> None:
+        bias = bias - bias[bias.isfinite()].mean()  # only differences count
+        self.rows, self.bias = rows.bfloat16(), bias.bfloat16()
+        lengths = torch.linalg.vector_norm(rows, dim=1)
+        levels = bias.abs()
+        self.reach = reach.float()
+        self.per_length = (_SLACK * (lengths + lengths.max())).float()
+        self.constant = (_SLACK * (levels + levels[levels.isfinite()].max())).float()
+
+    def sure(self, q: Tensor, norms: Tensor, classes: Tensor) -> Tensor:
+        """Return which samples' own class scores best beyond doubt, for bfloat16 q ``(n, p)``."""
+        scores = torch.nn.functional.linear(q, self.rows, self.bias).float()
+        own = classes.unsqueeze(1)
+        best = scores.gather(1, own).squeeze(1)
+        lead = best - scores.scatter_(1, own, -torch.inf).amax(1)
+        lengths = norms + self.reach[classes]
+        sure: Tensor = lead > lengths * self.per_length[classes] + self.constant[classes]
+        return sure
+
+
+def _bfloat16_is_quick(device: torch.device) -> bool:
+    """Whether products in bfloat16 have instructions of their own on this processor.
+
+    Not on accelerators, whose float32 products are quick and whose half-precision ones may be
+    set to round partial sums.
+    """
+    if device.type != "cpu":
+        return False
+    # Early versions of PyTorch cannot tell: nothing is quick then.
+    able: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
+def _kept(mask: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Return the rows of tensors where a mask is true, without a copy where all are."""
+    if bool(mask.all()):
+        return tensors
+    places = mask.nonzero().squeeze(1)
+    return tuple(tensor.index_select(0, places) for tensor in tensors)
+
+
+def _safe_radii(reference: _Reference, head: _Head, scores: Tensor) -> Tensor:
     """Return how far from each class mean both predictions are still sure to be that class.
 
     The nearest mean to ``μ_y + x`` is μ_y where ``‖x‖ < ‖μ_k - μ_y‖ / 2`` for all other k, and
@@ -379,17 +557,17 @@ def _safe_radii(reference: _Reference, W: Tensor, scores: Tensor) -> Tensor:
 
     Args:
         reference: the class means.
-        W: the classifier, float64.
+        head: the classifier.
         scores: its scores at the class means ``(K, K)``, a row for each mean.
     """
-    apart = reference.sq_distances.clone().fill_diagonal_(torch.inf).amin(1).sqrt() / 2
-    energy = W.square().sum(1)
-    both = energy.unsqueeze(0) + energy.unsqueeze(1)
+    apart = reference.sq_distances.amin(1).sqrt() / 2
     # With an allowance for what the expanded squares may cancel.
-    sq_distances = (both - 2 * (W @ W.T)).clamp(min=0) + 1e-12 * both
+    energy = head.gram.diagonal() * (1 + 1e-12)
+    between = (energy.unsqueeze(0) + energy.unsqueeze(1)).sub_(head.gram, alpha=2)
     lead = scores.diagonal().unsqueeze(1) - scores
-    radii = (lead / sq_distances.sqrt()).fill_diagonal_(torch.inf).amin(1)
-    return torch.minimum(apart, radii)
+    radii = lead.div_(between.clamp_(min=0).sqrt_()).fill_diagonal_(torch.inf).amin(1)
+    # And one for the rounding of radii and norms in float32.
+    return torch.minimum(apart, radii) * (1 - 1e-5)
 
 
 def _measures(
@@ -399,7 +577,7 @@ def _measures(
     squares: Tensor,
     along: Tensor,
     energy: float,
-    weight: Tensor | None,
+    head: _Head | None,
     nc4: float | None,
 ) -> NeuralCollapse:
     """Put the measures together.
@@ -410,27 +588,24 @@ def _measures(
         squares: ``Σ_i ‖h_i - μ_k‖²`` of each class.
         along: Uᵀ Σ_W U, its diagonal, U the reference's span.
         energy: mean ‖h‖².
-        weight: W or None.
+        head: the classifier or None.
         nc4: as it is reported.
     """
     M, gram = reference.centred, reference.gram
     K = len(M)
-    simplex = (torch.eye(K).to(M) - 1 / K) / math.sqrt(K - 1)
     nc1 = nc1_ratio = nc2_etf = nc3 = nc3_etf = None
     if not reference.vanishes:
         nc1 = float((along / reference.energies).sum())
         nc1_ratio = float(squares.sum() / counts.sum() / (gram.trace() / K))
-        nc2_etf = float(torch.linalg.matrix_norm(_normalised(gram) - simplex))
-    frame = _frame(M, reference.noise)
+        nc2_etf = _off_simplex(gram)
+    frame = _frame(gram, reference.noise)
     frame_w: tuple[float | None, float | None, float | None] = (None, None, None)
-    if weight is not None and bool((weight != 0).any()):
-        W = weight / weight.abs().max()
-        frame_w = _frame(W, 0.0)
+    if head is not None and not head.zero:
+        frame_w = _frame(head.gram, 0.0)
         if not reference.vanishes:
-            nc3 = float((_normalised(W) - _normalised(M)).square().sum())
-            product = W @ M.T
-            if bool((product != 0).any()):
-                nc3_etf = float(torch.linalg.matrix_norm(_normalised(product) - simplex))
+            nc3 = float((_normalised(head.weight) - _normalised(M)).square().sum())
+            if bool((head.cross != 0).any()):
+                nc3_etf = _off_simplex(head.cross)
     held = float(reference.means.square().sum() / K)
     mean_energy = held / energy if energy > 0 else 0.0
     return NeuralCollapse(
@@ -455,33 +630,52 @@ def _measures(
 
 def _cdnv(reference: _Reference, counts: Tensor, squares: Tensor) -> float | None:
     """Mean over pairs of present classes of (v_i + v_j)/(2 ‖μ_i - μ_j‖²); None at 0/0."""
+    distances = reference.sq_distances
     present = counts > 0
     P = int(present.sum())
-    distances = reference.sq_distances[present][:, present].fill_diagonal_(torch.inf)
+    if len(counts) > P:
+        distances = distances[present][:, present]
+        counts, squares = counts[present], squares[present]
     if P < 2 or float(distances.min()) <= reference.noise**2:
         return None
-    variances = squares[present] / counts[present]
     # Over ordered pairs, v_i and v_j meet the same distance: (v_i + v_j)/2 is v_i.
-    return float((variances / distances).sum() / (P * (P - 1)))
+    return float((squares / counts) @ distances.reciprocal().sum(1)) / (P * (P - 1))
 
 
-def _frame(rows: Tensor, noise: float) -> tuple[float | None, float | None, float | None]:
-    """Return equinorm, equiangular and maxangle of K vectors; a zero vector has no angle."""
-    K = len(rows)
-    norms = torch.linalg.vector_norm(rows, dim=1)
+def _frame(gram: Tensor, noise: float) -> tuple[float | None, float | None, float | None]:
+    """Return equinorm, equiangular and maxangle of K vectors; a zero vector has no angle.
+
+    Args:
+        gram: their products ``(K, K)``.
+        noise: the length at or below which a vector counts as zero.
+    """
+    K = len(gram)
+    norms = gram.diagonal().sqrt()
     if float(norms.square().sum()) <= K * noise**2:
         return None, None, None
     equinorm = float(norms.std(correction=0) / norms.mean())
     if float(norms.min()) <= noise:
         return equinorm, None, None
-    unit = rows / norms.unsqueeze(1)
-    pairs = torch.ones(K, K, dtype=torch.bool, device=rows.device).triu_(1)
-    cosines = (unit @ unit.T)[pairs]
+    # Over ordered pairs, the diagonal set so that it adds nothing.
+    pairs = K * (K - 1)
+    cosines = (gram / norms.unsqueeze(1)).div_(norms).fill_diagonal_(0)
+    mean = float(cosines.sum()) / pairs
+    spread = torch.linalg.vector_norm(cosines.sub_(mean).fill_diagonal_(0))
+    off = cosines.add_(mean + 1 / (K - 1)).fill_diagonal_(0)
     return (
         equinorm,
-        float(cosines.std(correction=0)),
-        float((cosines + 1 / (K - 1)).abs().mean()),
+        float(spread) / math.sqrt(pairs),
+        float(torch.linalg.vector_norm(off, ord=1)) / pairs,
     )
+
+
+def _off_simplex(products: Tensor) -> float:
+    """Return ‖P/‖P‖_F - (I - 11ᵀ/K)/√(K - 1)‖_F of a matrix of products ``(K, K)``."""
+    K = len(products)
+    scale = 1 / math.sqrt(K - 1)
+    off = _normalised(products).add_(scale / K)
+    off.diagonal().sub_(scale)
+    return float(torch.linalg.matrix_norm(off))
 
 
 def _normalised(matrix: Tensor) -> Tensor:

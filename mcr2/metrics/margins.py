@@ -167,7 +167,7 @@ def _margins_and_norm(
     """Return q ``(N,)`` and mean ‖h‖."""
     W = _weight("weight", weight)
     K = len(W)
-    H, y = check_samples(features, labels, K)
+    H, y, _ = check_samples(features, labels, K)
     if W.shape[1] != H.shape[1]:
         raise ValueError(f"weight must have shape ({K}, {H.shape[1]}); got {tuple(W.shape)}")
     W = W.to(H.device)

@@ -10,6 +10,7 @@ All sums are kept in float64. (MPS has no float64; its features are brought to t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -56,16 +57,21 @@ def first_moments(features: Tensor, labels: Tensor, *, num_classes: int) -> Firs
         tensor([[1., 2.],
                 [5., 1.]], dtype=torch.float64)
     """
-    H, y = check_samples(features, labels, num_classes)
-    N, d = H.shape
+    H, y, _ = check_samples(features, labels, num_classes)
+    return average(H, y, num_classes)
+
+
+def average(H: Tensor, y: Tensor, num_classes: int) -> FirstMoments:
+    """Return :func:`first_moments` of samples that :func:`check_samples` has let pass."""
     counts = torch.bincount(y, minlength=num_classes)
-    sums = torch.zeros(num_classes, d, dtype=torch.float64, device=H.device)
+    means = torch.zeros(num_classes, H.shape[1], dtype=torch.float64, device=H.device)
     energy = torch.zeros((), dtype=torch.float64, device=H.device)
     for part, classes in pieces(H, y):
         exact = part.double().contiguous()
-        sums.index_add_(0, classes, exact)
+        means.index_add_(0, classes, exact)
         energy += torch.dot(exact.view(-1), exact.view(-1))
-    return FirstMoments(counts, sums / counts.clamp(min=1).unsqueeze(1), float(energy) / N)
+    means /= counts.clamp(min=1).unsqueeze(1)
+    return FirstMoments(counts, means, float(energy) / len(H))
 
 
 class ClassMoments:
@@ -143,7 +149,7 @@ class ClassMoments:
             TypeError, ValueError: as :func:`first_moments`, or features of another width.
         """
         K, d = self.means.shape
-        H, y = check_samples(features, labels, K)
+        H, y, _ = check_samples(features, labels, K)
         if H.shape[1] != d:
             raise ValueError(f"features must have shape (n, {d}); got {tuple(H.shape)}")
         self.eps = max(self.eps, precision(H))
@@ -250,14 +256,19 @@ class ClassMoments:
         return moments
 
 
-def check_samples(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Check features ``(N, d)`` and labels ``(N,)``; return them detached, on one device.
+def check_samples(
+    features: Tensor, labels: Tensor, num_classes: int
+) -> tuple[Tensor, Tensor, float]:
+    """Check features ``(N, d)`` and labels ``(N,)``.
+
+    Returns:
+        Features and labels, detached and on one device; the largest magnitude of an entry.
 
     Raises:
         TypeError: features that are not floating, labels that are not integers.
         ValueError: shapes that do not fit, labels out of range, features that are not finite.
     """
-    H = check_features(features)
+    H, largest = check_features(features)
     if not isinstance(labels, Tensor):
         raise TypeError(f"labels must be an integer tensor; got {type(labels).__name__}")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
@@ -265,14 +276,17 @@ def check_samples(features: Tensor, labels: Tensor, num_classes: int) -> tuple[T
     if labels.shape != H.shape[:1]:
         raise ValueError(f"labels must have shape ({len(H)},); got {tuple(labels.shape)}")
     y = labels.to(H.device, torch.int64)
-    low, high = int(y.min()), int(y.max())
+    low, high = torch.stack(torch.aminmax(y)).tolist()
     if low < 0 or high >= num_classes:
         raise ValueError(f"labels must be in 0 ... {num_classes - 1}; got {low} ... {high}")
-    return H, y
+    return H, y, largest
 
 
-def check_features(features: Tensor) -> Tensor:
-    """Check features ``(N, d)`` and return them detached, on a device that has float64.
+def check_features(features: Tensor) -> tuple[Tensor, float]:
+    """Check features ``(N, d)``.
+
+    Returns:
+        Them, detached and on a device that has float64; the largest magnitude of an entry.
 
     Raises:
         TypeError: features that are not a floating tensor.
@@ -287,9 +301,10 @@ def check_features(features: Tensor) -> Tensor:
         )
     H = features.detach()
     # The extremes are NaN where any entry is, and cost one read and no memory.
-    if not bool(torch.isfinite(torch.stack(torch.aminmax(H))).all()):
+    low, high = torch.stack(torch.aminmax(H)).tolist()
+    if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError("features must be finite; got NaN or infinity")
-    return H.cpu() if H.device.type == "mps" else H
+    return H.cpu() if H.device.type == "mps" else H, max(-low, high)
 
 
 def check_finite(name: str, value: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:

@@ -106,10 +106,9 @@ def rank_and_spectrum(features: Tensor, *, centred: bool = True) -> tuple[Featur
         >>> ranks.dim95, values.tolist()
         (4, [0.25, 0.25, 0.25, 0.25])
     """
-    H = check_features(features)
+    H, largest = check_features(features)
     N, d = H.shape
-    sigma, cutoff = _singular_values(H, centred)
-    largest = H.abs().max().double()
+    sigma, cutoff = _singular_values(H, largest, centred)
     values = (sigma * largest).square() / N
     return _measures(sigma, cutoff), torch.cat([values, values.new_zeros(d - len(values))])
 
@@ -155,15 +154,14 @@ def class_geometry(features: Tensor, labels: Tensor, *, num_classes: int) -> Cla
         >>> round(between_classes(geometry.bases).coherence, 4)
         0.5
     """
-    H, y = check_samples(features, labels, num_classes)
+    H, y, largest = check_samples(features, labels, num_classes)
     d = H.shape[1]
-    scale = H.abs().max().double()
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))  # no square over- or underflows
+    scale = largest or 1.0  # so that no square over- or underflows
     ranks: list[FeatureRank | None] = []
     spectra = torch.zeros(num_classes, d, dtype=torch.float64, device=H.device)
     bases: list[Tensor] = []
     counts = torch.bincount(y, minlength=num_classes).tolist()
-    for k, block in enumerate(torch.split(H[y.argsort(stable=True)], counts)):
+    for k, block in enumerate(torch.split(H.index_select(0, y.argsort(stable=True)), counts)):
         n = len(block)
         if n == 0:
             ranks.append(None)
@@ -223,22 +221,30 @@ def between_classes(bases: Sequence[Tensor]) -> BetweenClasses:
         >>> between_classes([axes[:, :1], axes[:, 1:], axes[:, :2]]).coherence
         0.5
     """
-    # Many small decompositions: a GPU takes milliseconds for each.
-    kept = [U.double().cpu() for U in bases if U.shape[1] > 0]
+    # On the CPU: of many small decompositions a GPU takes milliseconds for each.
+    kept = sorted((U.double().cpu() for U in bases if U.shape[1] > 0), key=lambda U: U.shape[1])
     if len(kept) < 2:
         return BetweenClasses(None, None, None)
     smallest, means = [], []
     widths = [U.shape[1] for U in kept]
     for i in range(1, len(kept)):
-        products = kept[i].T @ torch.cat(kept[:i], dim=1)
-        for product in torch.split(products, widths[:i], dim=1):
-            cosines = torch.linalg.svdvals(product).clamp(max=1)
-            smallest.append(cosines[0].acos())
-            means.append(cosines.acos().mean())
+        # From narrow to wide, so that zeros fill narrower ones up to little more than their own
+        # width, and all pairs with one class take one call. A zero column adds a cosine of zero,
+        # after the min(q_i, q_j) = q_j that count. Squared cosines, as eigenvalues, are had sooner
+        # than singular values and resolve angles as well: both 1e-8, for near 0 the cosine does.
+        q = widths[i - 1]
+        narrower = torch.stack([torch.nn.functional.pad(U, (0, q - U.shape[1])) for U in kept[:i]])
+        products = narrower.mT @ kept[i]
+        squares = torch.linalg.eigvalsh(products @ products.mT).flip(1).clamp_(0, 1)
+        sizes = torch.tensor(widths[:i], device=squares.device)
+        counted = torch.arange(q, device=squares.device) < sizes.unsqueeze(1)
+        angles = squares.sqrt_().acos_()
+        smallest.append(angles[:, 0])
+        means.append((angles * counted).sum(1) / sizes)
     return BetweenClasses(
-        coherence(kept),
-        float(torch.stack(smallest).min()),
-        float(torch.stack(means).mean()),
+        coherence(bases),
+        float(torch.cat(smallest).min()),
+        float(torch.cat(means).mean()),
     )
 
 
@@ -370,18 +376,16 @@ def class_geometry_of_moments(moments: ClassMoments) -> ClassGeometry:
 _NO_SPREAD = FeatureRank(0, 0.0, 0.0, 0.0, 0)
 
 
-def _singular_values(features: Tensor, centred: bool) -> tuple[Tensor, float]:
+def _singular_values(H: Tensor, largest: float, centred: bool) -> tuple[Tensor, float]:
     """Return σ, falling, of features over their largest entry, and the cutoff of numerical rank.
 
     σ is zero where the features are zero up to the rounding of their precision.
     """
-    H = check_features(features)
     N, d = H.shape
     eps = precision(H)
     cutoff = max(N, d) * eps
     X = H.double()
     none = X.new_zeros(min(N, d))
-    largest = X.abs().max()
     if largest == 0:
         return none, cutoff
     X = X / largest  # so that no square over- or underflows
@@ -391,7 +395,7 @@ def _singular_values(features: Tensor, centred: bool) -> tuple[Tensor, float]:
     # Spread below the rounding of the inputs is rounding: it would look full-rank.
     if torch.linalg.matrix_norm(X) <= eps * scale:
         return none, cutoff
-    if features.dtype == torch.float64:
+    if H.dtype == torch.float64:
         # NumPy's tolerance in float64 lies below what a Gram matrix in float64 resolves.
         sigma: Tensor = torch.linalg.svdvals(X)
         return sigma, cutoff
