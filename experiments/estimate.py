@@ -55,6 +55,7 @@ class Probe:
         image: one image through the network in evaluation mode.
         evaluation: what an evaluation in training does with the features.
         reading: what the reading of a selected epoch does with them.
+        final: the same of the last epoch, which more classifiers read.
         memory: the most that the process held; None where the system does not tell.
         weights, optimizer, entry, measures: bytes of each in files.
         images: training, held-out and test images together.
@@ -67,6 +68,7 @@ class Probe:
     image: float
     evaluation: float
     reading: float
+    final: float
     memory: int | None
     weights: int
     optimizer: int
@@ -141,6 +143,9 @@ def probe(steps: Steps, data: Prepared, start: float, busy: Callable[[], None]) 
     evaluation = _mean_time(steps.now, lambda: read(pretender))
     begin = steps.now()
     full = read_encoder(pretender, spec, data, readout, device)
+    final = steps.now() - begin
+    begin = steps.now()
+    read_encoder(pretender, spec, data, readout, device, final=False)
     reading = steps.now() - begin
 
     def size(tensors: Any) -> int:
@@ -154,6 +159,7 @@ def probe(steps: Steps, data: Prepared, start: float, busy: Callable[[], None]) 
         image=image,
         evaluation=evaluation,
         reading=reading,
+        final=final,
         memory=peak_memory(device),
         weights=size(encoder.state_dict().values()),
         optimizer=size(value for slot in slots for value in slot.values()),
@@ -192,7 +198,9 @@ def cell_estimate(cell: Cell, found: Probe, test: int) -> CellEstimate:
         found.start
         + steps * step
         + evaluations * (look + found.evaluation)
-        + rules * (look + found.reading)
+        + look
+        + found.final
+        + max(rules - 1, 0) * (look + found.reading)
         + found.needs_epoch_features * config.epochs * train * found.image
     )
     # Indices of redrawn and of wrong labels stand in the record, some eight characters each.

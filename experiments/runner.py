@@ -179,13 +179,29 @@ def holds_another(folder: Path, key: str) -> bool:
     return not isinstance(held, dict) or held.get("key") != key
 
 
-def extra_readouts(spec: RunSpec) -> tuple[str, ...]:
-    """Return the readouts that a finished run is read by, beside the method's own."""
-    return standard_readouts(spec.feature_dim, spec.n_components)
+#: Readouts that a solver fits: they take longer than all others, and stand at the last epoch only.
+SOLVED = ("logistic_regression", "linear_svm")
+
+
+def extra_readouts(spec: RunSpec, *, final: bool = True) -> tuple[str, ...]:
+    """Return the readouts that a selected epoch is read by, beside the method's own.
+
+    Args:
+        spec: the run's.
+        final: the epoch is the last; the others are not read by :data:`SOLVED`.
+    """
+    names = standard_readouts(spec.feature_dim, spec.n_components)
+    return names if final else tuple(name for name in names if name not in SOLVED)
 
 
 def read_encoder(
-    encoder: ImageEncoder, spec: RunSpec, data: Prepared, readout: str, device: torch.device
+    encoder: ImageEncoder,
+    spec: RunSpec,
+    data: Prepared,
+    readout: str,
+    device: torch.device,
+    *,
+    final: bool = True,
 ) -> Evaluation:
     """Read one encoder in full, as for a record."""
     return evaluate(
@@ -195,7 +211,7 @@ def read_encoder(
         data.validation and data.validation.to(device),
         num_classes=data.sizes.num_classes,
         readout=readout,
-        readouts=extra_readouts(spec),
+        readouts=extra_readouts(spec, final=final),
     )
 
 
@@ -261,7 +277,9 @@ def run(
                 save_tensors(folder / weights, state, {"epoch": chosen.epoch})
                 encoder = method.load(spec, data.sizes, state)
                 _to_device(encoder, device)
-                readings[chosen.epoch] = read_encoder(encoder, spec, data, readout, device)
+                readings[chosen.epoch] = read_encoder(
+                    encoder, spec, data, readout, device, final=chosen.epoch == points[-1].epoch
+                )
             reading = readings[chosen.epoch]
             selections[rule] = {
                 "epoch": chosen.epoch,
@@ -382,7 +400,10 @@ def read_run(
         except RuntimeError as error:
             raise ValueError(f"{weights} holds the weights of another network") from error
         _to_device(encoder, on)
-        by_file[chosen["weights"]] = read_encoder(encoder, spec, data, record.readout, on)
+        final = chosen["epoch"] == record.history[-1]["epoch"]
+        by_file[chosen["weights"]] = read_encoder(
+            encoder, spec, data, record.readout, on, final=final
+        )
     return record, {rule: by_file[c["weights"]] for rule, c in record.selections.items()}
 
 

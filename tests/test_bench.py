@@ -207,6 +207,7 @@ def test_an_estimate_adds_up():
         image=0.001,
         evaluation=0.5,
         reading=3.0,
+        final=4.0,
         memory=10**9,
         weights=1000,
         optimizer=900,
@@ -217,8 +218,8 @@ def test_an_estimate_adds_up():
     )
     got = estimate.cell_estimate(Cell(spec, "", "", None), found, test=40)
     assert got.steps == 7 * num_batches(80, 50) == 14
-    # Evaluations at 0, 3, 6 and 7, and at most a full reading for each of five rules.
-    looks = 4 * (0.14 + 0.5) + 5 * (0.14 + 3.0)
+    # Evaluations at 0, 3, 6 and 7, and a reading of the last and at most four more epochs.
+    looks = 4 * (0.14 + 0.5) + (0.14 + 4.0) + 4 * (0.14 + 3.0)
     assert got.seconds == pytest.approx(2.0 + 14 * 0.1 * 40 / 50 + looks)
     assert got.disk == 5 * 1000 + 4 * 50 + 5 * 70 + 16 * 50
     assert got.checkpoint == 6 * 1000 + 900
@@ -278,7 +279,7 @@ def test_an_estimate_times_the_very_evaluation_of_a_run(monkeypatch):
     assert met == [3]
     assert steps.taken == 3 + estimate.FEWEST
     assert (found.start, found.batch, found.images) == (1.5, 50.0, 100 + 360)
-    assert min(found.step, found.image, found.evaluation, found.reading) > 0
+    assert min(found.step, found.image, found.evaluation, found.reading, found.final) > 0
 
 
 # ------------------------------------------------------------------------------------- TensorBoard

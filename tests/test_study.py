@@ -366,9 +366,9 @@ def test_a_record_says_what_evaluation_cost_and_where_the_terminal_phase_began(s
 def test_an_epoch_that_several_rules_select_is_read_once(monkeypatch, tmp_path):
     read = []
 
-    def counting(encoder, *arguments):
+    def counting(encoder, *arguments, final):
         read.append(encoder)
-        return read_encoder(encoder, *arguments)
+        return read_encoder(encoder, *arguments, final=final)
 
     monkeypatch.setattr(runner, "read_encoder", counting)
     training = TrainingConfig(epochs=1, batch_size=50)
@@ -376,6 +376,9 @@ def test_an_epoch_that_several_rules_select_is_read_once(monkeypatch, tmp_path):
     record = run(spec, tmp_path, Machine("cpu"))
     assert len(record.selections) == len(SELECTIONS)
     assert len(read) == len({chosen["epoch"] for chosen in record.selections.values()})
+    for chosen in record.selections.values():
+        solved = "features/test/clean/linear_svm/accuracy" in chosen["measures"]
+        assert solved == (chosen["epoch"] == record.epochs)
     read.clear()
     read_run(tmp_path, device="cpu")
     assert len(read) == len({chosen["epoch"] for chosen in record.selections.values()})
