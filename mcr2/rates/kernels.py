@@ -31,19 +31,23 @@ _OVERHEAD = {"cpu": 4e6}
 _OVERHEAD_ELSEWHERE = 1e9
 # A matrix product of this many multiplications hides the cost of a call of its own.
 _WORTH_A_CALL = 2.5e5
-# Factoring and inverting n³/2 multiplications' worth runs at about this fraction of the speed of
-# a matrix product.
-_FACTOR_SLOWNESS = 8
+# Factoring and inverting take as long as a product of this many times n³ multiplications.
+_FACTOR_AND_INVERSE = 1.5
 # Below this dimension the panels of a symmetric product are too narrow to gain.
 _WORTH_PANELS = 128
-# Up to this size LAPACK's upper factor is the faster one.
-_UPPER_UP_TO = 128
-# Matrices from this size on, of a multiple of that size, are factored with a border.
-_ALIASING = (256, 128)
+# On the CPU, LAPACK's upper factor is the faster one up to the first of these sizes, and its lower
+# one, by far, from the second on: matrices between them get a border. So do multiples of the
+# third, whose columns share cache lines' places.
+_UPPER_UP_TO = 104
+_LOWER_FROM = 136
+_ALIASING = 128
 # Elsewhere cholesky_inverse would wait for the device, to look at error flags.
 _FREE_ERROR_FLAGS = {"cpu"}
 # Numbers that soft class moments may hold at once.
 _CHUNK = 2**22
+
+# A Gram matrix (..., K, n, n), and c: a number, or one for each of the K.
+Gram = tuple[Tensor, float | Tensor]
 
 
 @dataclass(frozen=True)
@@ -190,8 +194,7 @@ def _by_features(n: int, d: int, m: int, total: bool) -> bool:
         return n >= d
     if m < d:
         return False
-    factors = _FACTOR_SLOWNESS / 2 * (d**3 - n**3)
-    return factors <= 2 * n * n * d
+    return _FACTOR_AND_INVERSE * (d**3 - n**3) <= 2 * n * n * d
 
 
 def grouped_rates(
@@ -227,15 +230,16 @@ class _GroupedRates(Function):
         X = Z if groups is None else Z.index_select(-2, groups.order)
         factors: list[Tensor] = []
 
-        def rate(gram: Tensor, scale: float | Tensor) -> Tensor:
-            factor, logs = _factor(gram.mul_(scale))
+        def rates_of(grams: list[Gram]) -> Tensor:
+            factor, logs = _factor(grams)
             factors.append(factor)
             return logs
 
-        rates = _rates_of_runs(X, groups, eps_sq, totals, rate)
+        rates = _rates_of_runs(X, groups, eps_sq, totals, rates_of)
         ctx.save_for_backward(Z, X, *factors)
         ctx.given = groups, eps_sq, totals
-        return rates
+        # Several views of one tensor could not be written to.
+        return tuple(r.clone() for r in rates)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -255,125 +259,133 @@ def _rates_of_runs(
     groups: Groups | None,
     eps_sq: float,
     totals: Sequence[float],
-    rate: Callable[[Tensor, float | Tensor], Tensor],
+    rates_of: Callable[[list[Gram]], Tensor],
 ) -> tuple[Tensor, ...]:
-    """Rates of reordered features by way of ``rate(G, c)`` = ½ logdet(I + cG).
+    """Rates of reordered features by way of ``rates_of``, called for Grams of one size each.
 
-    It may write over G, which is handed to it only once.
+    The first calls are for n × n Grams, a bucket at a time. The last is for whatever there is of
+    the others: the classes with d × d Grams and, after them, all samples at each of ``totals``.
     """
     m, d = X.shape[-2:]
-    buckets = [] if groups is None else groups.buckets
-    of_all, of_classes = _grams(X, buckets, total=bool(totals))
-    rates = []
-    if of_all is not None:
-        copies = [of_all.clone() for _ in totals[1:]]
-        rates = [rate(g, d / (m * e)) for g, e in zip([*copies, of_all], totals, strict=True)]
+    rates: list[Tensor] = []
+    wide: list[Gram] = []
+    if groups is not None:
+        if groups.absent:
+            rates.append(X.new_zeros(*X.shape[:-2], groups.absent, dtype=X.dtype.to_real()))
+        for bucket in groups.buckets:
+            scale = _scale(groups, bucket, d, eps_sq, X)
+            if bucket.by_features:
+                wide.append((_moments(bucket, X), scale))
+            else:
+                blocks = bucket.blocks(X)
+                rates.append(rates_of([(blocks @ blocks.mH, scale)]))
+    if totals:
+        of_all = _gram_of_all(X, groups, [gram for gram, _ in wide]).unsqueeze(-3)
+        wide += [(of_all, d / (m * e)) for e in totals]
+    if wide:
+        rates.append(rates_of(wide))
+    joined = rates[0] if len(rates) == 1 else torch.cat(rates, dim=-1)
+    K = joined.shape[-1] - len(totals)
+    of_totals, of_classes = joined[..., K:].unbind(-1), joined[..., :K]
     if groups is None:
-        return tuple(rates)
-    by_size = [
-        rate(gram, _scale(groups, bucket, d, eps_sq, X))
-        for bucket, gram in zip(buckets, of_classes, strict=True)
-    ]
-    if groups.absent:
-        shape = (*X.shape[:-2], groups.absent)
-        by_size.insert(0, torch.zeros(shape, dtype=X.dtype.to_real(), device=X.device))
-    class_rates = by_size[0] if len(by_size) == 1 else torch.cat(by_size, dim=-1)
+        return of_totals
     if groups.class_order is not None:
-        class_rates = class_rates.index_select(-1, _inverse_permutation(groups.class_order))
-    return (*rates, class_rates)
+        of_classes = of_classes.index_select(-1, _inverse_permutation(groups.class_order))
+    return (*of_totals, of_classes)
 
 
 def _scale(groups: Groups, bucket: Bucket, d: int, eps_sq: float, X: Tensor) -> float | Tensor:
-    """c = d/(n ε²) of a bucket's classes, (classes, 1, 1) where they differ."""
+    """c = d/(n ε²) of a bucket's classes, ``(classes,)`` where they differ."""
     if bucket.sizes[0] == bucket.sizes[-1]:
         return d / (bucket.sizes[0] * eps_sq)
-    counts = groups.counts[bucket.classes].to(X.dtype.to_real())
-    return (d / eps_sq / counts)[:, None, None]
+    return d / eps_sq / groups.counts[bucket.classes].to(X.dtype.to_real())
 
 
-def _grams(
-    X: Tensor, buckets: Sequence[Bucket], *, total: bool
-) -> tuple[Tensor | None, list[Tensor]]:
-    """Gram matrices of reordered features (..., m, d), on the cheaper side each.
+def _moments(bucket: Bucket, X: Tensor) -> Tensor:
+    """ZᵀZ of each class of a bucket, (..., classes, d, d)."""
+    if bucket.each_alone:
+        return torch.stack([_gram(run) for run in bucket.runs(X)], dim=-3)
+    return _gram(bucket.blocks(X))
 
-    Returns:
-        That of all samples, (..., d, d) or (..., m, m) where m < d, if ``total``; and for each
-        bucket those of its classes, (..., classes, d, d) or (..., classes, n, n).
-    """
-    grams = []
-    for bucket in buckets:
-        if bucket.each_alone:
-            grams.append(torch.stack([_gram(run) for run in bucket.runs(X)], dim=-3))
-        else:
-            blocks = bucket.blocks(X)
-            grams.append(_gram(blocks) if bucket.by_features else blocks @ blocks.mH)
-    if not total:
-        return None, grams
+
+def _gram_of_all(X: Tensor, groups: Groups | None, moments: list[Tensor]) -> Tensor:
+    """The Gram of all samples: (..., m, m) where m < d, or else what moments of classes lack."""
     m, d = X.shape[-2:]
     if m < d:
-        return X @ X.mH, grams
-    summands = [g.sum(-3) for g, b in zip(grams, buckets, strict=True) if b.by_features]
-    rest = _rows_by_samples(buckets, m)
+        return X @ X.mH
+    buckets = groups.buckets if groups else []
+    rest = next((b.rows.start for b in buckets if b.by_features), m)
+    summands = [gram.sum(-3) for gram in moments]
     if rest:
         summands.append(_gram(X[..., :rest, :]))
-    return sum(summands[1:], start=summands[0]), grams
-
-
-def _rows_by_samples(buckets: Sequence[Bucket], m: int) -> int:
-    """Count the first rows, whose classes have n × n Grams; all of them without classes."""
-    return next((b.rows.start for b in buckets if b.by_features), m)
+    return sum(summands[1:], start=summands[0])
 
 
 def _gram(X: Tensor) -> Tensor:
-    """XᵀX (..., d, d); on the CPU only the blocks on and above its diagonal are multiplied."""
+    """XᵀX (..., d, d); of a large one only the blocks on and below its diagonal."""
     d = X.shape[-1]
     alone = X.dim() == 2 and X.device.type == "cpu" and not torch.is_grad_enabled()
     if not alone or d < _WORTH_PANELS:
         return X.mH @ X
-    gram = X.new_empty(d, d)
+    gram = X.new_zeros(d, d)
     panels = 2 if d < 2 * _WORTH_PANELS else 4  # 3/4 or 10/16 of the work
     width = -(-d // panels)
     for i in range(0, d, width):
         j = min(i + width, d)
-        torch.mm(X[:, i:j].mH, X[:, i:], out=gram[i:j, i:])
-        if j < d:
-            gram[j:, i:j] = gram[i:j, j:].mH
+        torch.mm(X[:, i:j].mH, X[:, :j], out=gram[i:j, :j])
     return gram
 
 
-def _factor(scaled: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a triangular factor of I + cG, upper or lower, and ½ logdet, NaN where none is.
+def _factor(grams: Sequence[Gram]) -> tuple[Tensor, Tensor]:
+    """Factor I + cG for Grams (..., K, n, n) with a c each, joined along K.
 
-    Writes over cG.
+    Returns:
+        The triangular factors, upper or lower as :func:`_is_upper` says, and ½ logdet
+        ``(..., K)``, NaN where there is no factor.
     """
-    n = scaled.shape[-1]
-    if n >= _ALIASING[0] and n % _ALIASING[1] == 0 and scaled.device.type == "cpu":
-        # Columns that lie a power of two apart share cache lines' places, and factoring takes
-        # up to twice as long. A border of the identity changes neither determinant nor factor.
-        bordered = scaled.new_zeros(*scaled.shape[:-2], n + 8, n + 8)
-        bordered[..., :n, :n] = scaled
-        scaled = bordered
-    scaled.diagonal(dim1=-2, dim2=-1).add_(1)
-    factor, info = torch.linalg.cholesky_ex(scaled, upper=_is_upper(n))
+    first, n = grams[0][0], grams[0][0].shape[-1]
+    K, N = sum(gram.shape[-3] for gram, _ in grams), _bordered(n, first.device)
+    # A border of the identity changes neither determinant nor factor.
+    matrices = first.new_zeros(*first.shape[:-3], K, N, N)
+    start = 0
+    for gram, scale in grams:
+        stop = start + gram.shape[-3]
+        torch.mul(gram, _for_matrices(scale), out=matrices[..., start:stop, :n, :n])
+        start = stop
+    matrices.diagonal(dim1=-2, dim2=-1).add_(1)
+    factor, info = torch.linalg.cholesky_ex(matrices, upper=_is_upper(n))
     factor = factor[..., :n, :n]
     pivots = factor.diagonal(dim1=-2, dim2=-1)
     logs: Tensor = (pivots.real if pivots.is_complex() else pivots).log().sum(-1)
-    return factor, logs.masked_fill(info != 0, math.nan)
+    return factor, logs.masked_fill_(info != 0, math.nan)
 
 
-def _inverse(factor: Tensor, weight: float | Tensor) -> Tensor:
-    """Return the weight (..., 1, 1) times (I + cG)⁻¹ from its factor."""
-    upper = _is_upper(factor.shape[-1])
-    if factor.device.type in _FREE_ERROR_FLAGS:
-        return torch.cholesky_inverse(factor, upper=upper).mul_(weight)
-    eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
-    W = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=upper)
-    inverse: Tensor = W @ W.mH if upper else W.mH @ W
-    return inverse.mul_(weight)
+def _for_matrices(scale: float | Tensor) -> float | Tensor:
+    """Let numbers (..., K) multiply matrices (..., K, n, n)."""
+    return scale[..., None, None] if isinstance(scale, Tensor) else scale
+
+
+def _bordered(n: int, device: torch.device) -> int:
+    """The size at which matrices of size n are factored."""
+    if device.type != "cpu" or _is_upper(n):
+        return n
+    return max(n if n % _ALIASING else n + 8, _LOWER_FROM)
 
 
 def _is_upper(n: int) -> bool:
     return n <= _UPPER_UP_TO
+
+
+def _inverse(factor: Tensor, weight: Tensor) -> Tensor:
+    """Return the weight (..., K) times (I + cG)⁻¹ (..., K, n, n) from its factor."""
+    upper = _is_upper(factor.shape[-1])
+    if factor.device.type in _FREE_ERROR_FLAGS:
+        inverse = torch.cholesky_inverse(factor, upper=upper)
+    else:
+        eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+        W = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=upper)
+        inverse = W @ W.mH if upper else W.mH @ W
+    return inverse.mul_(weight[..., None, None])
 
 
 def _gradient(
@@ -386,44 +398,51 @@ def _gradient(
 ) -> Tensor:
     """The gradient with respect to the features as they were before their reordering."""
     m, d = X.shape[-2:]
-    of_totals = grads[: len(totals)]
-    shared: Tensor | None = None
-    for factor, g, e in zip(factors, of_totals, totals, strict=False):
-        if g is not None:
-            part = _inverse(factor, g[..., None, None] * (d / (m * e)))
-            shared = part if shared is None else shared.add_(part)
-    buckets = [] if groups is None else groups.buckets
-    rest = _rows_by_samples(buckets, m)
+    by_samples: list[tuple[Bucket, Tensor]] = []  # with the weights of their inverses
+    by_features: list[tuple[Bucket, Tensor]] = []
+    if groups is not None and (of_classes := grads[-1]) is not None:
+        if groups.class_order is not None:
+            of_classes = of_classes.index_select(-1, groups.class_order)
+        for bucket in groups.buckets:
+            weight = of_classes[..., bucket.classes] * _scale(groups, bucket, d, eps_sq, X)
+            (by_features if bucket.by_features else by_samples).append((bucket, weight))
+
+    # S_k of the classes with d × d Grams, then S.
+    weights = [weight for _, weight in by_features]
+    of_totals = list(grads[: len(totals)])
+    while of_totals and of_totals[-1] is None:
+        of_totals.pop()
+    for g, e in zip(of_totals, totals, strict=False):
+        weight = torch.zeros_like(of_totals[-1]) if g is None else g * (d / (m * e))
+        weights.append(weight.unsqueeze(-1))
+    own = shared = X.new_empty(0)
+    if weights:
+        weight = weights[0] if len(weights) == 1 else torch.cat(weights, dim=-1)
+        K = weight.shape[-1] - len(of_totals)
+        first = factors[-1].shape[-3] - len(totals) - K  # past classes without a gradient
+        inverses = _inverse(factors[-1].narrow(-3, first, weight.shape[-1]), weight)
+        own, shared = inverses.narrow(-3, 0, K), inverses.narrow(-3, K, len(of_totals)).sum(-3)
+        if of_totals:
+            own += shared.unsqueeze(-3)
+
     # First what the total gives to classes on the other side, then what they add to it.
-    if shared is None:
+    rest = by_features[0][0].rows.start if by_features else m
+    if not of_totals:
         base = torch.zeros_like(X[..., :rest, :])
     else:
         base = shared @ X if m < d else X[..., :rest, :] @ shared
     if groups is None:
         return base
-
-    of_classes = grads[-1]
-    if of_classes is not None and groups.class_order is not None:
-        of_classes = of_classes.index_select(-1, groups.class_order)
+    for (bucket, weight), factor in zip(by_samples, factors, strict=False):
+        _add_product(base[..., bucket.rows, :], _inverse(factor, weight), bucket, X)
     pieces = [base] if rest else []
-    for bucket, factor in zip(buckets, factors[len(totals) :], strict=True):
-        own = None
-        if of_classes is not None:
-            weight = of_classes[..., bucket.classes, None, None]
-            own = _inverse(factor, weight * _scale(groups, bucket, d, eps_sq, X))
-        if not bucket.by_features:
-            if own is not None:
-                _add_product(base[..., bucket.rows, :], own, bucket, X)
-            continue
-        if own is None:
-            own = X.new_zeros(*X.shape[:-2], len(bucket.sizes), d, d)
-        if shared is not None:
-            own += shared.unsqueeze(-3)
+    for bucket, _ in by_features:
+        matrices, own = own.tensor_split([len(bucket.sizes)], dim=-3)
         if bucket.each_alone:
-            pairs = zip(bucket.runs(X), own.unbind(-3), strict=True)
+            pairs = zip(bucket.runs(X), matrices.unbind(-3), strict=True)
             pieces += [run @ matrix for run, matrix in pairs]
         else:
-            pieces.append(bucket.rows_of(bucket.blocks(X) @ own))
+            pieces.append(bucket.rows_of(bucket.blocks(X) @ matrices))
     rows = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-2)
     return rows.index_select(-2, _inverse_permutation(groups.order))
 
@@ -446,18 +465,22 @@ def _differentiable_gradient(
 ) -> Tensor:
     """The same as a differentiable function of features and of ``grads``, slower."""
     X = Z if groups is None else Z.index_select(-2, groups.order)
-    rates = _rates_of_runs(X, groups, eps_sq, totals, half_logdet)
+
+    def rates_of(grams: list[Gram]) -> Tensor:
+        return torch.cat([half_logdet(*gram) for gram in grams], dim=-1)
+
+    rates = _rates_of_runs(X, groups, eps_sq, totals, rates_of)
     wanted = [(r, g) for r, g in zip(rates, grads, strict=True) if g is not None]
     outputs, weights = zip(*wanted, strict=True)
     return torch.autograd.grad(outputs, Z, weights, create_graph=True)[0]
 
 
 def half_logdet(gram: Tensor, scale: float | Tensor) -> Tensor:
-    """½ logdet(I + c G) of Hermitian positive semidefinite G (..., n, n); NaN where it fails.
+    """½ logdet(I + c G) of Hermitian positive semidefinite G (..., K, n, n); NaN where it fails.
 
     Args:
         gram: G.
-        scale: c, a number or real ``(..., 1, 1)``, constant.
+        scale: c, a number or real ``(K,)``, constant.
     """
     return _HalfLogdet.apply(gram, scale)  # type: ignore[no-any-return]
 
@@ -467,7 +490,7 @@ class _HalfLogdet(Function):
 
     @staticmethod
     def forward(ctx: Any, gram: Tensor, scale: float | Tensor) -> Tensor:
-        factor, logs = _factor(gram * scale)
+        factor, logs = _factor([(gram, scale)])
         ctx.save_for_backward(gram, factor)
         ctx.scale = scale
         return logs
@@ -475,12 +498,13 @@ class _HalfLogdet(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         gram, factor = ctx.saved_tensors
-        weight = grads[0][..., None, None] * (ctx.scale / 2)
+        weight = grads[0] * (ctx.scale / 2)
         if not torch.is_grad_enabled():
             return _inverse(factor, weight), None
         # Slower, and a differentiable function of G.
         eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-        return torch.linalg.inv_ex(eye + ctx.scale * gram).inverse * weight, None
+        matrices = eye + _for_matrices(ctx.scale) * gram
+        return torch.linalg.inv_ex(matrices).inverse * weight[..., None, None], None
 
 
 class _WeightedMoments(Function):
