@@ -322,7 +322,7 @@ def _gram_of_all(X: Tensor, groups: Groups | None, moments: list[Tensor]) -> Ten
 
 
 def _gram(X: Tensor) -> Tensor:
-    """XᵀX (..., d, d); of a large one only the blocks on and below its diagonal."""
+    """XᵀX (..., d, d); of a large one only the blocks on and above its diagonal."""
     d = X.shape[-1]
     alone = X.dim() == 2 and X.device.type == "cpu" and not torch.is_grad_enabled()
     if not alone or d < _WORTH_PANELS:
@@ -332,12 +332,14 @@ def _gram(X: Tensor) -> Tensor:
     width = -(-d // panels)
     for i in range(0, d, width):
         j = min(i + width, d)
-        torch.mm(X[:, i:j].mH, X[:, :j], out=gram[i:j, :j])
+        torch.mm(X[:, i:j].mH, X[:, i:], out=gram[i:j, i:])
     return gram
 
 
 def _factor(grams: Sequence[Gram]) -> tuple[Tensor, Tensor]:
-    """Factor I + cG for Grams (..., K, n, n) with a c each, joined along K.
+    """Factor (I + cG)ᵀ for Grams (..., K, n, n) with a c each, joined along K.
+
+    Of large G only what is on and above the diagonal is read.
 
     Returns:
         The triangular factors, upper or lower as :func:`_is_upper` says, and ½ logdet
@@ -353,7 +355,9 @@ def _factor(grams: Sequence[Gram]) -> tuple[Tensor, Tensor]:
         torch.mul(gram, _for_matrices(scale), out=matrices[..., start:stop, :n, :n])
         start = stop
     matrices.diagonal(dim1=-2, dim2=-1).add_(1)
-    factor, info = torch.linalg.cholesky_ex(matrices, upper=_is_upper(n))
+    # Transposed, rows are the columns that LAPACK wants, and the factor needs no space of its own.
+    factor, info = matrices.mT, torch.empty(0, dtype=torch.int32, device=first.device)
+    torch.linalg.cholesky_ex(factor, upper=_is_upper(n), out=(factor, info))
     factor = factor[..., :n, :n]
     pivots = factor.diagonal(dim1=-2, dim2=-1)
     logs: Tensor = (pivots.real if pivots.is_complex() else pivots).log().sum(-1)
@@ -376,16 +380,14 @@ def _is_upper(n: int) -> bool:
     return n <= _UPPER_UP_TO
 
 
-def _inverse(factor: Tensor, weight: Tensor) -> Tensor:
-    """Return the weight (..., K) times (I + cG)⁻¹ (..., K, n, n) from its factor."""
+def _inverse(factor: Tensor) -> Tensor:
+    """Return (I + cG)⁻¹ from :func:`_factor`'s factor."""
     upper = _is_upper(factor.shape[-1])
     if factor.device.type in _FREE_ERROR_FLAGS:
-        inverse = torch.cholesky_inverse(factor, upper=upper)
-    else:
-        eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
-        W = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=upper)
-        inverse = W @ W.mH if upper else W.mH @ W
-    return inverse.mul_(weight[..., None, None])
+        return torch.cholesky_inverse(factor, upper=upper).mT
+    eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+    W = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=upper)
+    return (W @ W.mH if upper else W.mH @ W).mT
 
 
 def _gradient(
@@ -420,10 +422,12 @@ def _gradient(
         weight = weights[0] if len(weights) == 1 else torch.cat(weights, dim=-1)
         K = weight.shape[-1] - len(of_totals)
         first = factors[-1].shape[-3] - len(totals) - K  # past classes without a gradient
-        inverses = _inverse(factors[-1].narrow(-3, first, weight.shape[-1]), weight)
-        own, shared = inverses.narrow(-3, 0, K), inverses.narrow(-3, K, len(of_totals)).sum(-3)
-        if of_totals:
-            own += shared.unsqueeze(-3)
+        weight = weight[..., None, None]
+        inverses = _inverse(factors[-1].narrow(-3, first, weight.shape[-3]))
+        shared = (weight[..., K:, :, :] * inverses[..., K:, :, :]).sum(-3)
+        own = torch.addcmul(
+            shared.unsqueeze(-3), weight[..., :K, :, :], inverses[..., :K, :, :]
+        )
 
     # First what the total gives to classes on the other side, then what they add to it.
     rest = by_features[0][0].rows.start if by_features else m
@@ -434,7 +438,7 @@ def _gradient(
     if groups is None:
         return base
     for (bucket, weight), factor in zip(by_samples, factors, strict=False):
-        _add_product(base[..., bucket.rows, :], _inverse(factor, weight), bucket, X)
+        _add_product(base[..., bucket.rows, :], _inverse(factor).mul_(weight[..., None, None]), bucket, X)
     pieces = [base] if rest else []
     for bucket, _ in by_features:
         matrices, own = own.tensor_split([len(bucket.sizes)], dim=-3)
@@ -500,7 +504,7 @@ class _HalfLogdet(Function):
         gram, factor = ctx.saved_tensors
         weight = grads[0] * (ctx.scale / 2)
         if not torch.is_grad_enabled():
-            return _inverse(factor, weight), None
+            return _inverse(factor).mul_(weight[..., None, None]), None
         # Slower, and a differentiable function of G.
         eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
         matrices = eye + _for_matrices(ctx.scale) * gram
