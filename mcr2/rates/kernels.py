@@ -18,7 +18,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -128,9 +127,10 @@ def group(
     """
     m, device = len(ordered), ordered.device
     class_order = None
-    if any(a > b for a, b in pairwise(sizes)):
+    ascending = sorted(sizes)
+    if sizes != ascending:
         counts, class_order = counts.sort(stable=True)
-        sizes = sorted(sizes)
+        sizes = ascending
         ordered, again = _inverse_permutation(class_order)[ordered].sort(stable=True)
         order = order[again]
 
@@ -209,8 +209,8 @@ def grouped_rates(
         totals: ε² of each rate of all samples that is wanted.
 
     Returns:
-        R ``(...)`` for each of ``totals``, then R_k ``(..., K)`` if there are groups; NaN where
-        a factor does not exist.
+        R ``(...)`` for each of ``totals``, then R_k ``(..., K)`` and R_c ``(...)`` if there are
+        groups; NaN where a factor does not exist.
     """
     return _GroupedRates.apply(Z, groups, eps_sq, totals)  # type: ignore[no-any-return]
 
@@ -239,7 +239,7 @@ class _GroupedRates(Function):
         ctx.save_for_backward(Z, X, *factors)
         ctx.given = groups, eps_sq, totals
         # Several views of one tensor could not be written to.
-        return tuple(r.clone() for r in rates)
+        return tuple(r.clone() if r._is_view() else r for r in rates)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -289,9 +289,10 @@ def _rates_of_runs(
     of_totals, of_classes = joined[..., K:].unbind(-1), joined[..., :K]
     if groups is None:
         return of_totals
+    compressed = (of_classes * groups.counts).sum(-1) / m
     if groups.class_order is not None:
         of_classes = of_classes.index_select(-1, _inverse_permutation(groups.class_order))
-    return (*of_totals, of_classes)
+    return (*of_totals, of_classes, compressed)
 
 
 def _scale(groups: Groups, bucket: Bucket, d: int, eps_sq: float, X: Tensor) -> float | Tensor:
@@ -400,46 +401,55 @@ def _gradient(
 ) -> Tensor:
     """The gradient with respect to the features as they were before their reordering."""
     m, d = X.shape[-2:]
-    by_samples: list[tuple[Bucket, Tensor]] = []  # with the weights of their inverses
-    by_features: list[tuple[Bucket, Tensor]] = []
-    if groups is not None and (of_classes := grads[-1]) is not None:
-        if groups.class_order is not None:
-            of_classes = of_classes.index_select(-1, groups.class_order)
-        for bucket in groups.buckets:
-            weight = of_classes[..., bucket.classes] * _scale(groups, bucket, d, eps_sq, X)
-            (by_features if bucket.by_features else by_samples).append((bucket, weight))
-
-    # S_k of the classes with d × d Grams, then S.
-    weights = [weight for _, weight in by_features]
     of_totals = list(grads[: len(totals)])
     while of_totals and of_totals[-1] is None:
         of_totals.pop()
+    by_samples: list[tuple[Bucket, Tensor]] = []  # with the weights of their inverses
+    by_features: list[tuple[Bucket, Tensor]] = []
+    if groups is not None and any(g is not None for g in grads[-2:]):
+        of_classes, of_compressed = grads[-2:]
+        if of_compressed is not None:  # n/m of it for a class, whose c is d/(n ε²)
+            of_compressed = (of_compressed * (d / (m * eps_sq))).unsqueeze(-1)
+        if of_classes is not None and groups.class_order is not None:
+            of_classes = of_classes.index_select(-1, groups.class_order)
+        for bucket in groups.buckets:
+            weight = of_compressed
+            if of_classes is not None:
+                weight = of_classes[..., bucket.classes] * _scale(groups, bucket, d, eps_sq, X)
+                weight = weight if of_compressed is None else weight + of_compressed
+            weight = weight.expand(*weight.shape[:-1], len(bucket.sizes))
+            (by_features if bucket.by_features else by_samples).append((bucket, weight))
+
+    # S_k of the classes with d × d Grams, and S.
+    weights = [weight for _, weight in by_features]
     for g, e in zip(of_totals, totals, strict=False):
         weight = torch.zeros_like(of_totals[-1]) if g is None else g * (d / (m * e))
         weights.append(weight.unsqueeze(-1))
-    own = shared = X.new_empty(0)
+    own = shared = None
     if weights:
-        weight = weights[0] if len(weights) == 1 else torch.cat(weights, dim=-1)
-        K = weight.shape[-1] - len(of_totals)
+        weight = torch.cat(weights, dim=-1)[..., None, None]
+        K = weight.shape[-3] - len(of_totals)
         first = factors[-1].shape[-3] - len(totals) - K  # past classes without a gradient
-        weight = weight[..., None, None]
         inverses = _inverse(factors[-1].narrow(-3, first, weight.shape[-3]))
-        shared = (weight[..., K:, :, :] * inverses[..., K:, :, :]).sum(-3)
-        own = torch.addcmul(
-            shared.unsqueeze(-3), weight[..., :K, :, :], inverses[..., :K, :, :]
-        )
+        own = inverses[..., :K, :, :]
+        if of_totals:
+            shared = (inverses[..., K:, :, :] * weight[..., K:, :, :]).sum(-3)
+            torch.addcmul(shared.unsqueeze(-3), own, weight[..., :K, :, :], out=own)
+        else:
+            own *= weight
 
     # First what the total gives to classes on the other side, then what they add to it.
     rest = by_features[0][0].rows.start if by_features else m
-    if not of_totals:
-        base = torch.zeros_like(X[..., :rest, :])
-    else:
-        base = shared @ X if m < d else X[..., :rest, :] @ shared
-    if groups is None:
-        return base
-    for (bucket, weight), factor in zip(by_samples, factors, strict=False):
-        _add_product(base[..., bucket.rows, :], _inverse(factor).mul_(weight[..., None, None]), bucket, X)
-    pieces = [base] if rest else []
+    pieces = []
+    if rest:
+        if shared is None:
+            base = torch.zeros_like(X[..., :rest, :])
+        else:
+            base = shared @ X if m < d else X[..., :rest, :] @ shared
+        for (bucket, weight), factor in zip(by_samples, factors, strict=False):
+            inverse = _inverse(factor).mul_(weight[..., None, None])
+            _add_product(base[..., bucket.rows, :], inverse, bucket, X)
+        pieces.append(base)
     for bucket, _ in by_features:
         matrices, own = own.tensor_split([len(bucket.sizes)], dim=-3)
         if bucket.each_alone:
@@ -448,7 +458,7 @@ def _gradient(
         else:
             pieces.append(bucket.rows_of(bucket.blocks(X) @ matrices))
     rows = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-2)
-    return rows.index_select(-2, _inverse_permutation(groups.order))
+    return rows if groups is None else rows.index_select(-2, _inverse_permutation(groups.order))
 
 
 def _add_product(rows: Tensor, own: Tensor, bucket: Bucket, X: Tensor) -> None:
@@ -578,9 +588,12 @@ def weighted_rates(
     # Gram would vanish. An absent class is taken out of the graph, or its moment, which has no
     # limit at mass zero, would hand the membership a gradient.
     present = mass > 0
+    shares = mass / len(weights)
     weights = torch.where(present, weights / mass.where(present, torch.ones_like(mass)), 0.0)
     class_rates = half_logdet(weighted_moments(X, weights), d / eps_sq)
-    return (*grouped_rates(X, None, eps_sq, totals), class_rates) if totals else (class_rates,)
+    compressed = (class_rates * shares).sum(-1)
+    of_all = grouped_rates(X, None, eps_sq, totals) if totals else ()
+    return (*of_all, class_rates, compressed)
 
 
 def full_precision(X: Tensor) -> AbstractContextManager[Any]:
