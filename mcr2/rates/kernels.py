@@ -325,15 +325,13 @@ def _gram_of_all(X: Tensor, groups: Groups | None, moments: list[Tensor]) -> Ten
 def _gram(X: Tensor) -> Tensor:
     """XᵀX (..., d, d); of a large one only the blocks on and above its diagonal."""
     d = X.shape[-1]
-    alone = X.dim() == 2 and X.device.type == "cpu" and not torch.is_grad_enabled()
-    if not alone or d < _WORTH_PANELS:
+    if X.device.type != "cpu" or d < _WORTH_PANELS or torch.is_grad_enabled():
         return X.mH @ X
-    gram = X.new_zeros(d, d)
+    gram = X.new_empty(*X.shape[:-2], d, d)
     panels = 2 if d < 2 * _WORTH_PANELS else 4  # 3/4 or 10/16 of the work
     width = -(-d // panels)
     for i in range(0, d, width):
-        j = min(i + width, d)
-        torch.mm(X[:, i:j].mH, X[:, i:], out=gram[i:j, i:])
+        gram[..., i : i + width, i:] = X[..., i : i + width].mH @ X[..., i:]
     return gram
 
 
@@ -431,12 +429,11 @@ def _gradient(
         K = weight.shape[-3] - len(of_totals)
         first = factors[-1].shape[-3] - len(totals) - K  # past classes without a gradient
         inverses = _inverse(factors[-1].narrow(-3, first, weight.shape[-3]))
+        inverses *= weight
         own = inverses[..., :K, :, :]
         if of_totals:
-            shared = (inverses[..., K:, :, :] * weight[..., K:, :, :]).sum(-3)
-            torch.addcmul(shared.unsqueeze(-3), own, weight[..., :K, :, :], out=own)
-        else:
-            own *= weight
+            shared = inverses[..., K:, :, :].sum(-3)
+            own += shared.unsqueeze(-3)
 
     # First what the total gives to classes on the other side, then what they add to it.
     rest = by_features[0][0].rows.start if by_features else m
