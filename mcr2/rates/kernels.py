@@ -40,6 +40,10 @@ _WORTH_PANELS = 128
 _UPPER_UP_TO = 104
 _LOWER_FROM = 136
 _ALIASING = 128
+# In single precision, LAPACK's inverse of a lower factor up to this size is slower than products of
+# its quarters, if there are so many factors to share the calls.
+_QUARTERS_UP_TO = {torch.float32: 256}
+_WORTH_QUARTERS = 5
 # Elsewhere cholesky_inverse would wait for the device, to look at error flags.
 _FREE_ERROR_FLAGS = {"cpu"}
 # Numbers that soft class moments may hold at once.
@@ -383,10 +387,59 @@ def _inverse(factor: Tensor) -> Tensor:
     """Return (I + cG)⁻¹ from :func:`_factor`'s factor."""
     upper = _is_upper(factor.shape[-1])
     if factor.device.type in _FREE_ERROR_FLAGS:
+        if not upper and _is_worth_quarters(factor):
+            return _inverse_by_quarters(factor)
         return torch.cholesky_inverse(factor, upper=upper).mT
     eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
     W = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=upper)
     return (W @ W.mH if upper else W.mH @ W).mT
+
+
+def _is_worth_quarters(L: Tensor) -> bool:
+    n = L.shape[-1]
+    many = L.shape[:-2].numel() >= _WORTH_QUARTERS
+    return many and n % 4 == 0 and n <= _QUARTERS_UP_TO.get(L.dtype, 0)
+
+
+def _inverse_by_quarters(L: Tensor) -> Tensor:
+    """Return (L Lᵀ)⁻¹ of real lower triangular L (..., n, n), n a multiple of 4.
+
+    With halves L₁₁, L₂₁, L₂₂, P_i = (L_ii L_iiᵀ)⁻¹ and T = L₂₁ L₁₁⁻¹ it is
+
+        P₁ + Tᵀ P₂ T   −(P₂ T)ᵀ
+           −P₂ T          P₂
+
+    and L_ii⁻¹ comes from quarters in the same way. Only those are inverted by substitution.
+    """
+    batch, n = L.shape[:-2], L.shape[-1]
+    L, h, q = L.flatten(0, -3), n // 2, n // 4
+    # Parts of a matrix come before the batch, so that what is multiplied lies in one piece.
+    halves = _diagonal_halves(L)
+    quarters = _diagonal_halves(halves)  # (which of a half, which half, batch, q, q)
+    eye = torch.eye(q, dtype=L.dtype, device=L.device)
+    inverted = torch.linalg.solve_triangular(
+        quarters, eye.expand_as(quarters), upper=False, left=False
+    )
+    first, second = inverted.flatten(1, 2)
+    W = L.new_zeros(2 * len(L), h, h)  # L_ii⁻¹
+    W[:, :q, :q], W[:, q:, q:] = first, second
+    torch.neg(second @ (halves[..., q:, :q].flatten(0, 1) @ first), out=W[:, q:, :q])
+
+    P_1, P_2 = (W.mT @ W).split(len(L))
+    T = L[:, h:, :h] @ W[: len(L)]
+    P_2T = P_2 @ T
+    inverse = L.new_empty(len(L), n, n)
+    inverse[:, :h, :h] = P_1.baddbmm_(T.mT, P_2T)
+    inverse[:, h:, h:] = P_2
+    torch.neg(P_2T, out=inverse[:, h:, :h])
+    inverse[:, :h, h:] = inverse[:, h:, :h].mT
+    return inverse.unflatten(0, batch)
+
+
+def _diagonal_halves(L: Tensor) -> Tensor:
+    """The two blocks (..., n/2, n/2) on the diagonal, in a dimension before all others."""
+    blocks = L.unflatten(-2, (2, -1)).unflatten(-1, (2, -1))
+    return blocks.diagonal(dim1=-4, dim2=-2).movedim(-1, 0)
 
 
 def _gradient(
