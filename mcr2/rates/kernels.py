@@ -413,33 +413,28 @@ def _inverse_by_quarters(L: Tensor) -> Tensor:
     """
     batch, n = L.shape[:-2], L.shape[-1]
     L, h, q = L.flatten(0, -3), n // 2, n // 4
-    # Parts of a matrix come before the batch, so that what is multiplied lies in one piece.
-    halves = _diagonal_halves(L)
-    quarters = _diagonal_halves(halves)  # (which of a half, which half, batch, q, q)
-    eye = torch.eye(q, dtype=L.dtype, device=L.device)
-    inverted = torch.linalg.solve_triangular(
-        quarters, eye.expand_as(quarters), upper=False, left=False
-    )
-    first, second = inverted.flatten(1, 2)
-    W = L.new_zeros(2 * len(L), h, h)  # L_ii⁻¹
+    B, down = len(L), L.stride(1) + L.stride(2)
+    # Blocks on the diagonal, the parts before the batch: what is multiplied lies in one piece.
+    halves = L.as_strided((2, B, h, h), (h * down, *L.stride()))
+    quarters = L.as_strided((2, 2, B, q, q), (q * down, h * down, *L.stride()))
+    eye = torch.eye(q, dtype=L.dtype, device=L.device).expand_as(quarters)
+    first, second = torch.linalg.solve_triangular(quarters, eye, upper=False, left=False)
+    first, second = first.flatten(0, 1), second.flatten(0, 1)
+    below = halves[..., q:, :q].flatten(0, 1)
+    W = L.new_zeros(2 * B, h, h)  # L_ii⁻¹
     W[:, :q, :q], W[:, q:, q:] = first, second
-    torch.neg(second @ (halves[..., q:, :q].flatten(0, 1) @ first), out=W[:, q:, :q])
+    torch.neg(torch.bmm(second, torch.bmm(below, first)), out=W[:, q:, :q])
 
-    P_1, P_2 = (W.mT @ W).split(len(L))
-    T = L[:, h:, :h] @ W[: len(L)]
-    P_2T = P_2 @ T
-    inverse = L.new_empty(len(L), n, n)
+    P = torch.bmm(W.mT, W)
+    T = torch.bmm(L[:, h:, :h], W[:B])
+    P_1, P_2 = P[:B], P[B:]
+    P_2T = torch.bmm(P_2, T)
+    inverse = L.new_empty(B, n, n)
     inverse[:, :h, :h] = P_1.baddbmm_(T.mT, P_2T)
     inverse[:, h:, h:] = P_2
     torch.neg(P_2T, out=inverse[:, h:, :h])
     inverse[:, :h, h:] = inverse[:, h:, :h].mT
-    return inverse.unflatten(0, batch)
-
-
-def _diagonal_halves(L: Tensor) -> Tensor:
-    """The two blocks (..., n/2, n/2) on the diagonal, in a dimension before all others."""
-    blocks = L.unflatten(-2, (2, -1)).unflatten(-1, (2, -1))
-    return blocks.diagonal(dim1=-4, dim2=-2).movedim(-1, 0)
+    return inverse.view(*batch, n, n)
 
 
 def _gradient(
