@@ -201,7 +201,13 @@ THRESHOLDS = {
     "never pad": {"_OVERHEAD": {"cpu": 0.0}, "_WORTH_A_CALL": 0.0},
     "always pad": {"_OVERHEAD": {"cpu": 1e18}, "_WORTH_A_CALL": 1e18},
     "as on a GPU": {"_OVERHEAD": {}, "_FREE_ERROR_FLAGS": set()},
-    "panels": {"_WORTH_PANELS": 1, "_WORTH_A_CALL": 0.0, "_UPPER_UP_TO": 0, "_LOWER_FROM": 7, "_ALIASING": 2},
+    "panels": {
+        "_WORTH_PANELS": 1,
+        "_WORTH_A_CALL": 0.0,
+        "_UPPER_UP_TO": 0,
+        "_LOWER_FROM": 7,
+        "_ALIASING": 2,
+    },
     "quarters": {
         "_QUARTERS_UP_TO": {torch.float64: 99},
         "_WORTH_QUARTERS": 0,

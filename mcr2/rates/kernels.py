@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -392,7 +392,8 @@ def _inverse(factor: Tensor) -> Tensor:
         return torch.cholesky_inverse(factor, upper=upper).mT
     eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
     W = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=upper)
-    return (W @ W.mH if upper else W.mH @ W).mT
+    inverse: Tensor = W @ W.mH if upper else W.mH @ W
+    return inverse.mT
 
 
 def _is_worth_quarters(L: Tensor) -> bool:
@@ -447,46 +448,41 @@ def _gradient(
 ) -> Tensor:
     """The gradient with respect to the features as they were before their reordering."""
     m, d = X.shape[-2:]
-    of_totals = list(grads[: len(totals)])
-    while of_totals and of_totals[-1] is None:
-        of_totals.pop()
     by_samples: list[tuple[Bucket, Tensor]] = []  # with the weights of their inverses
     by_features: list[tuple[Bucket, Tensor]] = []
-    if groups is not None and any(g is not None for g in grads[-2:]):
-        of_classes, of_compressed = grads[-2:]
-        if of_compressed is not None:  # n/m of it for a class, whose c is d/(n ε²)
-            of_compressed = (of_compressed * (d / (m * eps_sq))).unsqueeze(-1)
-        if of_classes is not None and groups.class_order is not None:
-            of_classes = of_classes.index_select(-1, groups.class_order)
-        for bucket in groups.buckets:
-            weight = of_compressed
-            if of_classes is not None:
-                weight = of_classes[..., bucket.classes] * _scale(groups, bucket, d, eps_sq, X)
-                weight = weight if of_compressed is None else weight + of_compressed
-            weight = weight.expand(*weight.shape[:-1], len(bucket.sizes))
+    if groups is not None:
+        for bucket, weight in _class_weights(X, grads[-2], grads[-1], groups, eps_sq):
             (by_features if bucket.by_features else by_samples).append((bucket, weight))
 
-    # S_k of the classes with d × d Grams, and S.
+    # The last factors are of classes and then of all samples: S + S_k comes of them, and S.
     weights = [weight for _, weight in by_features]
-    for g, e in zip(of_totals, totals, strict=False):
-        weight = torch.zeros_like(of_totals[-1]) if g is None else g * (d / (m * e))
-        weights.append(weight.unsqueeze(-1))
-    own = shared = None
+    sizes = [weight.shape[-1] for weight in weights]
+    K = sum(sizes)
+    wanted = [i for i in range(len(totals)) if grads[i] is not None]
+    for i in range(wanted[-1] + 1 if wanted else 0):
+        g = grads[i]
+        if g is None:
+            g = X.new_zeros(X.shape[:-2], dtype=X.dtype.to_real())
+        weights.append((g * (d / (m * totals[i]))).unsqueeze(-1))
+    shared: Tensor | None = None
+    matrices: tuple[Tensor, ...] = ()
     if weights:
         weight = torch.cat(weights, dim=-1)[..., None, None]
-        K = weight.shape[-3] - len(of_totals)
         first = factors[-1].shape[-3] - len(totals) - K  # past classes without a gradient
         inverses = _inverse(factors[-1].narrow(-3, first, weight.shape[-3]))
         inverses *= weight
-        own = inverses[..., :K, :, :]
-        if of_totals:
+        if wanted:
             shared = inverses[..., K:, :, :].sum(-3)
-            own += shared.unsqueeze(-3)
+        if K:
+            own = inverses[..., :K, :, :]
+            if shared is not None:
+                own += shared.unsqueeze(-3)
+            matrices = torch.split(own, sizes, dim=-3)
 
-    # First what the total gives to classes on the other side, then what they add to it.
-    rest = by_features[0][0].rows.start if by_features else m
     pieces = []
+    rest = by_features[0][0].rows.start if by_features else m
     if rest:
+        # First what the total gives to these rows, then what their classes' n × n matrices add.
         if shared is None:
             base = torch.zeros_like(X[..., :rest, :])
         else:
@@ -495,15 +491,38 @@ def _gradient(
             inverse = _inverse(factor).mul_(weight[..., None, None])
             _add_product(base[..., bucket.rows, :], inverse, bucket, X)
         pieces.append(base)
-    for bucket, _ in by_features:
-        matrices, own = own.tensor_split([len(bucket.sizes)], dim=-3)
+    for (bucket, _), own in zip(by_features, matrices, strict=True):
         if bucket.each_alone:
-            pairs = zip(bucket.runs(X), matrices.unbind(-3), strict=True)
+            pairs = zip(bucket.runs(X), own.unbind(-3), strict=True)
             pieces += [run @ matrix for run, matrix in pairs]
         else:
-            pieces.append(bucket.rows_of(bucket.blocks(X) @ matrices))
+            pieces.append(bucket.rows_of(bucket.blocks(X) @ own))
     rows = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-2)
     return rows if groups is None else rows.index_select(-2, _inverse_permutation(groups.order))
+
+
+def _class_weights(
+    X: Tensor,
+    of_classes: Tensor | None,
+    of_compressed: Tensor | None,
+    groups: Groups,
+    eps_sq: float,
+) -> Iterator[tuple[Bucket, Tensor]]:
+    """What the inverses of each bucket's classes are multiplied by, (..., classes).
+
+    That is c = d/(n ε²) times the gradient of R_k, and n/m of it times that of R_c.
+    """
+    m, d = X.shape[-2:]
+    if of_compressed is not None:
+        of_compressed = (of_compressed * (d / (m * eps_sq))).unsqueeze(-1)
+    if of_classes is not None and groups.class_order is not None:
+        of_classes = of_classes.index_select(-1, groups.class_order)
+    for bucket in groups.buckets:
+        if of_classes is not None:
+            weight = of_classes[..., bucket.classes] * _scale(groups, bucket, d, eps_sq, X)
+            yield bucket, weight if of_compressed is None else weight + of_compressed
+        elif of_compressed is not None:
+            yield bucket, of_compressed.expand(*X.shape[:-2], len(bucket.sizes))
 
 
 def _add_product(rows: Tensor, own: Tensor, bucket: Bucket, X: Tensor) -> None:
