@@ -32,7 +32,8 @@ _OVERHEAD_ELSEWHERE = 1e9
 _WORTH_A_CALL = 2.5e5
 # Factoring and inverting take as long as a product of this many times n³ multiplications.
 _FACTOR_AND_INVERSE = 1.5
-# Below this dimension the panels of a symmetric product are too narrow to gain.
+# Below this dimension the panels of a symmetric product are too narrow to gain. It lies above the
+# next, since an upper factor reads what panels leave out.
 _WORTH_PANELS = 128
 # On the CPU, LAPACK's upper factor is the faster one up to the first of these sizes, and its lower
 # one, by far, from the second on: matrices between them get a border. So do multiples of the
@@ -49,8 +50,11 @@ _FREE_ERROR_FLAGS = {"cpu"}
 # Numbers that soft class moments may hold at once.
 _CHUNK = 2**22
 
-# A Gram matrix (..., K, n, n), and c: a number, or one for each of the K.
-Gram = tuple[Tensor, float | Tensor]
+# The upper triangle of matrices (..., K, n, n), cut into panels of rows (..., K, w, n - i) from the
+# diagonal on, i the first of the w rows.
+Panels = list[Tensor]
+# Gram matrices (..., K, n, n), and c: a number, or one for each of the K.
+Gram = tuple[Panels, float | Tensor]
 
 
 @dataclass(frozen=True)
@@ -282,9 +286,9 @@ def _rates_of_runs(
                 wide.append((_moments(bucket, X), scale))
             else:
                 blocks = bucket.blocks(X)
-                rates.append(rates_of([(blocks @ blocks.mH, scale)]))
+                rates.append(rates_of([([blocks @ blocks.mH], scale)]))
     if totals:
-        of_all = _gram_of_all(X, groups, [gram for gram, _ in wide]).unsqueeze(-3)
+        of_all = _gram_of_all(X, groups, [panels for panels, _ in wide])
         wide += [(of_all, d / (m * e)) for e in totals]
     if wide:
         rates.append(rates_of(wide))
@@ -306,56 +310,58 @@ def _scale(groups: Groups, bucket: Bucket, d: int, eps_sq: float, X: Tensor) -> 
     return d / eps_sq / groups.counts[bucket.classes].to(X.dtype.to_real())
 
 
-def _moments(bucket: Bucket, X: Tensor) -> Tensor:
+def _moments(bucket: Bucket, X: Tensor) -> Panels:
     """ZᵀZ of each class of a bucket, (..., classes, d, d)."""
     if bucket.each_alone:
-        return torch.stack([_gram(run) for run in bucket.runs(X)], dim=-3)
+        runs = zip(*[_gram(run) for run in bucket.runs(X)], strict=True)
+        return [torch.stack(panels, dim=-3) for panels in runs]
     return _gram(bucket.blocks(X))
 
 
-def _gram_of_all(X: Tensor, groups: Groups | None, moments: list[Tensor]) -> Tensor:
-    """The Gram of all samples: (..., m, m) where m < d, or else what moments of classes lack."""
+def _gram_of_all(X: Tensor, groups: Groups | None, moments: list[Panels]) -> Panels:
+    """The Gram of all samples, (..., 1, d, d), by what moments of classes lack of it.
+
+    Where m < d it is (..., 1, m, m).
+    """
     m, d = X.shape[-2:]
     if m < d:
-        return X @ X.mH
+        return [(X @ X.mH).unsqueeze(-3)]
+    summands = [[panel.sum(-3, keepdim=True) for panel in panels] for panels in moments]
     buckets = groups.buckets if groups else []
     rest = next((b.rows.start for b in buckets if b.by_features), m)
-    summands = [gram.sum(-3) for gram in moments]
     if rest:
-        summands.append(_gram(X[..., :rest, :]))
-    return sum(summands[1:], start=summands[0])
+        summands.append([panel.unsqueeze(-3) for panel in _gram(X[..., :rest, :])])
+    return [sum(panels[1:], start=panels[0]) for panels in zip(*summands, strict=True)]
 
 
-def _gram(X: Tensor) -> Tensor:
-    """XᵀX (..., d, d); of a large one only the blocks on and above its diagonal."""
+def _gram(X: Tensor) -> Panels:
+    """XᵀX (..., d, d), in several panels where they save work."""
     d = X.shape[-1]
     if X.device.type != "cpu" or d < _WORTH_PANELS or torch.is_grad_enabled():
-        return X.mH @ X
-    gram = X.new_empty(*X.shape[:-2], d, d)
-    panels = 2 if d < 2 * _WORTH_PANELS else 4  # 3/4 or 10/16 of the work
-    width = -(-d // panels)
-    for i in range(0, d, width):
-        gram[..., i : i + width, i:] = X[..., i : i + width].mH @ X[..., i:]
-    return gram
+        return [X.mH @ X]
+    number = 2 if d < 2 * _WORTH_PANELS else 4  # 3/4 or 10/16 of the work
+    width = -(-d // number)
+    return [X[..., i : i + width].mH @ X[..., i:] for i in range(0, d, width)]
 
 
 def _factor(grams: Sequence[Gram]) -> tuple[Tensor, Tensor]:
     """Factor (I + cG)ᵀ for Grams (..., K, n, n) with a c each, joined along K.
 
-    Of large G only what is on and above the diagonal is read.
-
     Returns:
         The triangular factors, upper or lower as :func:`_is_upper` says, and ½ logdet
         ``(..., K)``, NaN where there is no factor.
     """
-    first, n = grams[0][0], grams[0][0].shape[-1]
-    K, N = sum(gram.shape[-3] for gram, _ in grams), _bordered(n, first.device)
+    first, n = grams[0][0][0], grams[0][0][0].shape[-1]
+    K, N = sum(panels[0].shape[-3] for panels, _ in grams), _bordered(n, first.device)
     # A border of the identity changes neither determinant nor factor.
     matrices = first.new_zeros(*first.shape[:-3], K, N, N)
     start = 0
-    for gram, scale in grams:
-        stop = start + gram.shape[-3]
-        torch.mul(gram, _for_matrices(scale), out=matrices[..., start:stop, :n, :n])
+    for panels, scale in grams:
+        stop, i = start + panels[0].shape[-3], 0
+        for panel in panels:
+            j = i + panel.shape[-2]
+            torch.mul(panel, _for_matrices(scale), out=matrices[..., start:stop, i:j, i:n])
+            i = j
         start = stop
     matrices.diagonal(dim1=-2, dim2=-1).add_(1)
     # Transposed, rows are the columns that LAPACK wants, and the factor needs no space of its own.
@@ -545,7 +551,8 @@ def _differentiable_gradient(
     X = Z if groups is None else Z.index_select(-2, groups.order)
 
     def rates_of(grams: list[Gram]) -> Tensor:
-        return torch.cat([half_logdet(*gram) for gram in grams], dim=-1)
+        # Where gradients are taken, a Gram is one panel.
+        return torch.cat([half_logdet(panels[0], scale) for panels, scale in grams], dim=-1)
 
     rates = _rates_of_runs(X, groups, eps_sq, totals, rates_of)
     wanted = [(r, g) for r, g in zip(rates, grads, strict=True) if g is not None]
@@ -568,7 +575,7 @@ class _HalfLogdet(Function):
 
     @staticmethod
     def forward(ctx: Any, gram: Tensor, scale: float | Tensor) -> Tensor:
-        factor, logs = _factor([(gram, scale)])
+        factor, logs = _factor([([gram], scale)])
         ctx.save_for_backward(gram, factor)
         ctx.scale = scale
         return logs
