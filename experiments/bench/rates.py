@@ -209,11 +209,12 @@ def _measure(
     turns: dict[str, list[float]] = {}
     remaining: dict[str, float] = {}
     calls: dict[str, int] = {}
-    for form, call in forms.items():  # the first call, which warms up
-        first = _seconds(call)
+    for form, call in forms.items():
+        first = _seconds(call)  # warms up, so that a quick form's says little of a turn's length
         turns[form] = [first] if first > budget_s / 2 else []
         remaining[form] = budget_s - first
-        calls[form] = max(1, round(_TURN_S / first))
+        again = first if first > _TURN_S * 10 else _seconds(call)
+        calls[form] = max(1, round(_TURN_S / again))
     for _ in range(repeats):
         for form, call in forms.items():
             cost = turns[form][-1] * calls[form] if turns[form] else 0.0
