@@ -201,7 +201,19 @@ THRESHOLDS = {
     "never pad": {"_OVERHEAD": {"cpu": 0.0}, "_WORTH_A_CALL": 0.0},
     "always pad": {"_OVERHEAD": {"cpu": 1e18}, "_WORTH_A_CALL": 1e18},
     "as on a GPU": {"_OVERHEAD": {}, "_FREE_ERROR_FLAGS": set()},
-    "panels": {"_WORTH_PANELS": 1, "_WORTH_A_CALL": 0.0, "_UPPER_UP_TO": 0, "_ALIASING": (2, 2)},
+    "panels": {
+        "_WORTH_PANELS": 1,
+        "_WORTH_A_CALL": 0.0,
+        "_UPPER_UP_TO": 0,
+        "_LOWER_FROM": 7,
+        "_ALIASING": 2,
+    },
+    "quarters": {
+        "_QUARTERS_UP_TO": {torch.float64: 99},
+        "_WORTH_QUARTERS": 0,
+        "_UPPER_UP_TO": 0,
+        "_LOWER_FROM": 0,
+    },
 }
 
 
@@ -305,6 +317,45 @@ def test_rates_and_gradients_are_as_exact_as_promised(m, d, K, dtype, unit):
     (gradient,) = torch.autograd.grad(rates.reduction, Z)
     (other,) = torch.autograd.grad(expected[0] - expected[2], exact)
     assert (gradient.double() - other).norm() <= unit * other.norm()
+
+
+@pytest.mark.parametrize("dimension, unit", [(1, 5e-5), (5, 1e-5)])
+def test_collapsed_classes_stay_exact(dimension, unit):
+    # Eigenvalues of d/(dimension · ε²) beside ones: so rates are met at the end of training, and
+    # one dimension is the worst that unit features come to, 257 units of float32.
+    m, d, K = 1000, 128, 10
+    labels = torch.arange(m) % K
+    basis, _ = torch.linalg.qr(random_features(d, d, 1))
+    axes = basis[: K * dimension].view(K, dimension, d)[labels]
+    Z = torch.einsum("mq,mqd->md", random_features(m, dimension), axes).float().requires_grad_()
+    exact = Z.detach().double().requires_grad_()
+    rates, expected = rate_reduction(Z, labels, num_classes=K), reference_rates(exact, labels, K)
+    for value, other in zip(rates, expected, strict=False):
+        torch.testing.assert_close(value.double(), other, rtol=unit, atol=0)
+    (gradient,) = torch.autograd.grad(rates.reduction, Z)
+    (other,) = torch.autograd.grad(expected[0] - expected[2], exact)
+    assert (gradient.double() - other).norm() <= unit * other.norm()
+
+
+@settings(max_examples=40, deadline=None)
+@given(problems)
+def test_soft_gradients_equal_those_of_the_determinants(problem):
+    m, K, d = len(problem["labels"]), problem["K"], problem["d"]
+    Z = random_features(m, d, problem["seed"]).requires_grad_()
+    Pi = random_membership(m, K, problem["seed"]).requires_grad_()
+
+    def compressed(Z, Pi):
+        mass = Pi.sum(0)
+        moments = torch.einsum("mk,md,me->kde", Pi, Z, Z) / mass[:, None, None]
+        eye = torch.eye(d, dtype=Z.dtype)
+        logdets = torch.linalg.slogdet(eye + d / problem["eps_sq"] * moments).logabsdet
+        return (mass / m) @ logdets / 2
+
+    value = rate_reduction(Z, Pi, eps_sq=problem["eps_sq"]).compressed_rate
+    gradients = torch.autograd.grad(value, (Z, Pi))
+    expected = torch.autograd.grad(compressed(Z, Pi), (Z, Pi))
+    for gradient, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, other, rtol=1e-9, atol=1e-10)
 
 
 def test_a_large_class_beside_small_ones_pads_neither():
@@ -506,6 +557,31 @@ def test_float32_that_overflows_is_computed_in_float64():
     assert torch.isfinite(Z.grad).all()
     large = 1e30 * random_features(30, 4).float()
     assert float(coding_rate(large)) == pytest.approx(float(coding_rate(large.double())), rel=1e-6)
+
+
+def test_what_float32_cannot_factor_is_factored_in_float64():
+    Z = random_features(40, 3) @ random_features(3, 10)  # of rank 3
+    labels, eps_sq = torch.arange(40) % 2, 1e-11
+    Z = Z.float()
+    info = torch.linalg.cholesky_ex(torch.eye(10) + 10 / (40 * eps_sq) * Z.T @ Z).info
+    assert info > 0
+    exact = Z.double().requires_grad_()
+    Z.requires_grad_()
+    found, expected = (rate_reduction(X, labels, eps_sq=eps_sq) for X in (Z, exact))
+    assert found.rate.dtype == torch.float32
+    for value, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(value.double(), other, rtol=1e-6, atol=1e-5)
+    (gradient,) = torch.autograd.grad(found.reduction, Z)
+    (other,) = torch.autograd.grad(expected.reduction, exact)
+    assert (gradient.double() - other).norm() <= 1e-6 * other.norm()
+
+
+def test_what_float64_cannot_factor_is_refused_with_the_cause():
+    Z = random_features(40, 3) @ random_features(3, 10)  # of rank 3
+    with pytest.raises(ValueError, match=r"no Cholesky factor.*eps_sq=1e-30 is too small"):
+        coding_rate(Z, eps_sq=1e-30)
+    with pytest.raises(ValueError, match=r"no Cholesky factor.*eps_sq=1e-30 is too small"):
+        rate_reduction(Z, torch.arange(40) % 2, eps_sq=1e-30)
 
 
 def test_many_samples_need_no_dense_membership():

@@ -15,10 +15,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -31,19 +30,31 @@ _OVERHEAD = {"cpu": 4e6}
 _OVERHEAD_ELSEWHERE = 1e9
 # A matrix product of this many multiplications hides the cost of a call of its own.
 _WORTH_A_CALL = 2.5e5
-# Factoring and inverting n³/2 multiplications' worth runs at about this fraction of the speed of
-# a matrix product.
-_FACTOR_SLOWNESS = 8
-# Below this dimension the panels of a symmetric product are too narrow to gain.
+# Factoring and inverting take as long as a product of this many times n³ multiplications.
+_FACTOR_AND_INVERSE = 1.5
+# Below this dimension the panels of a symmetric product are too narrow to gain. It lies above the
+# next, since an upper factor reads what panels leave out.
 _WORTH_PANELS = 128
-# Up to this size LAPACK's upper factor is the faster one.
-_UPPER_UP_TO = 128
-# Matrices from this size on, of a multiple of that size, are factored with a border.
-_ALIASING = (256, 128)
+# On the CPU, LAPACK's upper factor is the faster one up to the first of these sizes, and its lower
+# one, by far, from the second on: matrices between them get a border. So do multiples of the
+# third, whose columns share cache lines' places.
+_UPPER_UP_TO = 104
+_LOWER_FROM = 136
+_ALIASING = 128
+# In single precision, LAPACK's inverse of a lower factor up to this size is slower than products of
+# its quarters, if there are so many factors to share the calls.
+_QUARTERS_UP_TO = {torch.float32: 256}
+_WORTH_QUARTERS = 5
 # Elsewhere cholesky_inverse would wait for the device, to look at error flags.
 _FREE_ERROR_FLAGS = {"cpu"}
 # Numbers that soft class moments may hold at once.
 _CHUNK = 2**22
+
+# The upper triangle of matrices (..., K, n, n), cut into panels of rows (..., K, w, n - i) from the
+# diagonal on, i the first of the w rows.
+Panels = list[Tensor]
+# Gram matrices (..., K, n, n), and c: a number, or one for each of the K.
+Gram = tuple[Panels, float | Tensor]
 
 
 @dataclass(frozen=True)
@@ -124,9 +135,10 @@ def group(
     """
     m, device = len(ordered), ordered.device
     class_order = None
-    if any(a > b for a, b in pairwise(sizes)):
+    ascending = sorted(sizes)
+    if sizes != ascending:
         counts, class_order = counts.sort(stable=True)
-        sizes = sorted(sizes)
+        sizes = ascending
         ordered, again = _inverse_permutation(class_order)[ordered].sort(stable=True)
         order = order[again]
 
@@ -190,8 +202,7 @@ def _by_features(n: int, d: int, m: int, total: bool) -> bool:
         return n >= d
     if m < d:
         return False
-    factors = _FACTOR_SLOWNESS / 2 * (d**3 - n**3)
-    return factors <= 2 * n * n * d
+    return _FACTOR_AND_INVERSE * (d**3 - n**3) <= 2 * n * n * d
 
 
 def grouped_rates(
@@ -206,8 +217,8 @@ def grouped_rates(
         totals: ε² of each rate of all samples that is wanted.
 
     Returns:
-        R ``(...)`` for each of ``totals``, then R_k ``(..., K)`` if there are groups; NaN where
-        a factor does not exist.
+        R ``(...)`` for each of ``totals``, then R_k ``(..., K)`` and R_c ``(...)`` if there are
+        groups; NaN where a factor does not exist.
     """
     return _GroupedRates.apply(Z, groups, eps_sq, totals)  # type: ignore[no-any-return]
 
@@ -227,15 +238,16 @@ class _GroupedRates(Function):
         X = Z if groups is None else Z.index_select(-2, groups.order)
         factors: list[Tensor] = []
 
-        def rate(gram: Tensor, scale: float | Tensor) -> Tensor:
-            factor, logs = _factor(gram.mul_(scale))
+        def rates_of(grams: list[Gram]) -> Tensor:
+            factor, logs = _factor(grams)
             factors.append(factor)
             return logs
 
-        rates = _rates_of_runs(X, groups, eps_sq, totals, rate)
+        rates = _rates_of_runs(X, groups, eps_sq, totals, rates_of)
         ctx.save_for_backward(Z, X, *factors)
         ctx.given = groups, eps_sq, totals
-        return rates
+        # Several views of one tensor could not be written to.
+        return tuple(r.clone() if r._is_view() else r for r in rates)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -255,125 +267,181 @@ def _rates_of_runs(
     groups: Groups | None,
     eps_sq: float,
     totals: Sequence[float],
-    rate: Callable[[Tensor, float | Tensor], Tensor],
+    rates_of: Callable[[list[Gram]], Tensor],
 ) -> tuple[Tensor, ...]:
-    """Rates of reordered features by way of ``rate(G, c)`` = ½ logdet(I + cG).
+    """Rates of reordered features by way of ``rates_of``, called for Grams of one size each.
 
-    It may write over G, which is handed to it only once.
+    The first calls are for n × n Grams, a bucket at a time. The last is for whatever there is of
+    the others: the classes with d × d Grams and, after them, all samples at each of ``totals``.
     """
     m, d = X.shape[-2:]
-    buckets = [] if groups is None else groups.buckets
-    of_all, of_classes = _grams(X, buckets, total=bool(totals))
-    rates = []
-    if of_all is not None:
-        copies = [of_all.clone() for _ in totals[1:]]
-        rates = [rate(g, d / (m * e)) for g, e in zip([*copies, of_all], totals, strict=True)]
+    rates: list[Tensor] = []
+    wide: list[Gram] = []
+    if groups is not None:
+        if groups.absent:
+            rates.append(X.new_zeros(*X.shape[:-2], groups.absent, dtype=X.dtype.to_real()))
+        for bucket in groups.buckets:
+            scale = _scale(groups, bucket, d, eps_sq, X)
+            if bucket.by_features:
+                wide.append((_moments(bucket, X), scale))
+            else:
+                blocks = bucket.blocks(X)
+                rates.append(rates_of([([blocks @ blocks.mH], scale)]))
+    if totals:
+        of_all = _gram_of_all(X, groups, [panels for panels, _ in wide])
+        wide += [(of_all, d / (m * e)) for e in totals]
+    if wide:
+        rates.append(rates_of(wide))
+    joined = rates[0] if len(rates) == 1 else torch.cat(rates, dim=-1)
+    K = joined.shape[-1] - len(totals)
+    of_totals, of_classes = joined[..., K:].unbind(-1), joined[..., :K]
     if groups is None:
-        return tuple(rates)
-    by_size = [
-        rate(gram, _scale(groups, bucket, d, eps_sq, X))
-        for bucket, gram in zip(buckets, of_classes, strict=True)
-    ]
-    if groups.absent:
-        shape = (*X.shape[:-2], groups.absent)
-        by_size.insert(0, torch.zeros(shape, dtype=X.dtype.to_real(), device=X.device))
-    class_rates = by_size[0] if len(by_size) == 1 else torch.cat(by_size, dim=-1)
+        return of_totals
+    compressed = (of_classes * groups.counts).sum(-1) / m
     if groups.class_order is not None:
-        class_rates = class_rates.index_select(-1, _inverse_permutation(groups.class_order))
-    return (*rates, class_rates)
+        of_classes = of_classes.index_select(-1, _inverse_permutation(groups.class_order))
+    return (*of_totals, of_classes, compressed)
 
 
 def _scale(groups: Groups, bucket: Bucket, d: int, eps_sq: float, X: Tensor) -> float | Tensor:
-    """c = d/(n ε²) of a bucket's classes, (classes, 1, 1) where they differ."""
+    """c = d/(n ε²) of a bucket's classes, ``(classes,)`` where they differ."""
     if bucket.sizes[0] == bucket.sizes[-1]:
         return d / (bucket.sizes[0] * eps_sq)
-    counts = groups.counts[bucket.classes].to(X.dtype.to_real())
-    return (d / eps_sq / counts)[:, None, None]
+    return d / eps_sq / groups.counts[bucket.classes].to(X.dtype.to_real())
 
 
-def _grams(
-    X: Tensor, buckets: Sequence[Bucket], *, total: bool
-) -> tuple[Tensor | None, list[Tensor]]:
-    """Gram matrices of reordered features (..., m, d), on the cheaper side each.
+def _moments(bucket: Bucket, X: Tensor) -> Panels:
+    """ZᵀZ of each class of a bucket, (..., classes, d, d)."""
+    if bucket.each_alone:
+        runs = zip(*[_gram(run) for run in bucket.runs(X)], strict=True)
+        return [torch.stack(panels, dim=-3) for panels in runs]
+    return _gram(bucket.blocks(X))
 
-    Returns:
-        That of all samples, (..., d, d) or (..., m, m) where m < d, if ``total``; and for each
-        bucket those of its classes, (..., classes, d, d) or (..., classes, n, n).
+
+def _gram_of_all(X: Tensor, groups: Groups | None, moments: list[Panels]) -> Panels:
+    """The Gram of all samples, (..., 1, d, d), by what moments of classes lack of it.
+
+    Where m < d it is (..., 1, m, m).
     """
-    grams = []
-    for bucket in buckets:
-        if bucket.each_alone:
-            grams.append(torch.stack([_gram(run) for run in bucket.runs(X)], dim=-3))
-        else:
-            blocks = bucket.blocks(X)
-            grams.append(_gram(blocks) if bucket.by_features else blocks @ blocks.mH)
-    if not total:
-        return None, grams
     m, d = X.shape[-2:]
     if m < d:
-        return X @ X.mH, grams
-    summands = [g.sum(-3) for g, b in zip(grams, buckets, strict=True) if b.by_features]
-    rest = _rows_by_samples(buckets, m)
+        return [(X @ X.mH).unsqueeze(-3)]
+    summands = [[panel.sum(-3, keepdim=True) for panel in panels] for panels in moments]
+    buckets = groups.buckets if groups else []
+    rest = next((b.rows.start for b in buckets if b.by_features), m)
     if rest:
-        summands.append(_gram(X[..., :rest, :]))
-    return sum(summands[1:], start=summands[0]), grams
+        summands.append([panel.unsqueeze(-3) for panel in _gram(X[..., :rest, :])])
+    return [sum(panels[1:], start=panels[0]) for panels in zip(*summands, strict=True)]
 
 
-def _rows_by_samples(buckets: Sequence[Bucket], m: int) -> int:
-    """Count the first rows, whose classes have n × n Grams; all of them without classes."""
-    return next((b.rows.start for b in buckets if b.by_features), m)
-
-
-def _gram(X: Tensor) -> Tensor:
-    """XᵀX (..., d, d); on the CPU only the blocks on and above its diagonal are multiplied."""
+def _gram(X: Tensor) -> Panels:
+    """XᵀX (..., d, d), in several panels where they save work."""
     d = X.shape[-1]
-    alone = X.dim() == 2 and X.device.type == "cpu" and not torch.is_grad_enabled()
-    if not alone or d < _WORTH_PANELS:
-        return X.mH @ X
-    gram = X.new_empty(d, d)
-    panels = 2 if d < 2 * _WORTH_PANELS else 4  # 3/4 or 10/16 of the work
-    width = -(-d // panels)
-    for i in range(0, d, width):
-        j = min(i + width, d)
-        torch.mm(X[:, i:j].mH, X[:, i:], out=gram[i:j, i:])
-        if j < d:
-            gram[j:, i:j] = gram[i:j, j:].mH
-    return gram
+    if X.device.type != "cpu" or d < _WORTH_PANELS or torch.is_grad_enabled():
+        return [X.mH @ X]
+    number = 2 if d < 2 * _WORTH_PANELS else 4  # 3/4 or 10/16 of the work
+    width = -(-d // number)
+    return [X[..., i : i + width].mH @ X[..., i:] for i in range(0, d, width)]
 
 
-def _factor(scaled: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a triangular factor of I + cG, upper or lower, and ½ logdet, NaN where none is.
+def _factor(grams: Sequence[Gram]) -> tuple[Tensor, Tensor]:
+    """Factor (I + cG)ᵀ for Grams (..., K, n, n) with a c each, joined along K.
 
-    Writes over cG.
+    Returns:
+        The triangular factors, upper or lower as :func:`_is_upper` says, and ½ logdet
+        ``(..., K)``, NaN where there is no factor.
     """
-    n = scaled.shape[-1]
-    if n >= _ALIASING[0] and n % _ALIASING[1] == 0 and scaled.device.type == "cpu":
-        # Columns that lie a power of two apart share cache lines' places, and factoring takes
-        # up to twice as long. A border of the identity changes neither determinant nor factor.
-        bordered = scaled.new_zeros(*scaled.shape[:-2], n + 8, n + 8)
-        bordered[..., :n, :n] = scaled
-        scaled = bordered
-    scaled.diagonal(dim1=-2, dim2=-1).add_(1)
-    factor, info = torch.linalg.cholesky_ex(scaled, upper=_is_upper(n))
+    first, n = grams[0][0][0], grams[0][0][0].shape[-1]
+    K, N = sum(panels[0].shape[-3] for panels, _ in grams), _bordered(n, first.device)
+    # A border of the identity changes neither determinant nor factor.
+    matrices = first.new_zeros(*first.shape[:-3], K, N, N)
+    start = 0
+    for panels, scale in grams:
+        stop, i = start + panels[0].shape[-3], 0
+        for panel in panels:
+            j = i + panel.shape[-2]
+            torch.mul(panel, _for_matrices(scale), out=matrices[..., start:stop, i:j, i:n])
+            i = j
+        start = stop
+    matrices.diagonal(dim1=-2, dim2=-1).add_(1)
+    # Transposed, rows are the columns that LAPACK wants, and the factor needs no space of its own.
+    factor, info = matrices.mT, torch.empty(0, dtype=torch.int32, device=first.device)
+    torch.linalg.cholesky_ex(factor, upper=_is_upper(n), out=(factor, info))
     factor = factor[..., :n, :n]
     pivots = factor.diagonal(dim1=-2, dim2=-1)
     logs: Tensor = (pivots.real if pivots.is_complex() else pivots).log().sum(-1)
-    return factor, logs.masked_fill(info != 0, math.nan)
+    return factor, logs.masked_fill_(info != 0, math.nan)
 
 
-def _inverse(factor: Tensor, weight: float | Tensor) -> Tensor:
-    """Return the weight (..., 1, 1) times (I + cG)⁻¹ from its factor."""
-    upper = _is_upper(factor.shape[-1])
-    if factor.device.type in _FREE_ERROR_FLAGS:
-        return torch.cholesky_inverse(factor, upper=upper).mul_(weight)
-    eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
-    W = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=upper)
-    inverse: Tensor = W @ W.mH if upper else W.mH @ W
-    return inverse.mul_(weight)
+def _for_matrices(scale: float | Tensor) -> float | Tensor:
+    """Let numbers (..., K) multiply matrices (..., K, n, n)."""
+    return scale[..., None, None] if isinstance(scale, Tensor) else scale
+
+
+def _bordered(n: int, device: torch.device) -> int:
+    """The size at which matrices of size n are factored."""
+    if device.type != "cpu" or _is_upper(n):
+        return n
+    return max(n if n % _ALIASING else n + 8, _LOWER_FROM)
 
 
 def _is_upper(n: int) -> bool:
     return n <= _UPPER_UP_TO
+
+
+def _inverse(factor: Tensor) -> Tensor:
+    """Return (I + cG)⁻¹ from :func:`_factor`'s factor."""
+    upper = _is_upper(factor.shape[-1])
+    if factor.device.type in _FREE_ERROR_FLAGS:
+        if not upper and _is_worth_quarters(factor):
+            return _inverse_by_quarters(factor)
+        return torch.cholesky_inverse(factor, upper=upper).mT
+    eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+    W = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=upper)
+    inverse: Tensor = W @ W.mH if upper else W.mH @ W
+    return inverse.mT
+
+
+def _is_worth_quarters(L: Tensor) -> bool:
+    n = L.shape[-1]
+    many = L.shape[:-2].numel() >= _WORTH_QUARTERS
+    return many and n % 4 == 0 and n <= _QUARTERS_UP_TO.get(L.dtype, 0)
+
+
+def _inverse_by_quarters(L: Tensor) -> Tensor:
+    """Return (L Lᵀ)⁻¹ of real lower triangular L (..., n, n), n a multiple of 4.
+
+    With halves L₁₁, L₂₁, L₂₂, P_i = (L_ii L_iiᵀ)⁻¹ and T = L₂₁ L₁₁⁻¹ it is
+
+        P₁ + Tᵀ P₂ T   −(P₂ T)ᵀ
+           −P₂ T          P₂
+
+    and L_ii⁻¹ comes from quarters in the same way. Only those are inverted by substitution.
+    """
+    batch, n = L.shape[:-2], L.shape[-1]
+    L, h, q = L.flatten(0, -3), n // 2, n // 4
+    B, down = len(L), L.stride(1) + L.stride(2)
+    # Blocks on the diagonal, the parts before the batch: what is multiplied lies in one piece.
+    halves = L.as_strided((2, B, h, h), (h * down, *L.stride()))
+    quarters = L.as_strided((2, 2, B, q, q), (q * down, h * down, *L.stride()))
+    eye = torch.eye(q, dtype=L.dtype, device=L.device).expand_as(quarters)
+    first, second = torch.linalg.solve_triangular(quarters, eye, upper=False, left=False)
+    first, second = first.flatten(0, 1), second.flatten(0, 1)
+    below = halves[..., q:, :q].flatten(0, 1)
+    W = L.new_zeros(2 * B, h, h)  # L_ii⁻¹
+    W[:, :q, :q], W[:, q:, q:] = first, second
+    torch.neg(torch.bmm(second, torch.bmm(below, first)), out=W[:, q:, :q])
+
+    P = torch.bmm(W.mT, W)
+    T = torch.bmm(L[:, h:, :h], W[:B])
+    P_1, P_2 = P[:B], P[B:]
+    P_2T = torch.bmm(P_2, T)
+    inverse = L.new_empty(B, n, n)
+    inverse[:, :h, :h] = P_1.baddbmm_(T.mT, P_2T)
+    inverse[:, h:, h:] = P_2
+    torch.neg(P_2T, out=inverse[:, h:, :h])
+    inverse[:, :h, h:] = inverse[:, h:, :h].mT
+    return inverse.view(*batch, n, n)
 
 
 def _gradient(
@@ -386,46 +454,81 @@ def _gradient(
 ) -> Tensor:
     """The gradient with respect to the features as they were before their reordering."""
     m, d = X.shape[-2:]
-    of_totals = grads[: len(totals)]
-    shared: Tensor | None = None
-    for factor, g, e in zip(factors, of_totals, totals, strict=False):
-        if g is not None:
-            part = _inverse(factor, g[..., None, None] * (d / (m * e)))
-            shared = part if shared is None else shared.add_(part)
-    buckets = [] if groups is None else groups.buckets
-    rest = _rows_by_samples(buckets, m)
-    # First what the total gives to classes on the other side, then what they add to it.
-    if shared is None:
-        base = torch.zeros_like(X[..., :rest, :])
-    else:
-        base = shared @ X if m < d else X[..., :rest, :] @ shared
-    if groups is None:
-        return base
+    by_samples: list[tuple[Bucket, Tensor]] = []  # with the weights of their inverses
+    by_features: list[tuple[Bucket, Tensor]] = []
+    if groups is not None:
+        for bucket, weight in _class_weights(X, grads[-2], grads[-1], groups, eps_sq):
+            (by_features if bucket.by_features else by_samples).append((bucket, weight))
 
-    of_classes = grads[-1]
-    if of_classes is not None and groups.class_order is not None:
-        of_classes = of_classes.index_select(-1, groups.class_order)
-    pieces = [base] if rest else []
-    for bucket, factor in zip(buckets, factors[len(totals) :], strict=True):
-        own = None
-        if of_classes is not None:
-            weight = of_classes[..., bucket.classes, None, None]
-            own = _inverse(factor, weight * _scale(groups, bucket, d, eps_sq, X))
-        if not bucket.by_features:
-            if own is not None:
-                _add_product(base[..., bucket.rows, :], own, bucket, X)
-            continue
-        if own is None:
-            own = X.new_zeros(*X.shape[:-2], len(bucket.sizes), d, d)
-        if shared is not None:
-            own += shared.unsqueeze(-3)
+    # The last factors are of classes and then of all samples: S + S_k comes of them, and S.
+    weights = [weight for _, weight in by_features]
+    sizes = [weight.shape[-1] for weight in weights]
+    K = sum(sizes)
+    wanted = [i for i in range(len(totals)) if grads[i] is not None]
+    for i in range(wanted[-1] + 1 if wanted else 0):
+        g = grads[i]
+        if g is None:
+            g = X.new_zeros(X.shape[:-2], dtype=X.dtype.to_real())
+        weights.append((g * (d / (m * totals[i]))).unsqueeze(-1))
+    shared: Tensor | None = None
+    matrices: tuple[Tensor, ...] = ()
+    if weights:
+        weight = torch.cat(weights, dim=-1)[..., None, None]
+        first = factors[-1].shape[-3] - len(totals) - K  # past classes without a gradient
+        inverses = _inverse(factors[-1].narrow(-3, first, weight.shape[-3]))
+        inverses *= weight
+        if wanted:
+            shared = inverses[..., K:, :, :].sum(-3)
+        if K:
+            own = inverses[..., :K, :, :]
+            if shared is not None:
+                own += shared.unsqueeze(-3)
+            matrices = torch.split(own, sizes, dim=-3)
+
+    pieces = []
+    rest = by_features[0][0].rows.start if by_features else m
+    if rest:
+        # First what the total gives to these rows, then what their classes' n × n matrices add.
+        if shared is None:
+            base = torch.zeros_like(X[..., :rest, :])
+        else:
+            base = shared @ X if m < d else X[..., :rest, :] @ shared
+        for (bucket, weight), factor in zip(by_samples, factors, strict=False):
+            inverse = _inverse(factor).mul_(weight[..., None, None])
+            _add_product(base[..., bucket.rows, :], inverse, bucket, X)
+        pieces.append(base)
+    for (bucket, _), own in zip(by_features, matrices, strict=True):
         if bucket.each_alone:
             pairs = zip(bucket.runs(X), own.unbind(-3), strict=True)
             pieces += [run @ matrix for run, matrix in pairs]
         else:
             pieces.append(bucket.rows_of(bucket.blocks(X) @ own))
     rows = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-2)
-    return rows.index_select(-2, _inverse_permutation(groups.order))
+    return rows if groups is None else rows.index_select(-2, _inverse_permutation(groups.order))
+
+
+def _class_weights(
+    X: Tensor,
+    of_classes: Tensor | None,
+    of_compressed: Tensor | None,
+    groups: Groups,
+    eps_sq: float,
+) -> Iterator[tuple[Bucket, Tensor]]:
+    """What the inverses of each bucket's classes are multiplied by, (..., classes).
+
+    That is c = d/(n ε²) times the gradient of R_k, and n/m of it times that of R_c.
+    """
+    m, d = X.shape[-2:]
+    if of_compressed is not None:
+        of_compressed = (of_compressed * (d / (m * eps_sq))).unsqueeze(-1)
+    if of_classes is not None and groups.class_order is not None:
+        of_classes = of_classes.index_select(-1, groups.class_order)
+    for bucket in groups.buckets:
+        if of_classes is not None:
+            weight = of_classes[..., bucket.classes] * _scale(groups, bucket, d, eps_sq, X)
+            yield bucket, weight if of_compressed is None else weight + of_compressed
+        elif of_compressed is not None:
+            yield bucket, of_compressed.expand(*X.shape[:-2], len(bucket.sizes))
 
 
 def _add_product(rows: Tensor, own: Tensor, bucket: Bucket, X: Tensor) -> None:
@@ -446,18 +549,23 @@ def _differentiable_gradient(
 ) -> Tensor:
     """The same as a differentiable function of features and of ``grads``, slower."""
     X = Z if groups is None else Z.index_select(-2, groups.order)
-    rates = _rates_of_runs(X, groups, eps_sq, totals, half_logdet)
+
+    def rates_of(grams: list[Gram]) -> Tensor:
+        # Where gradients are taken, a Gram is one panel.
+        return torch.cat([half_logdet(panels[0], scale) for panels, scale in grams], dim=-1)
+
+    rates = _rates_of_runs(X, groups, eps_sq, totals, rates_of)
     wanted = [(r, g) for r, g in zip(rates, grads, strict=True) if g is not None]
     outputs, weights = zip(*wanted, strict=True)
     return torch.autograd.grad(outputs, Z, weights, create_graph=True)[0]
 
 
 def half_logdet(gram: Tensor, scale: float | Tensor) -> Tensor:
-    """½ logdet(I + c G) of Hermitian positive semidefinite G (..., n, n); NaN where it fails.
+    """½ logdet(I + c G) of Hermitian positive semidefinite G (..., K, n, n); NaN where it fails.
 
     Args:
         gram: G.
-        scale: c, a number or real ``(..., 1, 1)``, constant.
+        scale: c, a number or real ``(K,)``, constant.
     """
     return _HalfLogdet.apply(gram, scale)  # type: ignore[no-any-return]
 
@@ -467,7 +575,7 @@ class _HalfLogdet(Function):
 
     @staticmethod
     def forward(ctx: Any, gram: Tensor, scale: float | Tensor) -> Tensor:
-        factor, logs = _factor(gram * scale)
+        factor, logs = _factor([([gram], scale)])
         ctx.save_for_backward(gram, factor)
         ctx.scale = scale
         return logs
@@ -475,12 +583,13 @@ class _HalfLogdet(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         gram, factor = ctx.saved_tensors
-        weight = grads[0][..., None, None] * (ctx.scale / 2)
+        weight = grads[0] * (ctx.scale / 2)
         if not torch.is_grad_enabled():
-            return _inverse(factor, weight), None
+            return _inverse(factor).mul_(weight[..., None, None]), None
         # Slower, and a differentiable function of G.
         eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-        return torch.linalg.inv_ex(eye + ctx.scale * gram).inverse * weight, None
+        matrices = eye + _for_matrices(ctx.scale) * gram
+        return torch.linalg.inv_ex(matrices).inverse * weight[..., None, None], None
 
 
 class _WeightedMoments(Function):
@@ -550,9 +659,12 @@ def weighted_rates(
     # Gram would vanish. An absent class is taken out of the graph, or its moment, which has no
     # limit at mass zero, would hand the membership a gradient.
     present = mass > 0
+    shares = mass / len(weights)
     weights = torch.where(present, weights / mass.where(present, torch.ones_like(mass)), 0.0)
     class_rates = half_logdet(weighted_moments(X, weights), d / eps_sq)
-    return (*grouped_rates(X, None, eps_sq, totals), class_rates) if totals else (class_rates,)
+    compressed = (class_rates * shares).sum(-1)
+    of_all = grouped_rates(X, None, eps_sq, totals) if totals else ()
+    return (*of_all, class_rates, compressed)
 
 
 def full_precision(X: Tensor) -> AbstractContextManager[Any]:

@@ -19,13 +19,11 @@ class Membership:
 
     Attributes:
         by_class: samples grouped by their labels, or the matrix (m, K) as it was given.
-        shares: tr Π_k / m, ``(K,)``, at least float32.
         certain: whether rates are known to be finite already; see
             :func:`mcr2.rates.precision.certainty`.
     """
 
     by_class: Groups | Tensor
-    shares: Tensor
     certain: bool
 
 
@@ -62,16 +60,13 @@ def read_membership(
             f"labels run from {int(ordered[0])} to {int(ordered[-1])}; "
             f"with {K} classes they must lie in [0, {K - 1}]"
         )
-    counts = ends.diff()
+    counts = ends[1:] - ends[:-1]
     sizes = [b - a for a, b in pairwise(bounds)]
-    groups = group(ordered, order, counts, sizes, d, total=total)
-    # On the labels' device already; float64, so that no dtype of features loses by it.
-    shares = counts.to(torch.float32 if labels.device.type == "mps" else torch.float64) / m
-    return Membership(groups, shares, known)
+    return Membership(group(ordered, order, counts, sizes, d, total=total), known)
 
 
 def _read_matrix(matrix: Tensor, certain: Tensor | None) -> Membership:
-    m, K = matrix.shape
+    K = matrix.shape[1]
     # Wide enough for a softmax rounded to bfloat16, narrow enough to catch unnormalised scores.
     tolerance = 1e-4 + K * torch.finfo(matrix.dtype).eps
     values = matrix.detach().to(working_dtype(matrix))
@@ -84,7 +79,7 @@ def _read_matrix(matrix: Tensor, certain: Tensor | None) -> Membership:
             "membership rows must be non-negative and sum to one; the smallest entry is "
             f"{smallest:.3g}, the largest deviation of a sum {off:.3g}"
         )
-    return Membership(matrix, matrix.to(working_dtype(matrix)).sum(0) / m, any(known))
+    return Membership(matrix, any(known))
 
 
 def check_features(Z: Tensor, eps_sq: float) -> None:

@@ -51,7 +51,7 @@ def shift_invariant_rate(Z: Tensor, *, eps_sq: float = 0.5) -> Tensor:
         1.1049 1.1049
     """
     check_signals(Z, eps_sq)
-    return evaluate(Z, None, eps_sq=eps_sq, totals=[eps_sq], spectrum=half_spectrum)[0][0]
+    return evaluate(Z, None, eps_sq=eps_sq, totals=[eps_sq], spectrum=half_spectrum)[0]
 
 
 def shift_invariant_class_rates(
@@ -84,7 +84,7 @@ def shift_invariant_class_rates(
     """
     check_signals(Z, eps_sq)
     check_membership(Z, len(Z), labels, num_classes)
-    return evaluate(Z, labels, num_classes=num_classes, eps_sq=eps_sq, spectrum=half_spectrum)[0][0]
+    return evaluate(Z, labels, num_classes=num_classes, eps_sq=eps_sq, spectrum=half_spectrum)[0]
 
 
 def shift_invariant_rate_reduction(
@@ -118,7 +118,7 @@ def shift_invariant_rate_reduction(
     """
     check_signals(Z, eps_sq)
     check_membership(Z, len(Z), labels, num_classes)
-    (rate, class_rates), shares = evaluate(
+    rates = evaluate(
         Z,
         labels,
         num_classes=num_classes,
@@ -126,7 +126,7 @@ def shift_invariant_rate_reduction(
         totals=[eps_sq],
         spectrum=half_spectrum,
     )
-    return as_rates(rate, class_rates, shares)
+    return as_rates(*rates)
 
 
 def half_spectrum(Z: Tensor) -> tuple[Tensor, Tensor | None]:

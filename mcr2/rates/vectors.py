@@ -62,7 +62,7 @@ def coding_rate(Z: Tensor, *, eps_sq: float = 0.5) -> Tensor:
         1.0986 1.0986
     """
     check_features(Z, eps_sq)
-    return evaluate(Z, None, eps_sq=eps_sq, totals=[eps_sq])[0][0]
+    return evaluate(Z, None, eps_sq=eps_sq, totals=[eps_sq])[0]
 
 
 def class_coding_rates(
@@ -99,7 +99,7 @@ def class_coding_rates(
     """
     check_features(Z, eps_sq)
     check_membership(Z, Z.shape[-2], labels, num_classes)
-    return evaluate(Z, labels, num_classes=num_classes, eps_sq=eps_sq)[0][0]
+    return evaluate(Z, labels, num_classes=num_classes, eps_sq=eps_sq)[0]
 
 
 def rate_reduction(
@@ -137,10 +137,7 @@ def rate_reduction(
     """
     check_features(Z, eps_sq)
     check_membership(Z, Z.shape[-2], labels, num_classes)
-    (rate, class_rates), shares = evaluate(
-        Z, labels, num_classes=num_classes, eps_sq=eps_sq, totals=[eps_sq]
-    )
-    return as_rates(rate, class_rates, shares)
+    return as_rates(*evaluate(Z, labels, num_classes=num_classes, eps_sq=eps_sq, totals=[eps_sq]))
 
 
 def rate_reduction_with_expansion(
@@ -182,16 +179,13 @@ def rate_reduction_with_expansion(
     check_positive("gamma", gamma)
     check_positive("eps_sq / gamma", eps_sq / gamma)
     check_membership(Z, Z.shape[-2], labels, num_classes)
-    totals = [eps_sq] if gamma == 1 else [eps_sq, eps_sq / gamma]
-    (*of_all, class_rates), shares = evaluate(
-        Z, labels, num_classes=num_classes, eps_sq=eps_sq, totals=totals
-    )
-    return of_all[-1], as_rates(of_all[0], class_rates, shares)
+    totals = [eps_sq] if gamma == 1 else [eps_sq / gamma, eps_sq]
+    expansion, *rates = evaluate(Z, labels, num_classes=num_classes, eps_sq=eps_sq, totals=totals)
+    return expansion, as_rates(*(rates if gamma != 1 else (expansion, *rates)))
 
 
-def as_rates(rate: Tensor, class_rates: Tensor, shares: Tensor) -> Rates:
-    """Weigh class rates (..., K) by the classes' shares (K,) and take them from R (...)."""
-    compressed_rate = (class_rates * shares.to(class_rates)).sum(-1)
+def as_rates(rate: Tensor, class_rates: Tensor, compressed_rate: Tensor) -> Rates:
+    """Join R (...), R_k (..., K) and R_c (...)."""
     return Rates(rate, class_rates, compressed_rate, rate - compressed_rate)
 
 
@@ -204,7 +198,7 @@ def evaluate(
     num_classes: int | None = None,
     totals: Sequence[float] = (),
     spectrum: Callable[[Tensor], tuple[Tensor, Tensor | None]] | None = None,
-) -> tuple[tuple[Tensor, ...], Tensor]:
+) -> tuple[Tensor, ...]:
     """Evaluate the rates of checked input.
 
     Args:
@@ -217,8 +211,7 @@ def evaluate(
             the rates of frequencies, or into ``(m, C)`` and None.
 
     Returns:
-        R ``(...)`` for each of ``totals`` and then, with labels, R_k ``(..., K)``; and the
-        classes' shares ``(K,)``.
+        R ``(...)`` for each of ``totals`` and then, with labels, R_k ``(..., K)`` and R_c.
     """
     if spectrum is None:
         m, d = Z.shape[-2:]
@@ -250,5 +243,4 @@ def evaluate(
             return rates
         return tuple(torch.tensordot(weights, r, dims=1) for r in rates)
 
-    rates = in_safe_precision(compute, Z, eps_sq, certain=classes is not None and classes.certain)
-    return rates, (classes.shares if classes is not None else Z.new_empty(0))
+    return in_safe_precision(compute, Z, eps_sq, certain=classes is not None and classes.certain)
