@@ -1,0 +1,244 @@
+"""One layer of ReduNet: its operators from Gram matrices or samples, and what it does to features.
+
+Operators act on spectra ``(F, b, C)``, at each of F frequencies by a Hermitian C × C matrix. They
+come from whichever Gram matrix is smaller. With n < C samples Z of a class,
+
+    α (I + α ZᴴZ)⁻¹ = α (I − WᴴW),     W = √α L⁻¹Z  (n × C),     LLᴴ = I + α ZZᴴ,
+
+and where n < C/2 it is W that a layer keeps: fewer numbers and fewer operations than C × C.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mcr2.redunet.features import Batch
+from mcr2.redunet.spectra import as_real, project, sq_norms
+
+#: Compressed features are computed for this many real numbers at a time: they stay in the cache.
+_CHUNK = 1 << 21
+
+
+class LayerRates(NamedTuple):
+    """Rates of the training samples' features after a number of layers, in nats.
+
+    They are those of :func:`mcr2.rates.rate_reduction`, for signals of
+    :func:`mcr2.rates.shift_invariant_rate_reduction`, by the labels constructed from.
+
+    Attributes:
+        layers: how many layers the features have passed.
+        rate: R.
+        compressed_rate: R_c.
+        reduction: ΔR = R − R_c.
+    """
+
+    layers: int
+    rate: float
+    compressed_rate: float
+    reduction: float
+
+
+class Shape(NamedTuple):
+    """What moments and layers have the size of."""
+
+    frequencies: int
+    channels: int
+    counts: tuple[int, ...]
+
+    @property
+    def samples(self) -> int:
+        """m."""
+        return sum(self.counts)
+
+
+class Moments:
+    """What a layer is constructed from, accumulated batch by batch.
+
+    Of each class the Gram matrix ``(C, C)``, or its samples where there are fewer than C in every
+    class; of all samples the same. Never more than (K + 1) C² numbers a frequency, whatever m.
+    """
+
+    def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> None:
+        F, C, counts = shape
+        self.shape = shape
+        largest = max(counts)
+        self.by_samples = largest < C
+        rows = largest if self.by_samples else C
+        self.classes = torch.zeros(F, len(counts), rows, C, dtype=dtype, device=device)
+        self.total_by_samples = shape.samples < C
+        rows = shape.samples if self.total_by_samples else C
+        self.total = torch.zeros(F, 1, rows, C, dtype=dtype, device=device)
+
+    def add(self, batch: Batch, S: Tensor) -> None:
+        """Add a batch's spectrum ``(F, b, C)``."""
+        S = S.to(self.classes.dtype)
+        for label, start, stop, first in batch.runs:
+            own = S[:, start:stop]
+            if self.by_samples:
+                self.classes[:, label, first : first + stop - start] = own
+            else:
+                self.classes[:, label] += own.mH @ own
+        if self.total_by_samples:
+            self.total[:, 0, batch.start : batch.stop] = S
+        elif self.by_samples:
+            self.total[:, 0] += S.mH @ S
+
+    def factors(self, eps_sq: float) -> tuple[Factors, Factors]:
+        """Factor I + α Gram, of all samples and of the classes.
+
+        The accumulated matrices are used up.
+        """
+        _, C, counts = self.shape
+        # The class Grams sum to that of all samples.
+        total = self.total if self.by_samples else self.classes.sum(1, keepdim=True)
+        alphas = [C / (n * eps_sq) if n else 0.0 for n in counts]
+        return (
+            Factors(total, self.total_by_samples, [C / (self.shape.samples * eps_sq)]),
+            Factors(self.classes, self.by_samples, alphas),
+        )
+
+
+class Factors:
+    """Cholesky factors of I + α_k Gram_k at each frequency."""
+
+    def __init__(self, moments: Tensor, by_samples: bool, alphas: Sequence[float]) -> None:
+        real = moments.real.dtype if moments.is_complex() else moments.dtype
+        self.alphas = torch.tensor(alphas, dtype=real, device=moments.device)
+        scale = self.alphas[:, None, None]
+        self.samples = moments if by_samples else None
+        gram = moments @ moments.mH * scale if by_samples else moments.mul_(scale)
+        gram.diagonal(dim1=-2, dim2=-1).add_(1)
+        self.factor, info = torch.linalg.cholesky_ex(gram)
+        #: logdet(I + α_k Gram_k), (F, K): NaN or inf where there is no factor.
+        diagonal = self.factor.diagonal(dim1=-2, dim2=-1)
+        pivots = diagonal.real if diagonal.is_complex() else diagonal
+        bad = (info != 0).any()
+        self.logdets = torch.where(bad, torch.nan, 2 * pivots.log().sum(-1))
+
+    def reduced(self) -> Tensor | None:
+        """Return W ``(F, K, n, C)``, α (I − WᴴW) being the operator; None of C × C Grams."""
+        if self.samples is None:
+            return None
+        scaled = self.samples * self.alphas.sqrt()[:, None, None]
+        reduced: Tensor = torch.linalg.solve_triangular(self.factor, scaled, upper=False)
+        return reduced
+
+    def dense(self, reduced: Tensor | None) -> Tensor:
+        """Return α (I + α Gram)⁻¹, ``(F, K, C, C)``."""
+        if reduced is None:
+            return torch.cholesky_inverse(self.factor).mul_(self.alphas[:, None, None])
+        operator = (reduced.mH @ reduced).neg_()
+        operator.diagonal(dim1=-2, dim2=-1).add_(1)
+        return operator.mul_(self.alphas[:, None, None])
+
+
+class ReduLayer(nn.Module):
+    """One layer, z ← P(z + η (E z − Σ_k γ_k π̂_k(z) C_k z)), on spectra.
+
+    Its tensors are parameters that ask for no gradient: ``requires_grad_()`` makes a constructed
+    network a start for back-propagation. Complex ones have a last dimension of two.
+
+    Attributes:
+        expansion: E, ``(F, C, C)``.
+        compressions: the C_k side by side, ``(F, C, K, C)``; empty where ``factors`` are kept.
+        factors: W_k with C_k = α_k (I − W_kᴴW_k), ``(F, K, n, C)``; empty otherwise.
+        alphas: α_k, ``(K,)``; 0 for an absent class.
+        gammas: γ_k, ``(K,)``; 0 for an absent class.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.expansion = nn.Parameter(tensors["expansion"], requires_grad=False)
+        self.compressions = nn.Parameter(tensors["compressions"], requires_grad=False)
+        self.factors = nn.Parameter(tensors["factors"], requires_grad=False)
+        self.alphas = nn.Parameter(tensors["alphas"], requires_grad=False)
+        self.gammas = nn.Parameter(tensors["gammas"], requires_grad=False)
+
+    @classmethod
+    def construct(
+        cls, total: Factors, classes: Factors, shape: Shape, dtype: torch.dtype
+    ) -> ReduLayer:
+        """Make the layer of factored moments, its tensors of a real dtype."""
+        expansion = total.dense(total.reduced())[:, 0]
+        reduced = classes.reduced()
+        empty = expansion.new_empty(0)
+        if reduced is not None and 2 * reduced.shape[-2] < shape.channels:
+            compressions, factors = empty, reduced
+        else:
+            # One product with all classes' operators side by side.
+            compressions, factors = classes.dense(reduced).transpose(1, 2), empty
+        gammas = torch.tensor(shape.counts, dtype=torch.float64) / shape.samples
+        kept = {
+            "expansion": as_real(expansion),
+            "compressions": as_real(compressions),
+            "factors": as_real(factors),
+            "alphas": classes.alphas,
+            "gammas": gammas.to(expansion.device),
+        }
+        return cls({name: t.to(dtype).contiguous() for name, t in kept.items()})
+
+    def forward(
+        self, S: Tensor, weights: Tensor, *, eta: float, lam: float, batch: Batch | None = None
+    ) -> Tensor:
+        """Map spectra ``(F, b, C)`` to spectra.
+
+        Args:
+            S: of any samples.
+            weights: of frequencies, :func:`mcr2.redunet.spectra.frequency_weights`.
+            eta, lam: η and λ.
+            batch: the runs of one class each of S, where membership is given and not estimated.
+        """
+        moved = S + eta * (S @ self._tensor(self.expansion, S))
+        if batch is not None:
+            gammas = self.gammas.tolist()
+            own = [
+                gammas[run.label] * self._compress_by(run.label, S[:, run.start : run.stop])
+                for run in batch.runs
+            ]
+            return project(moved - eta * torch.cat(own, dim=1), weights)
+        numbers = S.shape[0] * S.shape[2] * len(self.gammas) * (2 if S.is_complex() else 1)
+        rows = max(1, _CHUNK // numbers)
+        parts = [self._compress(part, weights, lam) for part in torch.split(S, rows, dim=1)]
+        return project(moved - eta * torch.cat(parts, dim=1), weights)
+
+    def _tensor(self, parameter: Tensor, S: Tensor) -> Tensor:
+        return torch.view_as_complex(parameter) if S.is_complex() else parameter
+
+    def _compressed(self, S: Tensor) -> Tensor:
+        """Return all C_k z, ``(F, b, K, C)``."""
+        F, b, C = S.shape
+        K = len(self.gammas)
+        if self.factors.numel() == 0:
+            # A view: the operators lie side by side.
+            wide = self._tensor(self.compressions, S).view(F, C, K * C)
+            return (S @ wide).view(F, b, K, C)
+        W = self._tensor(self.factors, S)
+        n = W.shape[2]
+        inner = (S @ W.reshape(F, K * n, C).mH).view(F, b, K, n).transpose(1, 2)
+        outside = S.unsqueeze(1) - inner @ W
+        return (outside * self.alphas[:, None, None]).transpose(1, 2)
+
+    def _compress_by(self, label: int, S: Tensor) -> Tensor:
+        """Return C_k z of one class k, ``(F, b, C)``."""
+        if self.factors.numel() == 0:
+            return S @ self._tensor(self.compressions, S)[:, :, label]
+        W = self._tensor(self.factors, S)[:, label]
+        return self.alphas[label] * (S - (S @ W.mH) @ W)
+
+    def _compress(self, S: Tensor, weights: Tensor, lam: float) -> Tensor:
+        """Return Σ_k γ_k π̂_k(z) C_k z, ``(F, b, C)``."""
+        compressed = self._compressed(S)
+        share = self.gammas * self._estimate(sq_norms(compressed, weights), lam)
+        F, b, K, C = compressed.shape
+        flat = as_real(compressed).reshape(F, b, K, -1)
+        mixed = share.unsqueeze(-2) @ flat
+        return torch.view_as_complex(mixed.view(F, b, C, 2)) if S.is_complex() else mixed.squeeze(2)
+
+    def _estimate(self, squares: Tensor, lam: float) -> Tensor:
+        # An absent class has C_k = 0, which would look like a perfect fit.
+        scores = (-lam * squares.sqrt()).masked_fill(self.gammas == 0, -torch.inf)
+        return scores.softmax(-1)
