@@ -229,6 +229,7 @@ def test_a_state_is_the_network(shape, tmp_path):
     )
     again.load_state_dict(load_file(tmp_path / "net.safetensors"))
     assert torch.equal(again(X), net(X))
+    assert torch.equal(again.to(memory_format=torch.channels_last)(X), net(X))
     # Over another network's state, and moved to another precision.
     fresh = RandomFilters(shape[0], 3, dims=1) if lifting else None
     other = ReduNet(layers=1, lam=5.0, lifting=fresh).fit(X[..., :4], labels)

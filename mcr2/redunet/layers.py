@@ -136,16 +136,22 @@ class Factors:
         return operator.mul_(self.alphas[:, None, None])
 
 
+def _pairs(X: Tensor) -> Tensor:
+    """Return a tensor of three dimensions in reals, complex numbers as neighbours."""
+    return torch.view_as_real(X).flatten(-2) if X.is_complex() else X
+
+
 class ReduLayer(nn.Module):
     """One layer, z ← P(z + η (E z − Σ_k γ_k π̂_k(z) C_k z)), on spectra.
 
     Its tensors are parameters that ask for no gradient: ``requires_grad_()`` makes a constructed
-    network a start for back-propagation. Complex ones have a last dimension of two.
+    network a start for back-propagation. Complex ones are kept as pairs of reals, which double the
+    last dimension, and none has four dimensions, which ``channels_last`` would reorder.
 
     Attributes:
         expansion: E, ``(F, C, C)``.
-        compressions: the C_k side by side, ``(F, C, K, C)``; empty where ``factors`` are kept.
-        factors: W_k with C_k = α_k (I − W_kᴴW_k), ``(F, K, n, C)``; empty otherwise.
+        compressions: the C_k side by side, ``(F, C, K·C)``; empty where ``factors`` are kept.
+        factors: W_k with C_k = α_k (I − W_kᴴW_k), ``(F, K·n, C)``; empty otherwise.
         alphas: α_k, ``(K,)``; 0 for an absent class.
         gammas: γ_k, ``(K,)``; 0 for an absent class.
     """
@@ -167,15 +173,15 @@ class ReduLayer(nn.Module):
         reduced = classes.reduced()
         empty = expansion.new_empty(0)
         if reduced is not None and 2 * reduced.shape[-2] < shape.channels:
-            compressions, factors = empty, reduced
+            compressions, factors = empty, reduced.flatten(1, 2)
         else:
             # One product with all classes' operators side by side.
-            compressions, factors = classes.dense(reduced).transpose(1, 2), empty
+            compressions, factors = classes.dense(reduced).transpose(1, 2).flatten(2), empty
         gammas = torch.tensor(shape.counts, dtype=torch.float64) / shape.samples
         kept = {
-            "expansion": as_real(expansion),
-            "compressions": as_real(compressions),
-            "factors": as_real(factors),
+            "expansion": _pairs(expansion),
+            "compressions": _pairs(compressions),
+            "factors": _pairs(factors),
             "alphas": classes.alphas,
             "gammas": gammas.to(expansion.device),
         }
@@ -206,27 +212,27 @@ class ReduLayer(nn.Module):
         return project(moved - eta * torch.cat(parts, dim=1), weights)
 
     def _tensor(self, parameter: Tensor, S: Tensor) -> Tensor:
-        return torch.view_as_complex(parameter) if S.is_complex() else parameter
+        if not S.is_complex():
+            return parameter
+        return torch.view_as_complex(parameter.unflatten(-1, (-1, 2)))
 
     def _compressed(self, S: Tensor) -> Tensor:
         """Return all C_k z, ``(F, b, K, C)``."""
         F, b, C = S.shape
         K = len(self.gammas)
         if self.factors.numel() == 0:
-            # A view: the operators lie side by side.
-            wide = self._tensor(self.compressions, S).view(F, C, K * C)
-            return (S @ wide).view(F, b, K, C)
+            return (S @ self._tensor(self.compressions, S)).view(F, b, K, C)
         W = self._tensor(self.factors, S)
-        n = W.shape[2]
-        inner = (S @ W.reshape(F, K * n, C).mH).view(F, b, K, n).transpose(1, 2)
-        outside = S.unsqueeze(1) - inner @ W
+        inner = (S @ W.mH).view(F, b, K, -1).transpose(1, 2)
+        outside = S.unsqueeze(1) - inner @ W.view(F, K, -1, C)
         return (outside * self.alphas[:, None, None]).transpose(1, 2)
 
     def _compress_by(self, label: int, S: Tensor) -> Tensor:
         """Return C_k z of one class k, ``(F, b, C)``."""
+        K = len(self.gammas)
         if self.factors.numel() == 0:
-            return S @ self._tensor(self.compressions, S)[:, :, label]
-        W = self._tensor(self.factors, S)[:, label]
+            return S @ self._tensor(self.compressions, S).unflatten(2, (K, -1))[:, :, label]
+        W = self._tensor(self.factors, S).unflatten(1, (K, -1))[:, label]
         return self.alphas[label] * (S - (S @ W.mH) @ W)
 
     def _compress(self, S: Tensor, weights: Tensor, lam: float) -> Tensor:
