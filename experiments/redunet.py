@@ -17,6 +17,7 @@ from experiments.specs import RunSpec
 from mcr2.data import Split, to_float
 from mcr2.redunet import LayerRates, RandomFilters, ReduNet
 
+
 # How the defaults were chosen. Digits, vectors, 100 layers; best noisy validation accuracy at ratio
 # 0.2 by nearest subspace with the recipe's 3 components, mean of seeds 0 and 1, at layers 0, 10,
 # 20, ... of η 0.1, 0.5; ε² 0.1, 0.5, 2; λ 1, 20, 500 (standard error of every figure: 0.02). Raw

@@ -203,7 +203,7 @@ def test_a_mistaken_study(options, place, capsys):
     ("arguments", "fragment"),
     [
         ("tabel", "Available subcommands: table, ablate, train, evaluate, datasets"),
-        ("", "Expected one of {table, ablate, train, evaluate, datasets, bench}"),
+        ("", "Expected one of {table, ablate, train, redunet, evaluate, datasets, bench}"),
         ("train --ratio 1.5", "ratio is 1.5"),
         ("train --ratio", "--ratio"),
         ("train --method svm", "unknown method 'svm'"),

@@ -214,7 +214,7 @@ class ReduLayer(nn.Module):
     def _tensor(self, parameter: Tensor, S: Tensor) -> Tensor:
         if not S.is_complex():
             return parameter
-        return torch.view_as_complex(parameter.unflatten(-1, (-1, 2)))
+        return torch.view_as_complex(parameter.view(*parameter.shape[:-1], -1, 2))
 
     def _compressed(self, S: Tensor) -> Tensor:
         """Return all C_k z, ``(F, b, K, C)``."""
@@ -231,8 +231,9 @@ class ReduLayer(nn.Module):
         """Return C_k z of one class k, ``(F, b, C)``."""
         K = len(self.gammas)
         if self.factors.numel() == 0:
-            return S @ self._tensor(self.compressions, S).unflatten(2, (K, -1))[:, :, label]
-        W = self._tensor(self.factors, S).unflatten(1, (K, -1))[:, label]
+            F, _, C = S.shape
+            return S @ self._tensor(self.compressions, S).view(F, C, K, C)[:, :, label]
+        W = self._tensor(self.factors, S).view(len(S), K, -1, S.shape[2])[:, label]
         return self.alphas[label] * (S - (S @ W.mH) @ W)
 
     def _compress(self, S: Tensor, weights: Tensor, lam: float) -> Tensor:
