@@ -31,8 +31,8 @@ from experiments.redunet import ReduNetEncoder, construct, make_encoder
 from experiments.report import COLOURS, TITLES, Table
 from experiments.runner import Machine, load, prepare
 from experiments.specs import RunSpec, as_dict
-from mcr2.data import Split
-from mcr2.evaluation import encode, evaluate, measure_key
+from mcr2.data import Split, to_float
+from mcr2.evaluation import evaluate, measure_key
 from mcr2.records import environment, save_tensors, write_json
 from mcr2.redunet import LayerRates
 
@@ -205,12 +205,8 @@ def draw(out: Path, made: Construction, data: Prepared) -> list[Path]:
 @torch.no_grad()
 def _directions(made: Construction, split: Split, layers: int | None) -> Tensor:
     """Return flat features of unit norm after the first ``layers``, on the CPU."""
-    network = made.encoder.network
-    kept, network.layers = network.layers, network.layers[:layers]
-    try:
-        return encode(made.encoder, split.images).cpu().double()
-    finally:
-        network.layers = kept
+    X = made.encoder.enter(to_float(split.images))
+    return made.encoder.network(X, layers=layers).flatten(1).cpu().double()
 
 
 def plan(

@@ -86,6 +86,8 @@ def test_layers_equal_explicit_inverses_of_explicit_circulants(shape, membership
                 net.layers[layer].state_dict()[name], tensor, atol=1e-8, rtol=1e-8
             )
         Z = want
+        if membership == "estimated":
+            np.testing.assert_allclose(net(X, layers=layer + 1), Z, atol=1e-9, rtol=0)
     if membership == "estimated":
         np.testing.assert_allclose(net(X), Z, atol=1e-9, rtol=0)
 
@@ -349,6 +351,8 @@ def test_what_is_fitted_is_checked():
     net.fit(X, labels)
     with pytest.raises(ValueError, match=r"X has shape \(20, 5\)"):
         net(X[:, 1:])
+    with pytest.raises(ValueError, match="layers is 2; there are 1"):
+        net(X, layers=2)
 
 
 def test_liftings_are_checked_and_convolve_circularly():

@@ -210,14 +210,14 @@ class ReduNet(nn.Module):
         best = 0
         for depth in range(self.depth + 1):
             total, classes = self._moments(kept, step, shape, dtype, weights).factors(self.eps_sq)
-            rates = _rates(depth, total, classes, shape, weights)
+            rates = layer_rates(depth, total, classes, shape, weights)
             if rates is None:
                 # What was added up in less than float64 may not be positive; add it up anew.
                 wide = torch.promote_types(dtype, torch.float64)
                 total, classes = self._moments(kept, None, shape, wide, weights).factors(
                     self.eps_sq
                 )
-                rates = _rates(depth, total, classes, shape, weights)
+                rates = layer_rates(depth, total, classes, shape, weights)
             if rates is None:
                 raise ValueError(
                     f"layer {depth}: I + α ZᵀZ has no Cholesky factor, in float64 either; "
@@ -263,16 +263,17 @@ class ReduNet(nn.Module):
     def _enter(self, X: Tensor, weights: Tensor) -> Tensor:
         return project(to_spectrum(self._lifted(X)), weights)
 
-    def forward(self, X: Tensor) -> Tensor:
+    def forward(self, X: Tensor, *, layers: int | None = None) -> Tensor:
         """Map samples to features of unit norm, of the shape that they have behind the lifting.
 
         Args:
             X: samples of the shape constructed from, floating; brought to the layers' dtype.
+            layers: how many layers they pass, the first ones; None means all.
 
         Raises:
             RuntimeError: nothing is constructed yet.
             TypeError: ``X`` is not a real floating tensor.
-            ValueError: samples of another shape.
+            ValueError: samples of another shape; more layers than there are.
         """
         if self.shape.numel() == 0:
             raise RuntimeError("this ReduNet has no layers yet: fit it, or load a state")
@@ -286,9 +287,12 @@ class ReduNet(nn.Module):
                 f"X has shape {tuple(X.shape)}; this ReduNet was constructed from samples that "
                 f"have shape {shape} at the first layer, not {tuple(Z.shape[1:])}"
             )
+        depth = len(self.layers) if layers is None else layers
+        if not 0 <= depth <= len(self.layers):
+            raise ValueError(f"layers is {layers}; there are {len(self.layers)}")
         weights = frequency_weights(shape, Z)
         S = project(to_spectrum(Z), weights)
-        for layer in self.layers:
+        for layer in self.layers[:depth]:
             S = layer(S, weights, eta=self.eta, lam=self.lam)
         return from_spectrum(S, shape)
 
@@ -315,10 +319,17 @@ class ReduNet(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-def _rates(
+def layer_rates(
     depth: int, total: Factors, classes: Factors, shape: Shape, weights: Tensor
 ) -> LayerRates | None:
-    """Return the rates from the factors' determinants, or None where they are not finite."""
+    """Return the rates of the features that enter a layer, or None where they are not finite.
+
+    Args:
+        depth: how many layers they have passed.
+        total, classes: factors of their moments, whose determinants are the rates'.
+        shape: of the moments.
+        weights: of frequencies.
+    """
     gammas = torch.tensor(shape.counts, dtype=weights.dtype, device=weights.device) / shape.samples
     rate = (weights @ total.logdets.to(weights))[0] / 2
     compressed = gammas @ (weights @ classes.logdets.to(weights)) / 2
