@@ -57,13 +57,13 @@ def ours(X: Tensor, labels: Tensor, K: int) -> Made:
     S = project(to_spectrum(X), weights)
     shape = Shape(S.shape[0], S.shape[2], tuple(counts))
     with full_precision(X):
-        moments = Moments(shape, S.dtype, S.device)
+        moments = Moments(shape, S.dtype, S.device).clear()
         for batch in cut(counts, len(X)):
             moments.add(batch, S[:, batch.start : batch.stop])
         total, classes = moments.factors(EPS_SQ)
         rates = layer_rates(0, total, classes, shape, weights)
         assert rates is not None
-        layer = ReduLayer.construct(total, classes, shape, X.dtype)
+        layer = ReduLayer.blank(shape, S).fill(total, classes, shape)
         spent = time.perf_counter() - start
         moved = from_spectrum(layer(S, weights, eta=ETA, lam=LAM), X.shape[1:])
     return moved, (rates.rate, rates.compressed_rate), spent

@@ -95,7 +95,8 @@ class InMemory:
         """Yield every batch."""
         for i, batch in enumerate(self.batches):
             if step is not None:
-                self.parts[i] = step(self.parts[i], batch)
+                # Into the same memory: new blocks among those of layers would leave gaps.
+                self.parts[i].copy_(step(self.parts[i], batch))
             yield batch, self.parts[i]
 
 

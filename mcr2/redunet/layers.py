@@ -43,7 +43,7 @@ class LayerRates(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """What moments and layers have the size of."""
+    """What moments and layers have the size of: F, C and the class sizes."""
 
     frequencies: int
     channels: int
@@ -53,6 +53,16 @@ class Shape(NamedTuple):
     def samples(self) -> int:
         """m."""
         return sum(self.counts)
+
+    @property
+    def by_samples(self) -> bool:
+        """Whether every class has fewer samples than channels."""
+        return max(self.counts) < self.channels
+
+    @property
+    def factored(self) -> bool:
+        """Whether a layer keeps W in place of C × C operators."""
+        return 2 * max(self.counts) < self.channels
 
 
 class Moments:
@@ -65,40 +75,42 @@ class Moments:
     def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> None:
         F, C, counts = shape
         self.shape = shape
-        largest = max(counts)
-        self.by_samples = largest < C
-        rows = largest if self.by_samples else C
-        self.classes = torch.zeros(F, len(counts), rows, C, dtype=dtype, device=device)
+        rows = max(counts) if shape.by_samples else C
+        self.classes = torch.empty(F, len(counts), rows, C, dtype=dtype, device=device)
         self.total_by_samples = shape.samples < C
         rows = shape.samples if self.total_by_samples else C
-        self.total = torch.zeros(F, 1, rows, C, dtype=dtype, device=device)
+        self.total = torch.empty(F, 1, rows, C, dtype=dtype, device=device)
+
+    def clear(self) -> Moments:
+        """Begin anew, in the same memory."""
+        self.classes.zero_()
+        self.total.zero_()
+        return self
 
     def add(self, batch: Batch, S: Tensor) -> None:
         """Add a batch's spectrum ``(F, b, C)``."""
         S = S.to(self.classes.dtype)
         for label, start, stop, first in batch.runs:
             own = S[:, start:stop]
-            if self.by_samples:
+            if self.shape.by_samples:
                 self.classes[:, label, first : first + stop - start] = own
             else:
                 self.classes[:, label] += own.mH @ own
         if self.total_by_samples:
             self.total[:, 0, batch.start : batch.stop] = S
-        elif self.by_samples:
+        elif self.shape.by_samples:
             self.total[:, 0] += S.mH @ S
 
     def factors(self, eps_sq: float) -> tuple[Factors, Factors]:
-        """Factor I + α Gram, of all samples and of the classes.
-
-        The accumulated matrices are used up.
-        """
+        """Factor I + α Gram, of all samples and of the classes; what was added up is used up."""
         _, C, counts = self.shape
-        # The class Grams sum to that of all samples.
-        total = self.total if self.by_samples else self.classes.sum(1, keepdim=True)
+        if not self.shape.by_samples:
+            # The class Grams sum to that of all samples.
+            torch.sum(self.classes, 1, keepdim=True, out=self.total)
         alphas = [C / (n * eps_sq) if n else 0.0 for n in counts]
         return (
-            Factors(total, self.total_by_samples, [C / (self.shape.samples * eps_sq)]),
-            Factors(self.classes, self.by_samples, alphas),
+            Factors(self.total, self.total_by_samples, [C / (self.shape.samples * eps_sq)]),
+            Factors(self.classes, self.shape.by_samples, alphas),
         )
 
 
@@ -119,26 +131,21 @@ class Factors:
         bad = (info != 0).any()
         self.logdets = torch.where(bad, torch.nan, 2 * pivots.log().sum(-1))
 
-    def reduced(self) -> Tensor | None:
-        """Return W ``(F, K, n, C)``, α (I − WᴴW) being the operator; None of C × C Grams."""
-        if self.samples is None:
-            return None
-        scaled = self.samples * self.alphas.sqrt()[:, None, None]
-        reduced: Tensor = torch.linalg.solve_triangular(self.factor, scaled, upper=False)
+    def reduced(self, k: int | slice) -> Tensor:
+        """Return W_k ``(F, n, C)``, or of several classes ``(F, K, n, C)``, of samples."""
+        assert self.samples is not None
+        scaled = self.samples[:, k] * self.alphas[k, None, None].sqrt()
+        reduced: Tensor = torch.linalg.solve_triangular(self.factor[:, k], scaled, upper=False)
         return reduced
 
-    def dense(self, reduced: Tensor | None) -> Tensor:
-        """Return α (I + α Gram)⁻¹, ``(F, K, C, C)``."""
-        if reduced is None:
-            return torch.cholesky_inverse(self.factor).mul_(self.alphas[:, None, None])
-        operator = (reduced.mH @ reduced).neg_()
+    def operator(self, k: int) -> Tensor:
+        """Return α_k (I + α_k Gram_k)⁻¹, ``(F, C, C)``."""
+        if self.samples is None:
+            return torch.cholesky_inverse(self.factor[:, k]).mul_(self.alphas[k])
+        W = self.reduced(k)
+        operator = (W.mH @ W).neg_()
         operator.diagonal(dim1=-2, dim2=-1).add_(1)
-        return operator.mul_(self.alphas[:, None, None])
-
-
-def _pairs(X: Tensor) -> Tensor:
-    """Return a tensor of three dimensions in reals, complex numbers as neighbours."""
-    return torch.view_as_real(X).flatten(-2) if X.is_complex() else X
+        return operator.mul_(self.alphas[k])
 
 
 class ReduLayer(nn.Module):
@@ -165,27 +172,48 @@ class ReduLayer(nn.Module):
         self.gammas = nn.Parameter(tensors["gammas"], requires_grad=False)
 
     @classmethod
-    def construct(
-        cls, total: Factors, classes: Factors, shape: Shape, dtype: torch.dtype
-    ) -> ReduLayer:
-        """Make the layer of factored moments, its tensors of a real dtype."""
-        expansion = total.dense(total.reduced())[:, 0]
-        reduced = classes.reduced()
-        empty = expansion.new_empty(0)
-        if reduced is not None and 2 * reduced.shape[-2] < shape.channels:
-            compressions, factors = empty, reduced.flatten(1, 2)
-        else:
-            # One product with all classes' operators side by side.
-            compressions, factors = classes.dense(reduced).transpose(1, 2).flatten(2), empty
-        gammas = torch.tensor(shape.counts, dtype=torch.float64) / shape.samples
-        kept = {
-            "expansion": _pairs(expansion),
-            "compressions": _pairs(compressions),
-            "factors": _pairs(factors),
-            "alphas": classes.alphas,
-            "gammas": gammas.to(expansion.device),
+    def blank(cls, shape: Shape, like: Tensor) -> ReduLayer:
+        """Return a layer to :meth:`fill`.
+
+        Args:
+            shape: of the moments.
+            like: a spectrum, which gives dtype and device.
+        """
+        F, C, counts = shape
+        K = len(counts)
+        sizes = {
+            "expansion": (F, C, C),
+            "compressions": (0,) if shape.factored else (F, C, K * C),
+            "factors": (F, K * max(counts), C) if shape.factored else (0,),
+            "alphas": (K,),
+            "gammas": (K,),
         }
-        return cls({name: t.to(dtype).contiguous() for name, t in kept.items()})
+        pairs = 2 if like.is_complex() else 1
+        real = like.real if like.is_complex() else like
+        # In one go, before what is temporary: blocks that stay lie side by side.
+        return cls(
+            {
+                name: real.new_empty((*size[:-1], size[-1] * (pairs if len(size) > 1 else 1)))
+                for name, size in sizes.items()
+            }
+        )
+
+    def fill(self, total: Factors, classes: Factors, shape: Shape) -> ReduLayer:
+        """Set all tensors from factored moments."""
+        F, C, counts = shape
+        K = len(counts)
+        own = classes.factor  # its being complex says that spectra are
+        self._tensor(self.expansion, own).copy_(total.operator(0))
+        if shape.factored:
+            W = classes.reduced(slice(None))
+            self._tensor(self.factors, own).view(F, K, -1, C).copy_(W)
+        else:
+            side_by_side = self._tensor(self.compressions, own).view(F, C, K, C)
+            for k in range(K):
+                side_by_side[:, :, k] = classes.operator(k)
+        self.alphas.copy_(classes.alphas)
+        self.gammas.copy_(torch.tensor(counts, dtype=torch.float64) / shape.samples)
+        return self
 
     def forward(
         self, S: Tensor, weights: Tensor, *, eta: float, lam: float, batch: Batch | None = None

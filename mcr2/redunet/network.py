@@ -41,8 +41,8 @@ class ReduNet(nn.Module):
 
     A layer holds E and the K operators C_k at each of F frequencies: (K + 1)·F·C² numbers, or
     F·C·(C + K·n) where no class has more than n < C/2 samples; F is 1 for vectors, and for images
-    H·(W//2 + 1), two reals each. Construction needs beyond that some three layers' worth of
-    operators and the features of a batch.
+    H·(W//2 + 1), two reals each. Construction needs beyond that two layers' worth of operators
+    and the features of a batch.
 
     Args:
         layers: how many to construct.
@@ -208,15 +208,17 @@ class ReduNet(nn.Module):
     ) -> None:
         step: Callable[[Tensor, Batch], Tensor] | None = None
         best = 0
+        moments = Moments(shape, dtype, weights.device)
         for depth in range(self.depth + 1):
-            total, classes = self._moments(kept, step, shape, dtype, weights).factors(self.eps_sq)
+            self._add_up(moments.clear(), kept, step)
+            layer = ReduLayer.blank(shape, moments.total) if depth < self.depth else None
+            total, classes = moments.factors(self.eps_sq)
             rates = layer_rates(depth, total, classes, shape, weights)
             if rates is None:
                 # What was added up in less than float64 may not be positive; add it up anew.
-                wide = torch.promote_types(dtype, torch.float64)
-                total, classes = self._moments(kept, None, shape, wide, weights).factors(
-                    self.eps_sq
-                )
+                wide = Moments(shape, torch.promote_types(dtype, torch.float64), weights.device)
+                self._add_up(wide.clear(), kept, None)
+                total, classes = wide.factors(self.eps_sq)
                 rates = layer_rates(depth, total, classes, shape, weights)
             if rates is None:
                 raise ValueError(
@@ -228,26 +230,19 @@ class ReduNet(nn.Module):
                 best = depth
             if progress is not None:
                 progress(rates)
-            if depth == self.depth or (self.patience and depth - best >= self.patience):
+            if layer is None or (self.patience and depth - best >= self.patience):
                 break
-            layer = ReduLayer.construct(total, classes, shape, weights.dtype)
-            self.layers.append(layer)
+            self.layers.append(layer.fill(total, classes, shape))
             step = self._step(layer, weights)
         if self.patience:
             self.layers = self.layers[:best]
 
-    def _moments(
-        self,
-        kept: Store,
-        step: Callable[[Tensor, Batch], Tensor] | None,
-        shape: Shape,
-        dtype: torch.dtype,
-        weights: Tensor,
-    ) -> Moments:
-        moments = Moments(shape, dtype, weights.device)
+    @staticmethod
+    def _add_up(
+        moments: Moments, kept: Store, step: Callable[[Tensor, Batch], Tensor] | None
+    ) -> None:
         for batch, S in kept.sweep(step):
             moments.add(batch, S)
-        return moments
 
     def _step(self, layer: ReduLayer, weights: Tensor) -> Callable[[Tensor, Batch], Tensor]:
         def step(S: Tensor, batch: Batch) -> Tensor:
