@@ -173,7 +173,9 @@ def draw(out: Path, made: Construction, data: Prepared) -> list[Path]:
     sizes = torch.bincount(few.labels, minlength=data.sizes.num_classes)
     middles = (sizes.cumsum(0) - sizes / 2).tolist()
     for panel, Z, when in zip(pair, both, ends, strict=True):
-        image = panel.imshow((Z @ Z.T).abs(), cmap="Greys", vmin=0, vmax=1, interpolation="none")
+        image = panel.imshow(
+            (Z @ Z.T).abs().numpy(), cmap="Greys", vmin=0, vmax=1, interpolation="none"
+        )
         panel.set_title(when)
         panel.set_xticks(middles, data.dataset.classes, fontsize=8, rotation=90)
         panel.set_yticks(middles, data.dataset.classes, fontsize=8)
@@ -184,7 +186,7 @@ def draw(out: Path, made: Construction, data: Prepared) -> list[Path]:
     spectra, pair = plt.subplots(1, 2, figsize=(10, 4), layout="constrained", sharey=True)
     for panel, Z, when in zip(pair, both, ends, strict=True):
         for k in range(data.sizes.num_classes):
-            values = torch.linalg.svdvals(Z[few.labels == k])
+            values = torch.linalg.svdvals(Z[few.labels == k]).tolist()
             colour = plt.get_cmap("viridis")(k / max(data.sizes.num_classes - 1, 1) * 0.9)
             panel.plot(range(1, len(values) + 1), values, color=colour, linewidth=1.2)
             if len(values):

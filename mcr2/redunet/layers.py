@@ -124,11 +124,15 @@ class Factors:
         self.samples = moments if by_samples else None
         gram = moments @ moments.mH * scale if by_samples else moments.mul_(scale)
         gram.diagonal(dim1=-2, dim2=-1).add_(1)
-        self.factor, info = torch.linalg.cholesky_ex(gram)
+        bad = torch.zeros((), dtype=torch.bool, device=gram.device)
+        for k in range(len(alphas)):  # a class at a time: into the same memory
+            factor, info = torch.linalg.cholesky_ex(gram[:, k])
+            gram[:, k] = factor
+            bad |= (info != 0).any()
+        self.factor = gram
         #: logdet(I + α_k Gram_k), (F, K): NaN or inf where there is no factor.
-        diagonal = self.factor.diagonal(dim1=-2, dim2=-1)
+        diagonal = gram.diagonal(dim1=-2, dim2=-1)
         pivots = diagonal.real if diagonal.is_complex() else diagonal
-        bad = (info != 0).any()
         self.logdets = torch.where(bad, torch.nan, 2 * pivots.log().sum(-1))
 
     def reduced(self, k: int | slice) -> Tensor:

@@ -41,8 +41,8 @@ class ReduNet(nn.Module):
 
     A layer holds E and the K operators C_k at each of F frequencies: (K + 1)·F·C² numbers, or
     F·C·(C + K·n) where no class has more than n < C/2 samples; F is 1 for vectors, and for images
-    H·(W//2 + 1), two reals each. Construction needs beyond that two layers' worth of operators
-    and the features of a batch.
+    H·(W//2 + 1), two reals each. Construction needs beyond that one layer's worth of Gram
+    matrices and the features of a batch.
 
     Args:
         layers: how many to construct.
