@@ -202,7 +202,7 @@ def test_a_mistaken_study(options, place, capsys):
 @pytest.mark.parametrize(
     ("arguments", "fragment"),
     [
-        ("tabel", "Available subcommands: table, ablate, train, evaluate, datasets"),
+        ("tabel", "Available subcommands: table, ablate, train, redunet, evaluate, datasets"),
         ("", "Expected one of {table, ablate, train, redunet, evaluate, datasets, bench}"),
         ("train --ratio 1.5", "ratio is 1.5"),
         ("train --ratio", "--ratio"),
