@@ -254,13 +254,14 @@ def test_float32_agrees_with_float64_and_half_precision_with_float32():
 
 
 def test_a_distortion_too_small_for_float32_is_constructed_in_float64():
-    X, labels = samples((6,), dtype=torch.float32)
-    net = ReduNet(layers=2, eps_sq=1e-9, eta=0.1, membership="given").fit(
-        X[:, :1].repeat(1, 6), labels
-    )
-    assert bool(torch.isfinite(net.layers[1].expansion).all())
+    # One direction for all: I + α ZᵀZ has eigenvalues 1 and 1 + 6/ε², of which float32 keeps one.
+    X = torch.ones(20, 6) * torch.linspace(-1, 1, 20)[:, None]
+    net = ReduNet(layers=1, eps_sq=1e-9).fit(X, torch.arange(20) % 2)
+    assert net.history[0].rate == pytest.approx(np.log1p(6e9) / 2, rel=1e-6)
+    assert net.layers[0].expansion.dtype == torch.float32
+    assert bool(torch.isfinite(net(X)).all())
     with pytest.raises(ValueError, match="eps_sq=1e-300 is too small"):
-        ReduNet(layers=1, eps_sq=1e-300).fit(X, labels)
+        ReduNet(layers=1, eps_sq=1e-300).fit(X, torch.arange(20) % 2)
 
 
 def test_a_network_can_be_refined_by_back_propagation():
