@@ -65,7 +65,7 @@ class Construction:
 def build(
     spec: RunSpec, data: Prepared, device: torch.device, *, patience: int | None = None
 ) -> Construction:
-    """Construct a spec's network, printing the rates of every layer as it comes.
+    """Construct a spec's network, printing the rates of every layer as it comes, and what it took.
 
     Args:
         spec: of the method ``redunet``.
@@ -87,6 +87,13 @@ def build(
     seconds, peak = time.perf_counter() - start, _status("VmHWM")
     own = sum(t.numel() * t.element_size() for t in encoder.state_dict().values()) / 2**20
     extra = None if before is None or peak is None else peak - before - own
+    d = int(encoder.network.shape.prod())
+    beyond = "not known" if extra is None else f"{extra:.0f} MiB"
+    print(
+        f"\n{len(train)} samples of {d} numbers at the first layer; {seconds:.1f} s; network "
+        f"{own:.0f} MiB; peak memory beyond it {beyond}",
+        flush=True,
+    )
     measures = evaluate(
         encoder,
         train,
@@ -101,7 +108,7 @@ def build(
 
 
 def summary(spec: RunSpec, data: Prepared, made: Construction) -> str:
-    """Return accuracies by both readouts, and what the construction took, as text."""
+    """Return accuracies and memorization by both readouts, as text."""
     rows = []
     for readout in dict.fromkeys((readout_for(spec, METHODS["redunet"]), COMMON_READOUT)):
 
@@ -122,13 +129,7 @@ def summary(spec: RunSpec, data: Prepared, made: Construction) -> str:
         )
     header = ("method", "readout", "layers", "test", "validation", *TITLES)
     title = f"{data.dataset.name} at ratio {spec.ratio:g}, seed {spec.seed}"
-    extra = "not known" if made.extra_mib is None else f"{made.extra_mib:.0f} MiB"
-    d = made.encoder.network.shape.prod()
-    return (
-        f"\n{Table(title, header, tuple(rows)).text()}\n\n"
-        f"{len(data.train)} samples of {int(d)} numbers at the first layer; {made.seconds:.1f} s; "
-        f"network {made.model_mib:.0f} MiB; peak memory beyond it {extra}"
-    )
+    return f"\n{Table(title, header, tuple(rows)).text()}\n"
 
 
 def few_of_each(split: Split, num_classes: int, count: int = SHOWN) -> Split:
