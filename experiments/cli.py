@@ -1,4 +1,4 @@
-"""The command line: ``mcr2 table``, ``ablate``, ``train``, ``evaluate``, ``measure``, ...
+"""The command line: ``mcr2 table``, ``ablate``, ``train``, ``redunet``, ``evaluate`` and others.
 
 A mistake in what was asked for is one line on standard error and exit status 2, before anything
 is run or overwritten. A run that fails is a row of the table, and exit status 1.
@@ -172,6 +172,38 @@ class TrainCommand:
 
 
 @dataclass(frozen=True)
+class ReduNetCommand:
+    """Construct a ReduNet, print the rates of its layers, and leave figures."""
+
+    dataset: str | None = None
+    """Name (see `mcr2 datasets`), .npz file or image folder; the recipe's own by default."""
+    ratio: float = 0.0
+    """Share of the training labels to redraw."""
+    seed: int = 0
+    """From which every stream of randomness is seeded."""
+    recipe: str = "quick"
+    """Which data, and how much of it is held out."""
+    out: Path | None = None
+    """Folder for figures, rates and weights; results/redunet-DATASET by default."""
+    subset: int | None = None
+    """Training images to use, stratified by class."""
+    image_size: int | None = None
+    """Side to which an image folder is resized."""
+    noise: str = "symmetric"
+    """symmetric (the true class included, as in the paper) or symmetric_excluding_true."""
+    set: tuple[str, ...] = ()
+    """FIELD=VALUE: layers, eta, eps_sq, lam, lifting (channels), store, or any field of a run."""
+    patience: int | None = None
+    """Stop where ΔR has not grown for so many layers, and go back to the best."""
+    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
+    """CPU threads."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    data_root: str | None = None
+    """Where data sets are looked for first."""
+
+
+@dataclass(frozen=True)
 class EvaluateCommand:
     """Read a finished run again from its weights."""
 
@@ -220,6 +252,7 @@ Command = (
     Annotated[TableCommand, tyro.conf.subcommand("table")]
     | Annotated[AblateCommand, tyro.conf.subcommand("ablate")]
     | Annotated[TrainCommand, tyro.conf.subcommand("train")]
+    | Annotated[ReduNetCommand, tyro.conf.subcommand("redunet")]
     | Annotated[EvaluateCommand, tyro.conf.subcommand("evaluate")]
     | Annotated[MeasureCommand, tyro.conf.subcommand("measure")]
     | Annotated[DatasetsCommand, tyro.conf.subcommand("datasets")]
@@ -289,7 +322,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _fields(command: TableCommand | AblateCommand | TrainCommand, recipe: Any) -> dict[str, Any]:
+def _fields(
+    command: TableCommand | AblateCommand | TrainCommand | ReduNetCommand, recipe: Any
+) -> dict[str, Any]:
     """Return the fields of a spec that the commands set alike."""
     from mcr2.data import DATASETS
 
@@ -459,6 +494,34 @@ def _train(command: TrainCommand) -> Any:
     return go
 
 
+def _redunet(command: ReduNetCommand) -> Any:
+    from experiments.construction import plan
+    from experiments.label_noise import grid
+    from experiments.recipes import find_recipe
+    from experiments.runner import Machine
+
+    recipe = find_recipe(command.recipe)
+    machine = Machine(command.device, command.threads, command.data_root)
+    fields = _fields(command, recipe)
+    spec = grid(
+        recipe,
+        ["redunet"],
+        [command.ratio],
+        [command.seed],
+        fields=fields,
+        settings=command.set,
+    )[0]
+    out = command.out or Path("results") / f"redunet-{_short(fields['dataset'])}"
+    data, _ = plan(spec, out, machine, patience=command.patience)
+
+    def go() -> int:
+        from experiments.construction import run
+
+        return run(spec, data, out, machine, patience=command.patience)
+
+    return go
+
+
 def _evaluate(command: EvaluateCommand) -> Any:
     from experiments.runner import read_run
 
@@ -609,6 +672,7 @@ _PREPARE: dict[type, Any] = {
     TableCommand: _table,
     AblateCommand: _ablate,
     TrainCommand: _train,
+    ReduNetCommand: _redunet,
     EvaluateCommand: _evaluate,
     MeasureCommand: _measure,
     DatasetsCommand: _datasets,

@@ -48,7 +48,7 @@ def training_bar(spec: RunSpec) -> Iterator[Callable[[Told], None]]:
 
         def tell(told: Told) -> None:
             values = {"loss": told.loss, "terms": told.terms, "measures": told.measures}
-            bar.update(task, completed=told.epoch, told=told_line(values))
+            bar.update(task, completed=told.epoch, total=told.epochs, told=told_line(values))
 
         yield tell
 

@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import inspect
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch import Tensor
 
 import ce_baseline
 import mcr2.objectives
+from experiments import redunet
 from experiments.specs import RunSpec
 from mcr2.backbones import BACKBONES, ResNet
 from mcr2.data import Augmentation, Dataset, Split
@@ -30,6 +32,7 @@ from mcr2.noise import Corruption
 from mcr2.objectives import Objective
 from mcr2.readouts import WITH_COMPONENTS, parse_readout
 from mcr2.records import tensors_digest
+from mcr2.redunet import LayerRates
 from mcr2.selection import NEED_VALIDATION, SELECTIONS, Candidate, select
 from mcr2.training import Encoder, Progress, check_accumulation, seeded, train
 
@@ -86,8 +89,8 @@ class Fitted:
     """What fitting returns: the weights at the selected epochs, and how they came about.
 
     Attributes:
-        states: by epoch, the tensors that ``load`` makes an encoder of; a constructed network
-            has one, at epoch 0.
+        states: by epoch, the tensors that ``load`` makes an encoder of; for a constructed
+            network epochs are layers.
         history: one entry an evaluation, see :class:`mcr2.training.TrainingResult`.
         steps, wall_seconds: what it took; ``evaluation_seconds`` of it in evaluations.
         reason: why it failed, or None.
@@ -314,10 +317,80 @@ def trained(name: str, objective: type[Objective], fingerprint: str = "") -> Met
     return method
 
 
-#: Methods by name: each objective that has one.
+def constructed() -> Method:
+    """Make the method ``redunet``: layers constructed from the labels, read along their depth."""
+
+    def check(spec: RunSpec, sizes: Sizes) -> None:
+        redunet.make_encoder(spec, sizes.in_channels)
+        if readout_for(spec, method) == "head":
+            raise ValueError("readout is 'head', but redunet has no classifier of its own")
+
+    def load(spec: RunSpec, sizes: Sizes, state: Mapping[str, Tensor]) -> redunet.ReduNetEncoder:
+        encoder = redunet.make_encoder(spec, sizes.in_channels)
+        encoder.load_state_dict(dict(state))
+        return encoder
+
+    def fit(spec: RunSpec, data: Prepared, workspace: Workspace) -> Fitted:
+        start = time.perf_counter()
+        encoder = redunet.make_encoder(spec, data.sizes.in_channels)
+        encoder.to(workspace.device)
+        readout = readout_for(spec, method)
+        layers, every = redunet.read_options(spec).layers, spec.training.evaluate_every
+        read = reader(data, readout, workspace.device)
+        fitted = Fitted(states={}, history=[], steps=layers, wall_seconds=0.0)
+
+        def take_stock(rates: LayerRates) -> None:
+            depth, seconds = rates.layers, time.perf_counter() - start
+            terms = {name: value for name, value in rates._asdict().items() if name != "layers"}
+            measures: Mapping[str, Any] = {}
+            if depth % every == 0 or depth == layers:
+                begin = time.perf_counter()
+                measures = read(encoder).measures
+                fitted.evaluation_seconds += time.perf_counter() - begin
+                entry = {"epoch": depth, "step": depth, "lr": None, "loss": -rates.reduction}
+                fitted.history.append(
+                    entry | {"terms": terms, "measures": dict(measures), "seconds": seconds}
+                )
+                points = candidates(fitted.history, readout)
+                wanted = {points[select(rule, points)].epoch for rule in rules_for(spec)}
+                # Layers never change once they are there: what states share is held once.
+                states = fitted.states | {depth: dict(encoder.state_dict())}
+                fitted.states = {e: states[e] for e in wanted}
+                if workspace.log is not None:
+                    workspace.log(fitted.history[-1])
+            if workspace.progress is not None:
+                left = seconds / max(depth, 1) * (layers - depth)
+                told = Progress(depth, layers, -rates.reduction, terms, measures, left)
+                workspace.progress(told)
+
+        redunet.construct(
+            encoder,
+            data.train.to(workspace.device),
+            spec,
+            num_classes=data.sizes.num_classes,
+            progress=take_stock,
+        )
+        fitted.wall_seconds = time.perf_counter() - start
+        return fitted
+
+    method = Method(
+        name="redunet",
+        check=check,
+        fit=fit,
+        load=load,
+        readout="nearest_subspace",
+        options=redunet.OPTIONS,
+    )
+    return method
+
+
+#: Methods by name: each objective that has one, and what is constructed.
 METHODS: dict[str, Method] = {
-    name: trained(name, objective)
-    for name, objective in (ce_baseline.OBJECTIVES | mcr2.objectives.OBJECTIVES).items()
+    **{
+        name: trained(name, objective)
+        for name, objective in (ce_baseline.OBJECTIVES | mcr2.objectives.OBJECTIVES).items()
+    },
+    "redunet": constructed(),
 }
 
 

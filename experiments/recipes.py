@@ -49,6 +49,8 @@ QUICK = Recipe(
         "mcr2": TrainingConfig(
             epochs=200, batch_size=718, lr=0.2, weight_decay=1e-4, evaluate_every=10
         ),
+        # Constructed, 20 layers: of all this, layers between evaluations and samples at a time.
+        "redunet": TrainingConfig(batch_size=718, evaluate_every=2),
     },
 )
 

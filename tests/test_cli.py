@@ -202,8 +202,8 @@ def test_a_mistaken_study(options, place, capsys):
 @pytest.mark.parametrize(
     ("arguments", "fragment"),
     [
-        ("tabel", "Available subcommands: table, ablate, train, evaluate, measure"),
-        ("", "Expected one of {table, ablate, train, evaluate, measure, datasets, bench}"),
+        ("tabel", "Available subcommands: table, ablate, train, redunet, evaluate, measure"),
+        ("", "Expected one of {table, ablate, train, redunet, evaluate, measure, datasets, bench}"),
         ("train --ratio 1.5", "ratio is 1.5"),
         ("train --ratio", "--ratio"),
         ("train --method svm", "unknown method 'svm'"),

@@ -26,6 +26,9 @@ CIFAR10 = SHARED / "cifar10-12k.npz"
 
 SIZES = Sizes(num_classes=10, in_channels=3, num_samples=50_000)
 
+# The others are constructed: they have no backbone and take no steps.
+TRAINED = [name for name, method in METHODS.items() if method.build is not None]
+
 
 def spec(method, *settings, **changes):
     """The run of a method that holds nothing out."""
@@ -34,7 +37,7 @@ def spec(method, *settings, **changes):
 
 
 def test_the_network_has_the_papers_parameters():
-    for method in METHODS:
+    for method in TRAINED:
         backbone = METHODS[method].build(spec(method), SIZES).backbone
         assert sum(p.numel() for p in backbone.parameters()) == 11_497_664
 
@@ -58,7 +61,7 @@ def test_the_learning_rate_of_cross_entropy_at_every_epoch():
         assert learning_rate(config, epoch * per_epoch, per_epoch) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", TRAINED)
 def test_the_optimiser_is_the_papers(method):
     encoder = METHODS[method].build(spec(method), SIZES)
     config = spec(method).training
@@ -117,7 +120,7 @@ def test_the_five_counts_of_wrong_labels_whatever_the_runs_seed(seed):
             assert int(found.wrong.sum()) == wrong
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", TRAINED)
 def test_shifts_are_uniform_over_the_padding_of_eight_and_half_the_images_are_mirrored(method):
     # A bright pixel tells where the image went, a dim one right of it whether it was mirrored.
     n = 20_000

@@ -22,6 +22,7 @@ BENCHES: dict[str, str] = {
     "micro_batch": "experiments.bench.micro_batch",
     "rates": "experiments.bench.rates",
     "metrics": "experiments.bench.metrics",
+    "redunet": "experiments.bench.redunet",
 }
 
 #: The options that only a recipe's benchmarks take.
@@ -34,7 +35,7 @@ class Options:
 
     name: tyro.conf.Positional[str]
     """step: a training step and its parts. micro_batch: memory and time of micro-batches.
-    rates: the rates' kernels. metrics: the collapse metrics."""
+    rates: the rates' kernels. metrics: the collapse metrics. redunet: a layer's construction."""
     recipe: str = "quick"
     """Whose steps to measure."""
     methods: tuple[str, ...] = ("ce", "mcr2")

@@ -1,0 +1,266 @@
+"""One ReduNet, looked at: rates by layer, accuracy, memory, figures.
+
+    mcr2 redunet --dataset digits --out results/redunet-digits
+
+The network is that of the study's method ``redunet`` on the same samples with the same noisy
+labels. Ten seconds on one core for digits; 50 layers on 10,000 images of Fashion-MNIST take some
+minutes:
+
+    mcr2 redunet --dataset fashion_mnist --subset 10000 --set layers=50 validation=0
+
+Left behind are ``rates.json``, the network's ``weights.safetensors``, and three figures:
+``rates.png`` (R, R_c and ΔR by layer), ``cosines.png`` (|cosine| between samples sorted by class,
+before the first layer and after the last) and ``spectra.png`` (singular values of each class,
+before and after).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from experiments.label_noise import claim
+from experiments.methods import METHODS, Prepared, reader, readout_for
+from experiments.redunet import ReduNetEncoder, construct, make_encoder
+from experiments.report import Table
+from experiments.report.canvas import COLOURS, pyplot, save
+from experiments.runner import Machine, load, prepare
+from experiments.specs import RunSpec, as_dict
+from mcr2.data import Split, to_float
+from mcr2.evaluation import COMMON_READOUT, measure_key
+from mcr2.records import environment, save_tensors, write_json
+from mcr2.redunet import LayerRates
+
+#: Samples of each class in the matrices of cosines.
+SHOWN = 30
+
+#: What became of the training labels.
+LEARNT = ("fit_noisy", "fit_corrupted", "recovered")
+
+
+@dataclass(frozen=True)
+class Construction:
+    """A constructed network, and how it came about.
+
+    Attributes:
+        encoder: images -> features.
+        history: rates before the first layer and after each.
+        seconds: construction alone.
+        model_mib: the network's own size.
+        extra_mib: by how much construction raised the peak of resident memory above what was
+            resident before it, less the network's own size; None off Linux.
+        measures: as of an evaluation during training.
+    """
+
+    encoder: ReduNetEncoder
+    history: tuple[LayerRates, ...]
+    seconds: float
+    model_mib: float
+    extra_mib: float | None
+    measures: dict[str, Any]
+
+
+def build(
+    spec: RunSpec, data: Prepared, device: torch.device, *, patience: int | None = None
+) -> Construction:
+    """Construct a spec's network, printing the rates of every layer as it comes, and what it took.
+
+    Args:
+        spec: of the method ``redunet``.
+        data: prepared by the spec.
+        device: where.
+        patience: of :class:`mcr2.redunet.ReduNet`.
+    """
+    encoder = make_encoder(spec, data.sizes.in_channels, patience)
+    encoder.to(device)
+    train = data.train.to(device)
+    print(f"{'layer':>5}  {'R':>9}  {'R_c':>9}  {'ΔR':>9}")
+
+    def tell(rates: LayerRates) -> None:
+        shown = (rates.rate, rates.compressed_rate, rates.reduction)
+        print(f"{rates.layers:5d}  " + "  ".join(f"{value:9.4f}" for value in shown), flush=True)
+
+    before, start = _restart_peak(), time.perf_counter()
+    construct(encoder, train, spec, num_classes=data.sizes.num_classes, progress=tell)
+    seconds, peak = time.perf_counter() - start, _status("VmHWM")
+    own = sum(t.numel() * t.element_size() for t in encoder.state_dict().values()) / 2**20
+    extra = None if before is None or peak is None else peak - before - own
+    d = int(encoder.network.shape.prod())
+    beyond = "not known" if extra is None else f"{extra:.0f} MiB"
+    print(
+        f"\n{len(train)} samples of {d} numbers at the first layer; {seconds:.1f} s; network "
+        f"{own:.0f} MiB; peak memory beyond it {beyond}",
+        flush=True,
+    )
+    measures = reader(data, readout_for(spec, METHODS["redunet"]), device)(encoder).measures
+    return Construction(encoder, encoder.network.history, seconds, own, extra, dict(measures))
+
+
+def summary(spec: RunSpec, data: Prepared, made: Construction) -> str:
+    """Return accuracies and memorization by both readouts, as text."""
+    rows = []
+    for readout in dict.fromkeys((readout_for(spec, METHODS["redunet"]), COMMON_READOUT)):
+
+        def shown(measure: str, split: str, labels: str, readout: str = readout) -> str:
+            key = measure_key(measure, split=split, labels=labels, readout=readout)
+            value = made.measures.get(key)
+            return "-" if value is None else f"{value:.3f}"
+
+        rows.append(
+            (
+                "redunet",
+                readout,
+                str(len(made.encoder.network.layers)),
+                shown("accuracy", "test", "clean"),
+                shown("accuracy", "validation", "noisy"),
+                *(shown(m, "train", "noisy") for m in LEARNT),
+            )
+        )
+    header = ("method", "readout", "layers", "test", "validation", *LEARNT)
+    title = f"{data.dataset.name} at ratio {spec.ratio:g}, seed {spec.seed}"
+    return f"\n{Table(title, header, tuple(rows)).text()}\n"
+
+
+def few_of_each(split: Split, num_classes: int, count: int = SHOWN) -> Split:
+    """Return the first samples of each class by the labels constructed from, sorted by class."""
+    members = [(split.labels == k).nonzero()[:count, 0] for k in range(num_classes)]
+    return split.select(torch.cat(members))
+
+
+def draw(out: Path, made: Construction, data: Prepared) -> list[Path]:
+    """Draw the three figures into a folder and return their paths."""
+    plt = pyplot()
+    few = few_of_each(data.train, data.sizes.num_classes)
+    network = made.encoder.network
+    device = network.shape.device
+    ends = ("before the first layer", f"after layer {len(network.layers)}")
+
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for (name, label), colour in zip(
+        (("rate", "R"), ("compressed_rate", "R_c"), ("reduction", "ΔR")), COLOURS, strict=False
+    ):
+        values = [getattr(rates, name) for rates in made.history]
+        axes.plot([rates.layers for rates in made.history], values, color=colour)
+        axes.annotate(
+            label,
+            (made.history[-1].layers, values[-1]),
+            xytext=(4, 0),
+            textcoords="offset points",
+            color=colour,
+            va="center",
+        )
+    axes.set(xlabel="layers passed", ylabel="rate of the training features (nats)")
+    axes.set_title(f"Rates by layer, {data.dataset.name}")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.08)
+
+    both = [_directions(made, few.to(device), layers) for layers in (0, None)]
+    matrices, pair = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
+    sizes = torch.bincount(few.labels, minlength=data.sizes.num_classes)
+    middles = (sizes.cumsum(0) - sizes / 2).tolist()
+    for panel, Z, when in zip(pair, both, ends, strict=True):
+        image = panel.imshow(
+            (Z @ Z.T).abs().numpy(), cmap="Greys", vmin=0, vmax=1, interpolation="none"
+        )
+        panel.set_title(when)
+        panel.set_xticks(middles, data.dataset.classes, fontsize=8, rotation=90)
+        panel.set_yticks(middles, data.dataset.classes, fontsize=8)
+        panel.tick_params(length=0)
+    matrices.colorbar(image, ax=list(pair), label="|cosine|")
+    matrices.suptitle(f"Training samples of {data.dataset.name} by the label constructed from")
+
+    spectra, pair = plt.subplots(1, 2, figsize=(10, 4), layout="constrained", sharey=True)
+    for panel, Z, when in zip(pair, both, ends, strict=True):
+        for k in range(data.sizes.num_classes):
+            values = torch.linalg.svdvals(Z[few.labels == k]).tolist()
+            colour = plt.get_cmap("viridis")(k / max(data.sizes.num_classes - 1, 1) * 0.9)
+            panel.plot(range(1, len(values) + 1), values, color=colour, linewidth=1.2)
+            if len(values):
+                panel.plot([], [], color=colour, label=data.dataset.classes[k])
+        panel.set(xlabel="index", title=when)
+        panel.spines[["top", "right"]].set_visible(False)
+    pair[0].set_ylabel(f"singular value of a class (at most {SHOWN} samples)")
+    pair[1].legend(fontsize=8, frameon=False, title="class")
+
+    paths = []
+    for name, drawn in (("rates", figure), ("cosines", matrices), ("spectra", spectra)):
+        paths.append(out / f"{name}.png")
+        save(drawn, paths[-1])
+    return paths
+
+
+@torch.no_grad()
+def _directions(made: Construction, split: Split, layers: int | None) -> Tensor:
+    """Return flat features of unit norm after the first ``layers``, on the CPU."""
+    X = made.encoder.enter(to_float(split.images))
+    return made.encoder.network(X, layers=layers).flatten(1).cpu().double()
+
+
+def plan(
+    spec: RunSpec, out: Path, machine: Machine, *, patience: int | None = None
+) -> tuple[Prepared, Path]:
+    """Load and prepare the data, check the spec and take the folder, before anything is spent.
+
+    Raises:
+        ValueError, TypeError: what cannot be done.
+    """
+    data = prepare(spec, load(spec, machine.data_root))
+    METHODS["redunet"].check(spec, data.sizes)
+    make_encoder(spec, data.sizes.in_channels, patience)
+    claim(out, {"study": "redunet", "dataset": data.dataset.name, "ratio": spec.ratio})
+    return data, out
+
+
+def run(
+    spec: RunSpec, data: Prepared, out: Path, machine: Machine, *, patience: int | None = None
+) -> int:
+    """Construct, print, and leave figures, rates and weights in a folder.
+
+    Returns:
+        0.
+    """
+    torch.set_num_threads(machine.threads)
+    made = build(spec, data, machine.torch_device(), patience=patience)
+    print(summary(spec, data, made))
+    write_json(
+        out / "rates.json",
+        {
+            "spec": as_dict(spec),
+            "rates": [rates._asdict() for rates in made.history],
+            "layers": len(made.encoder.network.layers),
+            "seconds": made.seconds,
+            "model_mib": made.model_mib,
+            "extra_mib": made.extra_mib,
+            "measures": made.measures,
+            "environment": {**environment(), "threads": machine.threads},
+        },
+    )
+    save_tensors(out / "weights.safetensors", dict(made.encoder.state_dict()), {})
+    names: Sequence[str] = [path.name for path in draw(out, made, data)]
+    print(f"{out}: rates.json, weights.safetensors, {', '.join(names)}")
+    return 0
+
+
+def _restart_peak() -> float | None:
+    """Begin the high-water mark of resident memory anew; return what is resident, in MiB."""
+    try:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+    except OSError:
+        return None
+    return _status("VmRSS")
+
+
+def _status(field: str) -> float | None:
+    """Return a field of this process's status in MiB, None off Linux."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    lines = status.read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))

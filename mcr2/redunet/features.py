@@ -1,0 +1,146 @@
+"""The training samples between layers: kept in memory, kept on disk, or recomputed.
+
+Samples stand sorted by class, so that in every batch each class is a run of rows.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Run(NamedTuple):
+    """Rows ``start`` to ``stop`` of a batch are samples ``first``, ... of class ``label``."""
+
+    label: int
+    start: int
+    stop: int
+    first: int
+
+
+class Batch(NamedTuple):
+    """Rows ``start`` to ``stop`` of the sorted samples, and its runs of one class each."""
+
+    start: int
+    stop: int
+    runs: tuple[Run, ...]
+
+
+def cut(counts: Sequence[int], batch_size: int) -> list[Batch]:
+    """Cut samples sorted by class into batches.
+
+    Example:
+        >>> for batch in cut([3, 0, 2], 4):
+        ...     print(batch.start, batch.stop, *map(tuple, batch.runs))
+        0 4 (0, 0, 3, 0) (2, 3, 4, 0)
+        4 5 (2, 0, 1, 1)
+    """
+    ends = list(accumulate(counts))
+    batches = []
+    for start in range(0, ends[-1], batch_size):
+        stop = min(start + batch_size, ends[-1])
+        runs = []
+        for label, (count, end) in enumerate(zip(counts, ends, strict=True)):
+            begin = end - count
+            low, high = max(begin, start), min(end, stop)
+            if low < high:
+                runs.append(Run(label, low - start, high - start, low - begin))
+        batches.append(Batch(start, stop, tuple(runs)))
+    return batches
+
+
+#: What a layer does to the spectrum ``(F, b, C)`` of a batch.
+Step = Callable[[Tensor, Batch], Tensor]
+
+
+class Store(Protocol):
+    """Goes over the samples, batch by batch, after one more layer."""
+
+    def sweep(self, step: Step | None) -> Iterator[tuple[Batch, Tensor]]:
+        """Yield every batch's spectrum ``(F, b, C)``, after ``step`` where one is given."""
+
+
+class Recomputed:
+    """Nothing is kept: each sweep passes the samples through all layers so far."""
+
+    def __init__(self, batches: Sequence[Batch], first: Callable[[Batch], Tensor]) -> None:
+        self.batches, self.first = batches, first
+        self.steps: list[Step] = []
+
+    def sweep(self, step: Step | None) -> Iterator[tuple[Batch, Tensor]]:
+        """Yield every batch; one more ``step`` is remembered for the sweeps to come."""
+        if step is not None:
+            self.steps.append(step)
+        for batch in self.batches:
+            S = self.first(batch)
+            for each in self.steps:
+                S = each(S, batch)
+            yield batch, S
+
+
+class InMemory:
+    """The spectra of all samples, batch by batch, replaced in place."""
+
+    def __init__(self, batches: Sequence[Batch], first: Callable[[Batch], Tensor]) -> None:
+        self.batches = batches
+        self.parts = [first(batch) for batch in batches]
+
+    def sweep(self, step: Step | None) -> Iterator[tuple[Batch, Tensor]]:
+        """Yield every batch."""
+        for i, batch in enumerate(self.batches):
+            if step is not None:
+                # Into the same memory: new blocks among those of layers would leave gaps.
+                self.parts[i].copy_(step(self.parts[i], batch))
+            yield batch, self.parts[i]
+
+
+class OnDisk:
+    """The spectra of all samples in a file without a name, gone with this object.
+
+    Read and written a batch at a time; a memory map would count as this process's memory.
+    """
+
+    def __init__(self, batches: Sequence[Batch], first: Callable[[Batch], Tensor]) -> None:
+        self.batches = batches
+        # Closed, and with that deleted, when this object goes.
+        self.file = tempfile.TemporaryFile(prefix="mcr2-redunet-")  # noqa: SIM115
+        self.places: list[int] = []
+        for batch in batches:
+            S = first(batch)
+            self.places.append(self.file.tell())
+            self._write(S)
+            self.frequencies, self.channels = S.shape[0], S.shape[2]
+            self.device, self.dtype = S.device, S.cpu().numpy().dtype
+
+    def sweep(self, step: Step | None) -> Iterator[tuple[Batch, Tensor]]:
+        """Yield every batch, written back first where it changed."""
+        for batch, place in zip(self.batches, self.places, strict=True):
+            self.file.seek(place)
+            shape = (self.frequencies, batch.stop - batch.start, self.channels)
+            values = np.empty(shape, self.dtype)
+            read = self.file.readinto(values.data.cast("B"))
+            if read != values.nbytes:
+                raise OSError(f"the file of features ends after {read} of {values.nbytes} bytes")
+            S = torch.from_numpy(values).to(self.device)
+            if step is not None:
+                S = step(S, batch)
+                self.file.seek(place)
+                self._write(S)
+            yield batch, S
+
+    def _write(self, S: Tensor) -> None:
+        self.file.write(np.ascontiguousarray(S.cpu().numpy()).tobytes())
+
+
+#: Where features are kept between layers.
+STORES: dict[str, type[InMemory] | type[OnDisk] | type[Recomputed]] = {
+    "memory": InMemory,
+    "disk": OnDisk,
+    "recompute": Recomputed,
+}

@@ -1,0 +1,204 @@
+"""ReduNet in the study: a row of the table, a command of its own, and what was claimed of it."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from experiments import construction, gaussians, shifts
+from experiments.cli import main
+from experiments.label_noise import cells_of, grid
+from experiments.methods import METHODS, Workspace, find_method, readout_for
+from experiments.recipes import QUICK
+from experiments.redunet import make_encoder, read_options
+from experiments.report import accuracy_table
+from experiments.runner import Machine, Outcome, load, plan, prepare, read_run, run
+from experiments.specs import vary
+from mcr2.data import to_float
+from mcr2.evaluation import measure_key
+from mcr2.selection import SELECTIONS
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A data set of 5 × 5 images in three classes of 40."""
+    file = tmp_path_factory.mktemp("data") / "small.npz"
+    generator = np.random.default_rng(0)
+    labels = np.arange(120) % 3
+    means = generator.integers(0, 200, (3, 5, 5))
+    images = (means[labels] + generator.integers(0, 56, (120, 5, 5))).astype(np.uint8)
+    np.savez(file, x_train=images[:90], y_train=labels[:90], x_test=images[90:], y_test=labels[90:])
+    return str(file)
+
+
+def spec_of(dataset, *options, **fields):
+    return replace(
+        QUICK.spec("redunet", additive=False, dataset=dataset, **fields), options=options
+    )
+
+
+@pytest.mark.parametrize("options", [(), (("lifting", 3),)])
+def test_the_method_is_the_network_of_the_same_noisy_labels(small, options):
+    spec = spec_of(small, ("layers", 7), *options, ratio=0.3)
+    spec = vary(vary(spec, "evaluate_every", "3"), "validation", "0.2")
+    data = prepare(spec, load(spec))
+    told, logged = [], []
+    workspace = Workspace(torch.device("cpu"), progress=told.append, log=logged.append)
+    method = METHODS["redunet"]
+    method.check(spec, data.sizes)
+    fitted = method.fit(spec, data, workspace)
+    assert [entry["epoch"] for entry in fitted.history] == [0, 3, 6, 7]
+    assert [p.epoch for p in told] == list(range(8))
+    assert logged == fitted.history
+    assert 7 in fitted.states
+    assert set(fitted.states) <= {0, 3, 6, 7}
+    # By hand: the same samples, the labels as corrupted.
+    by_hand = make_encoder(spec, 1)
+    X = by_hand.enter(to_float(data.train.images))
+    by_hand.network.fit(X, data.train.labels, num_classes=3)
+    images = to_float(data.test.images)
+    for depth, state in fitted.states.items():
+        loaded = method.load(spec, data.sizes, state)
+        assert len(loaded.network.layers) == depth
+        want = by_hand.network(by_hand.enter(images), layers=depth).flatten(1)
+        torch.testing.assert_close(loaded(images), want, atol=1e-5, rtol=0)
+    reductions = [entry["terms"]["reduction"] for entry in fitted.history]
+    rates = [by_hand.network.history[e["epoch"]].reduction for e in fitted.history]
+    assert reductions == pytest.approx(rates, rel=1e-4)
+
+
+def test_the_table_has_a_row_whose_records_prove_a_fair_comparison(small, tmp_path):
+    settings = ["redunet.layers=4", "redunet.eps_sq=0.5", "validation=0.2", "epochs=1"]
+    specs = grid(
+        QUICK, ["ce", "redunet"], [0.0, 0.4], [0], fields={"dataset": small}, settings=settings
+    )
+    cells = plan(specs, tmp_path, Machine())
+    outcomes = [Outcome(cell, run(cell.spec, cell.folder), None) for cell in cells]
+    rows = [row for outcome in outcomes for row in cells_of(outcome)]
+    shown = accuracy_table(rows, "small", {}).text()
+    for rule in SELECTIONS:
+        assert f"redunet  {rule:16}  nearest_subspace@3" in shown
+    for ce, built in (outcomes[:2], outcomes[2:]):
+        for name in ("labels", "held_out"):
+            assert built.record.proof[name] == ce.record.proof[name]
+        assert built.record.noise == ce.record.noise
+        assert built.record.data == ce.record.data
+        assert built.record.epochs == built.record.steps == 4
+        assert dict(built.record.spec["options"]) == {"layers": 4, "eps_sq": 0.5}
+        again, readings = read_run(built.cell.folder, device="cpu")
+        key = measure_key("accuracy", split="test", labels="clean", readout=again.readout)
+        for rule, reading in readings.items():
+            assert reading.measures[key] == again.selections[rule]["measures"][key]
+
+
+def test_what_the_method_is_given_is_checked(small):
+    method = find_method("redunet")
+    data = prepare(spec_of(small), load(spec_of(small)))
+    assert readout_for(spec_of(small), method) == "nearest_subspace@3"
+    assert read_options(spec_of(small)).layers == 20
+    for option, message in (
+        (("layers", 0), "layers is 0"),
+        (("eta", -1), "eta is -1"),
+        (("membership", "true"), "choose from estimated, given"),
+        (("lifting", -2), "lifting is -2"),
+        (("lifting", 1.5), "lifting is 1.5"),
+        (("width", 3), "redunet has no option 'width'; its options: eps_sq, eta"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            method.check(spec_of(small, option), data.sizes)
+    with pytest.raises(ValueError, match="redunet has no classifier"):
+        method.check(replace(spec_of(small), readout="head"), data.sizes)
+
+
+def test_the_command_prints_rates_and_leaves_figures(small, tmp_path, capsys):
+    out = tmp_path / "one"
+    command = ["redunet", "--dataset", small, "--out", str(out), "--threads", "1"]
+    assert main([*command, "--ratio", "0.2", "--set", "layers=3", "store=disk"]) == 0
+    shown = capsys.readouterr().out
+    assert [line.split()[0] for line in shown.splitlines()[1:5]] == ["0", "1", "2", "3"]
+    assert "peak memory beyond it" in shown
+    told = json.loads((out / "rates.json").read_text())
+    assert [row["layers"] for row in told["rates"]] == [0, 1, 2, 3]
+    assert told["rates"][-1]["reduction"] == pytest.approx(
+        float(shown.splitlines()[4].split()[3]), abs=1e-4
+    )
+    for name in ("rates.png", "cosines.png", "spectra.png", "weights.safetensors"):
+        assert (out / name).stat().st_size > 3000
+    # Another network does not overwrite it, mistakes are a line and exit status 2.
+    for wrong, message in (
+        (["--ratio", "0.3"], "holds the study"),
+        (["--ratio", "0.2", "--set", "depth=3"], "'depth' is no field of a run"),
+        (["--ratio", "0.2", "--patience", "0"], "patience is 0"),
+    ):
+        assert main([*command, *wrong]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_figures_show_a_few_samples_of_each_class(small):
+    split = load(spec_of(small)).train
+    few = construction.few_of_each(split, 4, 5)
+    assert few.labels.tolist() == [0] * 5 + [1] * 5 + [2] * 5
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_gaussian_clusters_end_as_orthogonal_directions(d):
+    found = gaussians.construct(d, per_class=60, layers=600)
+    before, after, test = found.cosines
+    assert before > 0.5
+    assert after < 0.05
+    assert test < 0.05
+    assert found.recovered == 1
+    # Each class ends as one direction.
+    for k in range(d):
+        own = found.test_features[found.labels == k]
+        assert float((own @ own.T).abs().min()) > 0.99
+
+
+def test_the_figure_of_clusters_is_drawn(tmp_path):
+    found = [gaussians.construct(d, per_class=10, layers=5) for d in (2, 3)]
+    gaussians.plot(found, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_shift_subspaces_are_spanned_by_all_shifts():
+    generator = torch.Generator().manual_seed(0)
+    Z = torch.randn(5, 2, 3, 4, generator=generator, dtype=torch.float64)
+    labels = torch.tensor([0, 0, 1, 1, 1])
+    X = torch.randn(4, 2, 3, 4, generator=generator, dtype=torch.float64)
+    readout = shifts.ShiftSubspaces.fit(Z, labels, 2)
+    for dimensions in (1, 6, 13, 20, 24):
+        found = readout.residuals(X, dimensions)
+        for k in range(2):
+            rows = torch.cat([z.flatten(1) for z in shifts.all_shifts(Z[labels == k])])
+            _, values, V = torch.linalg.svd(rows, full_matrices=False)
+            # One fewer where a frequency that stands for two would be cut in half.
+            options = []
+            for n in (dimensions, dimensions - 1):
+                n = min(n, int((values > 1e-9).sum()))
+                inside = X.flatten(1) @ V[:n].T
+                options.append(X.flatten(1).square().sum(1) - inside.square().sum(1))
+            near = [bool((found[:, k] - option).abs().max() < 1e-9) for option in options]
+            assert any(near), (dimensions, k)
+        moved = readout.residuals(X.roll((1, 2), (2, 3)), dimensions)
+        torch.testing.assert_close(moved, found, atol=1e-9, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def compared():
+    settings = ("lifting=12", "layers=12", "eta=0.5", "eps_sq=0.1", "lam=500")
+    return shifts.compare(settings=settings, epochs=3, every=13)
+
+
+def test_the_network_tells_shifted_digits_apart_where_pixels_and_a_plain_network_do_not(compared):
+    plain, pixels, lifted, early, network = compared
+    # The readout is invariant, on pixels too.
+    for reading in (pixels, lifted, early, network):
+        assert reading.worst == pytest.approx(reading.unshifted, abs=0.01)
+    assert early.shifted > 0.95
+    assert network.shifted > 0.9
+    assert pixels.shifted < 0.7
+    assert plain.shifted < 0.5 < plain.unshifted
+    # What the layers add: as many digits told apart by far fewer directions.
+    assert network.dimensions < lifted.dimensions
