@@ -65,7 +65,7 @@ QUICK = Recipe(
 # Learning rate and batch size: best noisy validation accuracy along runs of 40 epochs at ratio 0.2,
 # seed 0, four settings for each method (standard error of every figure: 0.016):
 #
-#     ce    batch 64:   lr 0.1 0.443   0.3 0.452  <-
+#     ce    batch 64:   lr 0.1 0.443  <-   0.3 0.452
 #           batch 128:  lr 0.1 0.416   0.3 0.430
 #     mcr2  batch 250:  lr 0.1 0.441   0.3 0.394
 #           batch 500:  lr 0.1 0.465  <-   0.3 0.450
@@ -73,8 +73,10 @@ QUICK = Recipe(
 # At the chosen setting, components 1, 2, 3, 5, 10 of MCR²'s nearest subspace read 0.458, 0.467,
 # 0.465, 0.466, 0.452 at the selected epoch.
 #
-# Epochs: cross-entropy as many as its terminal phase at ratio 0.5 takes; MCR², whose validation
-# accuracy still rose after 40, as many as it takes to stop rising.
+# Epochs: cross-entropy as many as its terminal phase at ratio 0.5 takes. At learning rate 0.3 that was
+# not reached in 100 (fit_noisy 0.929, test accuracy 0.319, 0.376 stopped early), so that of the two
+# best, which the standard error does not tell apart, the other was taken. MCR², whose validation
+# accuracy still rose after 40 epochs, has as many as it takes to stop rising.
 #
 # On Fashion-MNIST the same numbers are used; nothing was chosen there.
 CPU = Recipe(
@@ -92,7 +94,7 @@ CPU = Recipe(
         n_components=2,
     ),
     training={
-        "ce": TrainingConfig(epochs=100, batch_size=64, lr=0.3, weight_decay=1e-4),
+        "ce": TrainingConfig(epochs=100, batch_size=64, lr=0.1, weight_decay=1e-4),
         "mcr2": TrainingConfig(epochs=150, batch_size=500, lr=0.1, weight_decay=1e-4),
     },
 )
