@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from experiments.label_noise import claim
+from experiments.memory import peak_mib, restart_peak
 from experiments.methods import METHODS, Prepared, reader, readout_for
 from experiments.redunet import ReduNetEncoder, construct, make_encoder
 from experiments.report import Table
@@ -86,9 +87,9 @@ def build(
         shown = (rates.rate, rates.compressed_rate, rates.reduction)
         print(f"{rates.layers:5d}  " + "  ".join(f"{value:9.4f}" for value in shown), flush=True)
 
-    before, start = _restart_peak(), time.perf_counter()
+    before, start = restart_peak(), time.perf_counter()
     construct(encoder, train, spec, num_classes=data.sizes.num_classes, progress=tell)
-    seconds, peak = time.perf_counter() - start, _status("VmHWM")
+    seconds, peak = time.perf_counter() - start, peak_mib()
     own = sum(t.numel() * t.element_size() for t in encoder.state_dict().values()) / 2**20
     extra = None if before is None or peak is None else peak - before - own
     d = int(encoder.network.shape.prod())
@@ -245,22 +246,3 @@ def run(
     names: Sequence[str] = [path.name for path in draw(out, made, data)]
     print(f"{out}: rates.json, weights.safetensors, {', '.join(names)}")
     return 0
-
-
-def _restart_peak() -> float | None:
-    """Begin the high-water mark of resident memory anew; return what is resident, in MiB."""
-    try:
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
-    except OSError:
-        return None
-    return _status("VmRSS")
-
-
-def _status(field: str) -> float | None:
-    """Return a field of this process's status in MiB, None off Linux."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return None
-    lines = status.read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))

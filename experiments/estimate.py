@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.bench.micro_batch import peak_memory
 from experiments.bench.step import EPOCH, SLOW, Steps
+from experiments.memory import peak_memory
 from experiments.methods import Prepared, find_method, reader, readout_for, rules_for
 from experiments.report import Table
 from experiments.runner import (

@@ -35,19 +35,17 @@ from __future__ import annotations
 import math
 import multiprocessing
 import platform
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from experiments.memory import peak_mib
 from experiments.report import Table
 from mcr2.metrics.collapse import neural_collapse
 
@@ -303,17 +301,8 @@ def _measure_peak(
     form = FORMS[name]
     form(*clusters(300, 8, 3, spread=1.0))  # libraries load and allocate their workspaces here
     data = clusters(*size, spread=SPREADS[spread])
-    before = _peak_mib()
+    before = peak_mib()
     form(*data)
-    connection.send(_peak_mib() - before)
+    after = peak_mib()
+    connection.send(math.nan if before is None or after is None else after - before)
     connection.close()
-
-
-def _peak_mib() -> float:
-    """Return the peak resident size of this process so far."""
-    status = Path("/proc/self/status")
-    if status.exists():  # getrusage on Linux remembers the process that this one was forked from
-        line = next(s for s in status.read_text().splitlines() if s.startswith("VmHWM"))
-        return int(line.split()[1]) / (1 << 10)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)

@@ -12,7 +12,6 @@ mode (each piece normalised by itself).
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -23,6 +22,7 @@ import torch
 
 from experiments.bench import Options
 from experiments.bench.step import Steps, specs_for
+from experiments.memory import peak_memory
 from experiments.report import Table
 from experiments.runner import Machine, load, process_context
 from experiments.runner import prepare as prepare_data
@@ -31,18 +31,6 @@ from mcr2.objectives import Context
 from mcr2.training import Encoder, backpropagate
 
 PIECES = (1, 2, 4, 8)
-
-
-def peak_memory(device: torch.device) -> int | None:
-    """Return the most bytes this process has held: on a GPU those of tensors, else all of it."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak if sys.platform == "darwin" else peak * 1024)
 
 
 def _gradients(

@@ -18,6 +18,7 @@ products on half the spectrum. Two cores of a current server take about two minu
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import platform
 import statistics
@@ -29,6 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from experiments.memory import peak_mib, restart_peak
 from mcr2.rates import (
     Rates,
     class_coding_rates,
@@ -437,20 +439,12 @@ def _seconds(call: Callable[[], object], calls: int = 1) -> float:
 
 def _peak_mb(call: Callable[[], object]) -> float | None:
     """Extra resident memory at the worst moment, in 2**20 bytes, or None off Linux."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")  # the high-water mark starts anew
-        before = _status("VmRSS")
-        call()
-        return (_status("VmHWM") - before) / 1024
-    except (OSError, AttributeError):
-        return None
-
-
-def _status(field: str) -> int:
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith(field + ":"))
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # where glibc is
+        ctypes.CDLL(None).malloc_trim(0)  # or what earlier calls gave back is taken again unseen
+    before = restart_peak()
+    call()
+    peak = peak_mib()
+    return None if before is None or peak is None else peak - before
 
 
 def _processor() -> str:
