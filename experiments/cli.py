@@ -326,14 +326,10 @@ def _fields(
     command: TableCommand | AblateCommand | TrainCommand | ReduNetCommand, recipe: Any
 ) -> dict[str, Any]:
     """Return the fields of a spec that the commands set alike."""
-    from mcr2.data import DATASETS
-
     dataset = recipe.base.dataset if command.dataset is None else command.dataset
-    # A recipe's subset is of named data sets; a file or folder of one's own is taken whole.
-    subset = recipe.base.subset if dataset in DATASETS else None
     return {
         "dataset": dataset,
-        "subset": subset if command.subset is None else command.subset,
+        "subset": command.subset,
         "image_size": command.image_size,
         "noise": command.noise,
     }

@@ -191,7 +191,9 @@ def cell_estimate(cell: Cell, found: Probe, test: int) -> CellEstimate:
     steps = config.epochs * num_batches(train, config.batch_size)
     # In proportion to its samples: the same batch size cuts other splits into other batches.
     step = found.step * config.epochs * train / max(steps, 1) / found.batch
-    rules = len(rules_for(spec))
+    served = rules_for(spec)
+    rules = len(served)
+    longest = found.final if "last" in served else found.reading
     evaluations = 1 + -(-config.epochs // config.evaluate_every)
     look = found.image * found.images
     seconds = (
@@ -199,7 +201,7 @@ def cell_estimate(cell: Cell, found: Probe, test: int) -> CellEstimate:
         + steps * step
         + evaluations * (look + found.evaluation)
         + look
-        + found.final
+        + longest
         + max(rules - 1, 0) * (look + found.reading)
         + found.needs_epoch_features * config.epochs * train * found.image
     )
@@ -225,10 +227,10 @@ def _measure(
 ) -> None:
     """Measure one spec in a process of its own, and go on taking steps until it is ended."""
     try:
-        torch.set_num_threads(machine.threads)
+        device = machine.settle()
         spec = from_dict(saved)
         data = prepare(spec, load(spec, machine.data_root))
-        steps = Steps(spec, data, machine.torch_device())
+        steps = Steps(spec, data, device)
         start = time.time() - launched
         draw = steps.feed()
 

@@ -85,6 +85,16 @@ class Machine:
             require_tensorboard()
         self.torch_device()
 
+    def settle(self) -> torch.device:
+        """Set this process up as the machine says, and return the device.
+
+        Convolutions outside training steps are in full float32, where torch's own default on CUDA
+        is TF32; a step's are its training's to decide.
+        """
+        torch.set_num_threads(self.threads)
+        torch.backends.cudnn.allow_tf32 = False
+        return self.torch_device()
+
     def torch_device(self) -> torch.device:
         """Return the device, or raise ValueError where this machine does not have it."""
         if self.device == "auto":
@@ -241,8 +251,7 @@ def run(
     """
     machine = machine or Machine()
     folder = Path(folder)
-    torch.set_num_threads(machine.threads)
-    device = machine.torch_device()
+    device = machine.settle()
     method = find_method(spec.method)
     dataset = load(spec, machine.data_root)
     key = run_key(spec, dataset, method)
@@ -380,7 +389,7 @@ def read_run(
     machine = Machine(
         device, record.environment["threads"] if threads is None else threads, data_root
     )
-    torch.set_num_threads(machine.threads)
+    on = machine.settle()
     spec = from_dict(record.spec)
     method = find_method(spec.method)
     if method.fingerprint != record.environment.get("method_fingerprint"):
@@ -388,7 +397,6 @@ def read_run(
     data = prepare(spec, load(spec, machine.data_root))
     if data.dataset.content_hash() != record.data["hash"]:
         raise ValueError(f"{spec.dataset} is not the data that {folder} was run on")
-    on = machine.torch_device()
     by_file: dict[str, Evaluation] = {}
     for chosen in record.selections.values():
         if chosen["weights"] in by_file:

@@ -263,6 +263,7 @@ class Recipe:
         base: the spec that runs start from; its method, ratio and seed are replaced.
         training: how each method is trained. A method that is not named here is trained as
             ``ce`` where its loss is a mean over samples (``additive``), as ``mcr2`` otherwise.
+        subsets: named data sets of which so many training images are taken, unless told otherwise.
         early_stopping_share: where ``base`` holds nothing out, the validation share of a second
             run of each cell, from which early stopping is reported; None makes no second run.
     """
@@ -271,9 +272,13 @@ class Recipe:
     about: str
     base: RunSpec
     training: Mapping[str, TrainingConfig]
+    subsets: Mapping[str, int] = field(default_factory=dict)
     early_stopping_share: float | None = None
 
     def spec(self, method: str, *, additive: bool, **fields: Any) -> RunSpec:
-        """Return the spec of one run of a method."""
+        """Return the spec of one run of a method; ``fields`` replace those of ``base``."""
+        if fields.get("subset") is None:
+            dataset = fields.get("dataset", self.base.dataset)
+            fields["subset"] = self.subsets.get(dataset, self.base.subset)
         like = method if method in self.training else ("ce" if additive else "mcr2")
         return replace(self.base, method=method, training=self.training[like], **fields)

@@ -12,7 +12,7 @@ from experiments.bench import BENCHES
 from experiments.bench.step import Steps
 from experiments.cli import main
 from experiments.label_noise import grid
-from experiments.recipes import PAPER, QUICK
+from experiments.recipes import CPU, PAPER, QUICK
 from experiments.runner import Cell, Machine, load, prepare, run
 from experiments.specs import Recipe, RunSpec
 from mcr2.data import num_batches
@@ -164,6 +164,15 @@ def test_early_stopping_has_runs_of_its_own_where_nothing_is_held_out(tiny, caps
     assert any(line.startswith(note) for line in table["notes"])
     assert note in printed
     assert note in (out / "table.md").read_text()
+
+
+def test_a_recipes_subset_is_of_named_data_sets_that_are_larger():
+    for dataset, subset in (("cifar10", 10_000), ("digits", None), ("own.npz", None)):
+        (spec,) = grid(CPU, ["ce"], [0.0], [0], fields={"dataset": dataset, "subset": None})
+        assert spec.subset == subset
+    (spec,) = grid(CPU, ["ce"], [0.0], [0], fields={"dataset": "cifar10", "subset": 500})
+    assert spec.subset == 500
+    assert CPU.spec("ce", additive=True).subset == 10_000
 
 
 def test_a_recipe_that_holds_out_has_one_run_for_all_rows():

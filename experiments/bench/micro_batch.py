@@ -38,8 +38,7 @@ def _gradients(
 ) -> tuple[torch.Tensor, torch.Tensor, float, int | None]:
     """Return a step's gradient with batch normalisation training and evaluating, its median
     seconds and the memory that it took; in a process of its own."""
-    torch.set_num_threads(machine.threads)
-    spec, device = from_dict(saved), machine.torch_device()
+    spec, device = from_dict(saved), machine.settle()
     steps = Steps(spec, prepare_data(spec, load(spec, machine.data_root)), device)
     untouched = copy.deepcopy(steps.encoder).eval()
     _, batch = steps.feed()()

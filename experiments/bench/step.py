@@ -298,8 +298,7 @@ def prepare(options: Options, repeats: int = 30) -> Callable[[], dict[str, Any]]
     pairs = specs_for(options)
 
     def measure() -> dict[str, Any]:
-        torch.set_num_threads(machine.threads)
-        device = machine.torch_device()
+        device = machine.settle()
         times = [time_step(spec, data, device, repeats) for spec, data in pairs]
         steps = [
             {**asdict(t), "ratio": t.ratio, "training": asdict(spec.training)}

@@ -255,7 +255,11 @@ def evaluate_features(
         _read_collapse(board, view, classifiers, num_classes)
         _read_geometry(board, view, num_classes, full)
         rates = coding_measures(view.features, view.labels, num_classes=num_classes)
-        board.put(asdict(rates), split=view.split, kinds=view.kinds)
+        totals = asdict(rates)
+        class_rates = torch.tensor(totals.pop("class_rates"), dtype=torch.float64)
+        board.put(totals, split=view.split, kinds=view.kinds)
+        if full:
+            board.put_profile("class_rates", class_rates, split=view.split, kinds=view.kinds)
         if full or view.split == "train":
             _read_margins(board, view, classifiers, full)
     if not full:
@@ -263,7 +267,7 @@ def evaluate_features(
 
     for view in views:
         if view not in wide:
-            _read_collapse(board, view, {}, num_classes)
+            _read_collapse(board, view, classifiers, num_classes)
     _read_about_train(board, views, train, classifiers, num_classes)
     if test is not None:
         _read_cosines(board, test, num_classes)
@@ -442,9 +446,7 @@ def _read_about_train(
         if view.split == "train":
             continue
         about: dict[str, Value] = dict.fromkeys(ABOUT_TRAIN)
-        by: Mapping[str, LinearClassifier | None] = {"-": None}
-        if view.split == "test" and classifiers:
-            by = classifiers
+        by: Mapping[str, LinearClassifier | None] = classifiers or {"-": None}
         for name, classifier in by.items():
             found: dict[str, Value] = dict.fromkeys(("nc4", *ABOUT_TRAIN))
             if defined:

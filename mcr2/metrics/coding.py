@@ -19,12 +19,14 @@ class CodingMeasures:
         compressed_rate: R_c.
         reduction: ΔR = R - R_c.
         class_rate_mean: mean of R_k over the classes that have samples.
+        class_rates: R_k of each class; 0 for one without samples.
     """
 
     rate: float
     compressed_rate: float
     reduction: float
     class_rate_mean: float
+    class_rates: tuple[float, ...]
 
 
 def coding_measures(
@@ -75,4 +77,5 @@ def coding_measures(
         float(rates.compressed_rate),
         float(rates.reduction),
         float(rates.class_rates[present].mean()),
+        tuple(rates.class_rates.tolist()),
     )
