@@ -192,7 +192,8 @@ class ReduNetCommand:
     noise: str = "symmetric"
     """symmetric (the true class included, as in the paper) or symmetric_excluding_true."""
     set: tuple[str, ...] = ()
-    """FIELD=VALUE: layers, eta, eps_sq, lam, lifting (channels), store, or any field of a run."""
+    """FIELD=VALUE: layers, eta, eps_sq, lam, lifting (channels), kernel_size, membership, store; of
+    a run's fields, validation, batch_size, readout, n_components and streams.NAME are read."""
     patience: int | None = None
     """Stop where ΔR has not grown for so many layers, and go back to the best."""
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
@@ -513,7 +514,11 @@ def _redunet(command: ReduNetCommand) -> Any:
     def go() -> int:
         from experiments.construction import run
 
-        return run(spec, data, out, machine, patience=command.patience)
+        try:
+            return run(spec, data, out, machine, patience=command.patience)
+        except ValueError as error:  # an ε² too small for the samples
+            print(f"mcr2: {error}", file=sys.stderr)
+            return FAILED
 
     return go
 

@@ -8,7 +8,8 @@ minutes:
 
     mcr2 redunet --dataset fashion_mnist --subset 10000 --set layers=50 validation=0
 
-Left behind are ``rates.json``, the network's ``weights.safetensors``, and three figures:
+Left behind are ``rates.json``, the network's ``weights.safetensors`` with the options that it was
+constructed by in their metadata, and three figures:
 ``rates.png`` (R, R_c and ΔR by layer), ``cosines.png`` (|cosine| between samples sorted by class,
 before the first layer and after the last) and ``spectra.png`` (singular values of each class,
 before and after).
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,9 @@ import torch
 from torch import Tensor
 
 from experiments.label_noise import claim
-from experiments.memory import peak_mib, restart_peak
+from experiments.memory import peak_memory, restart_peak_memory
 from experiments.methods import METHODS, Prepared, reader, readout_for
-from experiments.redunet import ReduNetEncoder, construct, make_encoder
+from experiments.redunet import ReduNetEncoder, construct, make_encoder, read_options
 from experiments.report import Table
 from experiments.report.canvas import COLOURS, pyplot, save
 from experiments.runner import Machine, load, prepare
@@ -54,8 +55,10 @@ class Construction:
         history: rates before the first layer and after each.
         seconds: construction alone.
         model_mib: the network's own size.
-        extra_mib: by how much construction raised the peak of resident memory above what was
-            resident before it, less the network's own size; None off Linux.
+        extra_mib: by how much construction raised the peak of memory above what was held before
+            it, less the network's own size: of tensors on CUDA, on the CPU of all that is resident,
+            at least 0 (layers may come to lie where something was freed before). None elsewhere,
+            and on the CPU off Linux.
         measures: as of an evaluation during training.
     """
 
@@ -87,11 +90,13 @@ def build(
         shown = (rates.rate, rates.compressed_rate, rates.reduction)
         print(f"{rates.layers:5d}  " + "  ".join(f"{value:9.4f}" for value in shown), flush=True)
 
-    before, start = restart_peak(), time.perf_counter()
+    before, start = restart_peak_memory(device), time.perf_counter()
     construct(encoder, train, spec, num_classes=data.sizes.num_classes, progress=tell)
-    seconds, peak = time.perf_counter() - start, peak_mib()
+    seconds, peak = time.perf_counter() - start, peak_memory(device)
     own = sum(t.numel() * t.element_size() for t in encoder.state_dict().values()) / 2**20
-    extra = None if before is None or peak is None else peak - before - own
+    extra = None
+    if before is not None and peak is not None:
+        extra = max(0.0, (peak - before) / 2**20 - own)
     d = int(encoder.network.shape.prod())
     beyond = "not known" if extra is None else f"{extra:.0f} MiB"
     print(
@@ -209,7 +214,7 @@ def plan(
     """Load and prepare the data, check the spec and take the folder, before anything is spent.
 
     Raises:
-        ValueError, TypeError: what cannot be done.
+        ValueError, TypeError: what cannot be done; an ε² too small shows in :func:`run` only.
     """
     data = prepare(spec, load(spec, machine.data_root))
     METHODS["redunet"].check(spec, data.sizes)
@@ -225,6 +230,9 @@ def run(
 
     Returns:
         0.
+
+    Raises:
+        ValueError: an ε² too small for the samples.
     """
     torch.set_num_threads(machine.threads)
     made = build(spec, data, machine.torch_device(), patience=patience)
@@ -242,7 +250,9 @@ def run(
             "environment": {**environment(), "threads": machine.threads},
         },
     )
-    save_tensors(out / "weights.safetensors", dict(made.encoder.state_dict()), {})
+    # Not all that features depend on is among the tensors.
+    options = {"options": asdict(read_options(spec))}
+    save_tensors(out / "weights.safetensors", dict(made.encoder.state_dict()), options)
     names: Sequence[str] = [path.name for path in draw(out, made, data)]
     print(f"{out}: rates.json, weights.safetensors, {', '.join(names)}")
     return 0

@@ -36,6 +36,18 @@ def restart_peak() -> float | None:
     return _status("VmRSS")
 
 
+def restart_peak_memory(device: torch.device) -> int | None:
+    """Begin :func:`peak_memory` anew; return what is held now in bytes.
+
+    None where that is not known: off CUDA on any device but the CPU, and there off Linux.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return int(torch.cuda.memory_allocated(device))
+    held = restart_peak() if device.type == "cpu" else None
+    return None if held is None else int(held * (1 << 20))
+
+
 def peak_memory(device: torch.device) -> int | None:
     """Return the most bytes this process has held: on a GPU those of tensors, else all of it."""
     if device.type == "cuda":

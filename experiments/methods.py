@@ -44,6 +44,8 @@ class Sizes:
     num_classes: int
     in_channels: int
     num_samples: int
+    height: int
+    width: int
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ class Prepared:
     @property
     def sizes(self) -> Sizes:
         """What a network needs to know of the data."""
-        return Sizes(self.dataset.num_classes, self.dataset.in_channels, len(self.train))
+        _, channels, height, width = self.train.images.shape
+        return Sizes(self.dataset.num_classes, channels, len(self.train), height, width)
 
 
 @dataclass(frozen=True)
@@ -321,7 +324,7 @@ def constructed() -> Method:
     """Make the method ``redunet``: layers constructed from the labels, read along their depth."""
 
     def check(spec: RunSpec, sizes: Sizes) -> None:
-        redunet.make_encoder(spec, sizes.in_channels)
+        redunet.check(spec, sizes.in_channels, sizes.height, sizes.width)
         if readout_for(spec, method) == "head":
             raise ValueError("readout is 'head', but redunet has no classifier of its own")
 

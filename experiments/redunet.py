@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from experiments.specs import RunSpec
 from mcr2.data import Split, to_float
-from mcr2.redunet import LayerRates, RandomFilters, ReduNet
+from mcr2.redunet import STORES, LayerRates, RandomFilters, ReduNet
 
 
 # How the defaults were chosen: digits as vectors, noisy validation accuracy at ratio 0.2, mean of
@@ -116,8 +116,10 @@ def make_encoder(spec: RunSpec, in_channels: int, patience: int | None = None) -
     """
     settings = asdict(read_options(spec))
     channels, side = settings.pop("lifting"), settings.pop("kernel_size")
-    del settings["store"]
-    if not isinstance(channels, int) or channels < 0:
+    store = settings.pop("store")
+    if store not in STORES:
+        raise ValueError(f"store is {store!r}; choose from {', '.join(STORES)}")
+    if not isinstance(channels, int) or isinstance(channels, bool) or channels < 0:
         raise ValueError(f"lifting is {channels!r}; it is a number of channels, 0 for none")
     lifting = None
     if channels:
@@ -125,6 +127,21 @@ def make_encoder(spec: RunSpec, in_channels: int, patience: int | None = None) -
         lifting = RandomFilters(in_channels, channels, kernel_size=side, dims=2, seed=seed)
     network = ReduNet(**settings, lifting=lifting, patience=patience)
     return ReduNetEncoder(network, flat=lifting is None)
+
+
+def check(spec: RunSpec, in_channels: int, height: int, width: int) -> None:
+    """Refuse options that no network can be constructed with of images of this size.
+
+    An ε² too small for the samples is not among them: it shows in the construction only.
+
+    Raises:
+        ValueError, TypeError: options that ReduNet refuses; a filter larger than the images.
+    """
+    lifting = make_encoder(spec, in_channels).network.lifting
+    if isinstance(lifting, RandomFilters) and lifting.kernel_size > min(height, width):
+        raise ValueError(
+            f"kernel_size is {lifting.kernel_size}; the images, {height} × {width}, are smaller"
+        )
 
 
 def construct(
@@ -145,7 +162,7 @@ def construct(
         progress: of :meth:`mcr2.redunet.ReduNet.fit`.
 
     Raises:
-        ValueError: images smaller than a filter; an unknown store; an ε² too small.
+        ValueError: images smaller than a filter; an ε² too small.
     """
     encoder.network.fit(
         encoder.enter(to_float(split.images)),

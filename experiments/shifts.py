@@ -229,12 +229,10 @@ def table(readings: Sequence[Reading]) -> Table:
     """Lay readings out as text."""
     return Table(
         "Test digits: accuracy as they are, and over all 64 circular shifts",
-        ("features", "", "", "validation", "dimensions", "as they are", "shifted", "worst shift"),
+        ("features", "validation", "dimensions", "as they are", "shifted", "worst shift"),
         tuple(
             (
                 r.name,
-                "",
-                "",
                 f"{r.validation:.3f}",
                 "-" if r.dimensions is None else str(r.dimensions),
                 f"{r.unshifted:.3f}",
@@ -243,6 +241,7 @@ def table(readings: Sequence[Reading]) -> Table:
             )
             for r in readings
         ),
+        left=1,
     )
 
 

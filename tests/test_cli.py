@@ -199,6 +199,25 @@ def test_a_mistaken_study(options, place, capsys):
     assert_mistake(["table", "--out", "new", *options.split()], IN_A_STUDY[options], place, capsys)
 
 
+@pytest.mark.parametrize("command", ["redunet", "table --methods ce redunet"])
+@pytest.mark.parametrize(
+    ("settings", "fragment"),
+    [
+        ("store=foo", "store is 'foo'; choose from memory, disk, recompute"),
+        ("lifting=4 kernel_size=9", "kernel_size is 9; the images, 8 × 8, are smaller"),
+        ("lifting=4 kernel_size=2.5", "kernel_size must be an integer, not 2.5"),
+        ("lifting=4 kernel_size=2", "kernel_size is 2; it must be odd"),
+        ("lifting=true", "lifting is True"),
+        ("layers=2.5", "layers must be an integer"),
+        ("eps_sq=0", "eps_sq is 0"),
+    ],
+)
+def test_a_mistaken_option_of_redunet(command, settings, fragment, place, capsys):
+    prefix = "redunet." if "table" in command else ""
+    given = [prefix + setting for setting in settings.split()]
+    assert_mistake([*command.split(), "--out", "new", "--set", *given], fragment, place, capsys)
+
+
 @pytest.mark.parametrize(
     ("arguments", "fragment"),
     [
@@ -350,7 +369,7 @@ def test_a_library_that_cannot_be_imported_is_one_line(place, capsys, monkeypatc
 
 
 @pytest.mark.parametrize(
-    "command", ["", "table", "ablate", "train", "evaluate", "measure", "datasets"]
+    "command", ["", "table", "ablate", "train", "redunet", "evaluate", "measure", "datasets"]
 )
 def test_help_is_no_mistake(command, place, capsys):
     with pytest.raises(SystemExit) as stop:

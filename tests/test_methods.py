@@ -26,7 +26,7 @@ from mcr2.selection import SELECTIONS
 from mcr2.training import TrainingConfig
 
 K, N = 3, 45
-SIZES = Sizes(num_classes=K, in_channels=1, num_samples=N)
+SIZES = Sizes(num_classes=K, in_channels=1, num_samples=N, height=8, width=8)
 SMALL = TrainingConfig(epochs=1, batch_size=15, lr=0.01)
 
 LOSS = '''
@@ -779,6 +779,6 @@ def test_a_recipe_fills_in_the_rest():
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_the_recipes_suit_their_methods(recipe):
-    sizes = Sizes(num_classes=10, in_channels=1, num_samples=1000)
+    sizes = Sizes(num_classes=10, in_channels=1, num_samples=1000, height=8, width=8)
     for name, method in METHODS.items():
         method.check(recipe.spec(name, additive=method.additive), sizes)

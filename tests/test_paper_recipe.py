@@ -24,7 +24,7 @@ SHARED = Path(__file__).parents[2] / "shared/data"
 CIFAR10_LABELS = SHARED / "cifar10-train-labels.npy"
 CIFAR10 = SHARED / "cifar10-12k.npz"
 
-SIZES = Sizes(num_classes=10, in_channels=3, num_samples=50_000)
+SIZES = Sizes(num_classes=10, in_channels=3, num_samples=50_000, height=32, width=32)
 
 # The others are constructed: they have no backbone and take no steps.
 TRAINED = [name for name, method in METHODS.items() if method.build is not None]

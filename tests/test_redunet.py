@@ -242,6 +242,20 @@ def test_a_state_is_the_network(shape, tmp_path):
         ReduNet(lam=5.0, lifting=lifting).load_state_dict(missing)
 
 
+def test_a_state_of_another_precision_takes_its_lifting_along(tmp_path):
+    for fitted, loaded in ((torch.float64, torch.float32), (torch.float32, torch.float64)):
+        X, labels = samples((2, 6), dtype=fitted)
+        net = ReduNet(layers=2, lam=5.0, lifting=RandomFilters(2, 3, dims=1, seed=4)).fit(X, labels)
+        save_file(net.state_dict(), tmp_path / "net.safetensors")
+        again = ReduNet(lam=5.0, lifting=RandomFilters(2, 3, dims=1, seed=9).to(loaded))
+        again.load_state_dict(load_file(tmp_path / "net.safetensors"))
+        assert again.lifting.weight.dtype == fitted
+        assert torch.equal(again(X), net(X))
+    # Cut back to no layer at all, the lifting's precision is the network's.
+    net.layers = torch.nn.ModuleList()
+    assert torch.equal(net(X.double()), net(X))
+
+
 def test_float32_agrees_with_float64_and_half_precision_with_float32():
     X, labels = samples((12,), (30, 40), dtype=torch.float32)
     net = ReduNet(layers=5, lam=5.0).fit(X, labels)
@@ -372,8 +386,11 @@ def test_liftings_are_checked_and_convolve_circularly():
         lift(X[:, :1])
     with pytest.raises(ValueError, match="longer than that"):
         lift(X[:, :, :2])
+    with pytest.raises(TypeError, match=r"kernel_size must be an integer, not 2\.5"):
+        RandomFilters(1, 2, kernel_size=2.5)
     for setting, message in (
         ({"dims": 3}, "dims is 3"),
+        ({"kernel_size": -1}, "kernel_size is -1"),
         ({"kernel_size": 2}, "kernel_size is 2; it must be odd"),
         ({"channels": 0}, "channels is 0"),
     ):

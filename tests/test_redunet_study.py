@@ -10,6 +10,7 @@ import torch
 from experiments import construction, gaussians, shifts
 from experiments.cli import main
 from experiments.label_noise import cells_of, grid
+from experiments.memory import peak_memory, restart_peak_memory
 from experiments.methods import METHODS, Workspace, find_method, readout_for
 from experiments.recipes import QUICK
 from experiments.redunet import make_encoder, read_options
@@ -18,6 +19,7 @@ from experiments.runner import Machine, Outcome, load, plan, prepare, read_run, 
 from experiments.specs import vary
 from mcr2.data import to_float
 from mcr2.evaluation import measure_key
+from mcr2.records import load_tensors
 from mcr2.selection import SELECTIONS
 
 
@@ -126,6 +128,14 @@ def test_the_command_prints_rates_and_leaves_figures(small, tmp_path, capsys):
     )
     for name in ("rates.png", "cosines.png", "spectra.png", "weights.safetensors"):
         assert (out / name).stat().st_size > 3000
+    # A network of 25 numbers a sample: what is beyond it is small change.
+    if restart_peak_memory(torch.device("cpu")) is None:
+        assert told["extra_mib"] is None
+    else:
+        assert 0 <= told["extra_mib"] < 300
+    _, kept = load_tensors(out / "weights.safetensors")
+    assert kept["options"]["store"] == "disk"
+    assert (kept["options"]["layers"], kept["options"]["eta"]) == (3, 0.5)
     # Another network does not overwrite it, mistakes are a line and exit status 2.
     for wrong, message in (
         (["--ratio", "0.3"], "holds the study"),
@@ -134,6 +144,29 @@ def test_the_command_prints_rates_and_leaves_figures(small, tmp_path, capsys):
     ):
         assert main([*command, *wrong]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_an_eps_sq_too_small_for_the_samples_is_one_line(small, tmp_path, capsys):
+    command = ["redunet", "--dataset", small, "--out", str(tmp_path / "one"), "--threads", "1"]
+    assert main([*command, "--set", "eps_sq=1e-320"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("mcr2: layer 0: ")
+    assert err.endswith("eps_sq=1e-320 is too small\n")
+    assert err.count("\n") == 1
+
+
+def test_memory_is_that_of_the_device(monkeypatch):
+    before = restart_peak_memory(torch.device("cpu"))
+    if before is not None:  # on Linux
+        block = torch.ones(1 << 24)  # 64 MiB
+        held = block.numel() * block.element_size()
+        assert 0.9 * held < peak_memory(torch.device("cpu")) - before < 2 * held
+    device, reset = torch.device("cuda:1"), []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset.append)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", {device: 5}.__getitem__)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", {device: 9}.__getitem__)
+    assert (restart_peak_memory(device), peak_memory(device), reset) == (5, 9, [device])
+    assert restart_peak_memory(torch.device("mps")) is None
 
 
 def test_figures_show_a_few_samples_of_each_class(small):

@@ -43,6 +43,7 @@ from mcr2.selection import SELECTIONS
 
 K, D = 4, 6
 EPOCHS = (0, 5, 10, 15)
+LAYERS = (0, 2, 4)
 READOUTS = {"ce": "head", "redunet": "class_mean"}
 USERS = "/some/where/of/a/user/loss.py:Pull"
 
@@ -109,7 +110,7 @@ def profiles(method, ratio, seed):
 
 
 def make_record(method, ratio, seed, failed=False):
-    epochs = EPOCHS[:1] if method == "redunet" else EPOCHS
+    epochs = LAYERS if method == "redunet" else EPOCHS
     history = [
         {"epoch": e, "step": e, "measures": reading(method, ratio, seed, e, full=False)}
         for e in epochs
@@ -612,13 +613,27 @@ def test_collapse_that_is_not_believed_is_faint(doubted, stretches):
     assert [(list(line.get_xdata()), line.get_alpha()) for line in found] == stretches
 
 
-def test_a_constructed_network_is_a_point():
+def test_a_constructed_network_is_drawn_over_its_layers():
     cells, records = STUDIES["six methods, some failed"]
     study = Study("digits", cells, records)
-    for axes in draw("errors", study).axes[:1]:
-        for line in lines(axes, study.colours["redunet"]):
-            assert (line.get_xdata() == [0]).all()
-            assert line.get_marker() in ("o", "_")  # the point, or an end of its bar
+    train, test = lines(draw("errors", study).axes[0], study.colours["redunet"])
+    key = f"features/train/noisy/{own_readout('redunet')}/fit_noisy"
+    fitted = history(records, "redunet", 0.0, key).mean(0)
+    assert train.get_ydata() == pytest.approx(1 - fitted)
+    for line in (train, test):
+        assert tuple(line.get_xdata()) == LAYERS
+
+
+def test_a_history_of_one_entry_is_a_point():
+    cells, records = STUDIES["six methods, some failed"]
+    records = [
+        replace(r, history=r.history[:1]) if r.spec["method"] == "redunet" else r for r in records
+    ]
+    study = Study("digits", cells, records)
+    found = lines(draw("errors", study).axes[0], study.colours["redunet"])
+    assert {line.get_marker() for line in found} == {"o", "_"}  # the point, and the ends of its bar
+    for line in found:
+        assert (line.get_xdata() == [0]).all()
 
 
 def test_a_method_has_one_colour_whatever_the_order():

@@ -2,8 +2,9 @@
 
 A method has one colour in all of them; where both are shown, training samples are drawn solid and
 test samples dashed. Bars are 95 % intervals over seeds, bands the range over seeds: an interval of
-three seeds is wider than most axes. Records that failed, measures that are null and methods that
-are constructed (one entry in their history: a point) leave gaps, nothing more.
+three seeds is wider than most axes. A method that is constructed has layers where others have
+epochs, and is drawn over them; a history of one entry is a point. Records that failed and measures
+that are null leave gaps, nothing more.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ class RandomFilters(nn.Module):
         seed: of the filters.
 
     Raises:
+        TypeError: a size that is no integer.
         ValueError: an argument out of its range.
 
     Reference: Chan et al. (2022), Section 4.4: random lifting kernels and a sparsifying
@@ -42,10 +43,13 @@ class RandomFilters(nn.Module):
         super().__init__()
         if dims not in _CONVOLUTIONS:
             raise ValueError(f"dims is {dims}; it must be 1 (signals) or 2 (images)")
-        for name, value in (("in_channels", in_channels), ("channels", channels)):
+        sizes = {"in_channels": in_channels, "channels": channels, "kernel_size": kernel_size}
+        for name, value in sizes.items():
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"{name} must be an integer, not {value!r}")
             if value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
-        if kernel_size < 1 or kernel_size % 2 == 0:
+        if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size is {kernel_size}; it must be odd and at least 1")
         self.dims, self.kernel_size = dims, kernel_size
         shape = (channels, in_channels, *[kernel_size] * dims)

@@ -44,6 +44,10 @@ class ReduNet(nn.Module):
     H·(W//2 + 1), two reals each. Construction needs beyond that one layer's worth of Gram
     matrices and the features of a batch.
 
+    A ``state_dict`` holds the layers, however many, and the lifting's weights, but not η, λ, ε² and
+    membership: features are those of the network only where it is loaded into one of the same η and
+    λ (ε² and membership matter in construction alone). Keep them beside the state.
+
     Args:
         layers: how many to construct.
         eta: η, the step; positive.
@@ -274,8 +278,8 @@ class ReduNet(nn.Module):
             raise RuntimeError("this ReduNet has no layers yet: fit it, or load a state")
         _check_samples(X)
         shape = tuple(self.shape.tolist())
-        # A network of no layers, cut back to none by its patience, has no dtype of its own.
-        dtype = next((t.dtype for t in self.layers.parameters()), working_dtype(X))
+        # A network of no layers and no lifting, cut back by its patience, has no dtype of its own.
+        dtype = next((t.dtype for t in self.parameters()), working_dtype(X))
         Z = self._lifted(X.to(dtype))
         if tuple(Z.shape[1:]) != shape:
             raise ValueError(
@@ -294,8 +298,12 @@ class ReduNet(nn.Module):
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        # How many layers there are, and of which shapes, is part of the state.
+        # How many layers there are, of which shapes and dtype, is part of the state.
         device = self.shape.device
+        if self.lifting is not None:
+            ours = (v for k, v in state_dict.items() if k.startswith(f"{prefix}lifting."))
+            if (dtype := next((v.dtype for v in ours if v.is_floating_point()), None)) is not None:
+                self.lifting.to(dtype)
         if (shape := state_dict.get(f"{prefix}shape")) is not None:
             self.shape = torch.empty_like(shape, device=device)
         own = f"{prefix}layers."
