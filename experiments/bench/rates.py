@@ -130,7 +130,7 @@ def table(result: dict[str, Any]) -> str:
         lines.append(f"{case['name']}: {times} | {ratios} |{memory}  error {worst:.1e}")
         lines += [f"    {form} skipped: {why}" for form, why in case["skipped"].items()]
     lines += [
-        f"{'met   ' if t['met'] else 'MISSED'} {t['case']} {t['what']}: {t['value']:.2f} "
+        f"{'met   ' if t['met'] else 'MISSED'} {t['case']} {t['what']}: {t['value']:.3g} "
         f"({t['bound']})"
         for t in result["targets"]
     ]
