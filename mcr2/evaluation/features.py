@@ -401,6 +401,24 @@ def _read_predictions(
     board.put(learnt, split="train", kinds=("noisy",), readout=name)
 
 
+def _collapse(
+    view: _View,
+    classifier: LinearClassifier | None,
+    num_classes: int,
+    means: Tensor | None = None,
+) -> dict[str, Value]:
+    return asdict(
+        neural_collapse(
+            view.features,
+            view.labels,
+            num_classes=num_classes,
+            weight=None if classifier is None else classifier.weight,
+            bias=None if classifier is None else classifier.bias,
+            means=means,
+        )
+    )
+
+
 def _read_collapse(
     board: _Board, view: _View, classifiers: Mapping[str, LinearClassifier], num_classes: int
 ) -> None:
@@ -410,23 +428,12 @@ def _read_collapse(
     of_means: dict[str, Value] = dict.fromkeys(OF_MEANS)
     of_means["smallest_class"] = int(counts.min())
 
-    def measure(classifier: LinearClassifier | None) -> dict[str, Value]:
-        return asdict(
-            neural_collapse(
-                view.features,
-                view.labels,
-                num_classes=num_classes,
-                weight=None if classifier is None else classifier.weight,
-                bias=None if classifier is None else classifier.bias,
-            )
-        )
-
     if defined and not classifiers:
-        of_means = _part(measure(None), OF_MEANS)
+        of_means = _part(_collapse(view, None, num_classes), OF_MEANS)
     for name, classifier in classifiers.items():
         of_classifier: dict[str, Value] = dict.fromkeys(OF_CLASSIFIER)
         if defined:
-            found = measure(classifier)
+            found = _collapse(view, classifier, num_classes)
             of_means, of_classifier = _part(found, OF_MEANS), _part(found, OF_CLASSIFIER)
         board.put(of_classifier, split=view.split, kinds=view.kinds, readout=name)
     board.put(of_means, split=view.split, kinds=view.kinds)
@@ -450,16 +457,7 @@ def _read_about_train(
         for name, classifier in by.items():
             found: dict[str, Value] = dict.fromkeys(("nc4", *ABOUT_TRAIN))
             if defined:
-                found = asdict(
-                    neural_collapse(
-                        view.features,
-                        view.labels,
-                        num_classes=num_classes,
-                        weight=None if classifier is None else classifier.weight,
-                        bias=None if classifier is None else classifier.bias,
-                        means=means,
-                    )
-                )
+                found = _collapse(view, classifier, num_classes, means)
             about = _part(found, ABOUT_TRAIN)
             if classifier is not None:
                 board.put(
