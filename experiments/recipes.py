@@ -84,7 +84,7 @@ QUICK = Recipe(
 # On Fashion-MNIST the same numbers are used; nothing was chosen there.
 CPU = Recipe(
     name="cpu",
-    about="CIFAR-10, 10,000 images, ResNet-10 of width 16: an hour and a half on two cores",
+    about="CIFAR-10, 10,000 images, ResNet-10 of width 16: an hour on two cores",
     base=RunSpec(
         method="ce",
         dataset="cifar10",
