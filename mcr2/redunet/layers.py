@@ -255,9 +255,10 @@ class ReduLayer(nn.Module):
         if self.factors.numel() == 0:
             return (S @ self._tensor(self.compressions, S)).view(F, b, K, C)
         W = self._tensor(self.factors, S)
-        inner = (S @ W.mH).view(F, b, K, -1).transpose(1, 2)
-        outside = S.unsqueeze(1) - inner @ W.view(F, K, -1, C)
-        return (outside * self.alphas[:, None, None]).transpose(1, 2)
+        inner = (S @ W.mH).view(F, b, K, -1).transpose(1, 2).reshape(F * K, b, -1)
+        whole = S.unsqueeze(1).expand(F, K, b, C).reshape(F * K, b, C)
+        outside = torch.baddbmm(whole, inner, W.reshape(F * K, -1, C), alpha=-1)
+        return outside.view(F, K, b, C).mul_(self.alphas[:, None, None]).transpose(1, 2)
 
     def _compress_by(self, label: int, S: Tensor) -> Tensor:
         """Return C_k z of one class k, ``(F, b, C)``."""
