@@ -54,23 +54,27 @@ def assert_close(got, expected, tolerance):
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-# Pieces of two samples take other convolution kernels, whose rounding the rates' gradient at the
-# start, a small difference of large rates, enlarges: in float64 the same pieces agree.
+# float64 shows that it is exact. In float32 smaller pieces may take other convolution kernels (those
+# of two samples always, others depending on what ran before), and the rates' gradient at a new
+# network, a small difference of large rates, enlarges their rounding a thousandfold: 1.3e-4 was
+# seen in a run of all tests where 1e-6 is usual.
 @pytest.mark.parametrize(
-    "size, dtype, tolerance",
-    [(size, torch.float32, 1e-5) for size in (7, 8, 15, 29)]
-    + [(size, torch.float64, 1e-12) for size in (2, 7, 8, 15, 29)],
+    "size, dtype",
+    [*((size, torch.float32) for size in (7, 8, 15, 29))]
+    + [(size, torch.float64) for size in (2, 7, 8, 15, 29)],
 )
-def test_micro_batches_have_the_gradient_of_the_whole_batch(name, size, dtype, tolerance):
+def test_micro_batches_have_the_gradient_of_the_whole_batch(name, size, dtype):
+    tolerance = 1e-12 if dtype == torch.float64 else {"ce": 1e-5, "mcr2": 1e-3}[name]
     net, loss = network(dtype).eval(), objective(name, dtype)
     batch = BATCH._replace(images=BATCH.images.to(dtype))
     value, terms, whole = gradient(net, loss, batch)
     again, same_terms, pieces = gradient(net, loss, batch, replace(WHOLE, micro_batch=size))
     assert_close(pieces, whole, tolerance)
-    torch.testing.assert_close(again, value)
+    close = {} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close(again, value, **close)
     assert terms.keys() == same_terms.keys()
     for key in terms:
-        torch.testing.assert_close(same_terms[key], terms[key])
+        torch.testing.assert_close(same_terms[key], terms[key], **close)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
