@@ -54,8 +54,8 @@ def assert_close(got, expected, tolerance):
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-# float64 shows that it is exact. In float32 smaller pieces may take other convolution kernels (those
-# of two samples always, others depending on what ran before), and the rates' gradient at a new
+# float64 shows that it is exact. In float32 smaller pieces may take other convolution kernels
+# (those of two samples always, others by what ran before), and the rates' gradient at a new
 # network, a small difference of large rates, enlarges their rounding a thousandfold: 1.3e-4 was
 # seen in a run of all tests where 1e-6 is usual.
 @pytest.mark.parametrize(
