@@ -34,9 +34,7 @@ def data():
     return Labelled(H, noisy, clean), tested, validation, head
 
 
-@pytest.fixture(scope="module")
-def reading(data):
-    train, test, validation, head = data
+def read(train, test, validation, head):
     return evaluate_features(
         train,
         test,
@@ -46,6 +44,11 @@ def reading(data):
         readouts=standard_readouts(D),
         head=head,
     )
+
+
+@pytest.fixture(scope="module")
+def reading(data):
+    return read(*data)
 
 
 def views(data):
@@ -448,15 +451,7 @@ def test_reading_changes_nothing_and_repeats(data, reading):
     train, test, validation, head = data
     before = [t.clone() for t in (train.features, train.labels, test.features, *head)]
     random = torch.get_rng_state()
-    again = evaluate_features(
-        train,
-        test,
-        validation,
-        num_classes=K,
-        readout="head",
-        readouts=standard_readouts(D),
-        head=head,
-    )
+    again = read(train, test, validation, head)
     assert again == reading
     assert torch.equal(torch.get_rng_state(), random)
     after = (train.features, train.labels, test.features, *head)
