@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from experiments.ablations import ABLATIONS, ablate, plan_ablation
-from experiments.cli import main
-from experiments.methods import METHODS
+from experiments.commands.cli import main
 from experiments.report import Estimate, ablation_table, write_ablation_figures
 from experiments.report.tables import flat_cell
-from experiments.runner import Machine
-from experiments.specs import RunSpec, field_value, vary
+from experiments.runs.methods import METHODS
+from experiments.runs.runner import Machine
+from experiments.runs.specs import RunSpec, field_value, vary
+from experiments.studies.ablations import ABLATIONS, ablate, plan_ablation
 from mcr2.records import Record
 from mcr2.selection import SELECTIONS
 

@@ -6,15 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-import experiments.recipes
-from experiments import estimate, methods
+import experiments.runs.recipes
 from experiments.bench import BENCHES
 from experiments.bench.step import Steps
-from experiments.cli import main
-from experiments.label_noise import grid
-from experiments.recipes import CPU, PAPER, QUICK
-from experiments.runner import Cell, Machine, load, prepare, run
-from experiments.specs import Recipe, RunSpec
+from experiments.commands.cli import main
+from experiments.runs import estimate, methods
+from experiments.runs.recipes import CPU, PAPER, QUICK
+from experiments.runs.runner import Cell, Machine, load, prepare, run
+from experiments.runs.specs import Recipe, RunSpec
+from experiments.studies.label_noise import grid
 from mcr2.data import num_batches
 from mcr2.training import TrainingConfig
 
@@ -27,7 +27,7 @@ SMALL = ["--recipe", "tiny", "--subset", "100"]
 @pytest.fixture
 def tiny(monkeypatch, tmp_path):
     """A recipe with a second run for early stopping, and an empty working folder."""
-    monkeypatch.setitem(experiments.recipes.RECIPES, "tiny", SHARED_OUT)
+    monkeypatch.setitem(experiments.runs.recipes.RECIPES, "tiny", SHARED_OUT)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -121,7 +121,7 @@ def test_a_benchmark_that_cannot_be_run_is_one_line(arguments, message, capsys):
     ids=str,
 )
 def test_options_are_settings_of_the_training(options, changes):
-    from experiments.cli import _settings, parse
+    from experiments.commands.cli import _settings, parse
 
     for command in ("table", "train"):
         (spec,) = grid(QUICK, ["mcr2"], [0.0], [0], settings=_settings(parse([command, *options])))
@@ -318,7 +318,7 @@ def test_tensorboard_gets_the_history_of_a_run(tmp_path):
 
 
 def test_without_tensorboard_one_line_says_what_to_install(tiny, capsys, monkeypatch):
-    monkeypatch.setattr("experiments.tensorboard_log.find_spec", lambda name: None)
+    monkeypatch.setattr("experiments.runs.tensorboard_log.find_spec", lambda name: None)
     for command in ("table", "train"):
         assert main([command, *SMALL, "--tensorboard"]) == 2
         err = capsys.readouterr().err

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import experiments.runner
-from experiments.cli import main
-from experiments.runner import Machine, run
-from experiments.specs import RunSpec
+import experiments.runs.runner
+from experiments.commands.cli import main
+from experiments.runs.runner import Machine, run
+from experiments.runs.specs import RunSpec
 from mcr2.training import TrainingConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -273,7 +273,7 @@ def test_out_of_another_study_is_left_alone(identity, fragment, place, capsys):
 
 
 def test_a_study_of_other_data_does_not_continue_one(place, capsys):
-    from experiments.label_noise import claim
+    from experiments.studies.label_noise import claim
 
     identity = {"study": "label noise", "dataset": "digits", "recipe": "quick", "data": "0" * 12}
     claim(place / "study", identity)
@@ -364,7 +364,7 @@ def test_a_library_that_cannot_be_imported_is_one_line(place, capsys, monkeypatc
     def broken(*_, **__):
         raise ImportError("torchvision cannot be imported,\nreinstall it")
 
-    monkeypatch.setattr(experiments.runner, "load_dataset", broken)
+    monkeypatch.setattr(experiments.runs.runner, "load_dataset", broken)
     assert_mistake(["table", "--out", "new"], "torchvision cannot be imported", place, capsys)
 
 
@@ -390,7 +390,7 @@ def test_help_is_no_mistake(command, place, capsys):
 def test_a_mistake_in_a_process_of_its_own(arguments, fragment, place):
     before = tree(place)
     result = subprocess.run(
-        [sys.executable, "-m", "experiments.cli", *arguments.split()],
+        [sys.executable, "-m", "experiments.commands", *arguments.split()],
         cwd=place,
         env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.free_features import ascend, largest_reduction, plot, reduction_at
+from experiments.studies.free_features import ascend, largest_reduction, plot, reduction_at
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.cli import main
-from experiments.readings import agreement, reading_tables
+from experiments.commands.cli import main
+from experiments.report.readings import agreement, reading_tables
 from mcr2.evaluation import evaluate_features, read_features, standard_readouts
 
 RNG = np.random.RandomState(0)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.methods import (
+from experiments.runs.methods import (
     METHODS,
     Sizes,
     Workspace,
@@ -18,9 +18,9 @@ from experiments.methods import (
     readout_for,
     rules_for,
 )
-from experiments.recipes import RECIPES
-from experiments.runner import load, prepare, run_key
-from experiments.specs import STREAMS, Recipe, RunSpec, Streams, as_dict, from_dict, vary
+from experiments.runs.recipes import RECIPES
+from experiments.runs.runner import load, prepare, run_key
+from experiments.runs.specs import STREAMS, Recipe, RunSpec, Streams, as_dict, from_dict, vary
 from mcr2.data import Augmentation
 from mcr2.selection import SELECTIONS
 from mcr2.training import TrainingConfig

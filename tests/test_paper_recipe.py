@@ -9,11 +9,11 @@ import pytest
 import torch
 from scipy import stats
 
-from experiments.cli import _settings, parse
-from experiments.label_noise import grid
-from experiments.methods import METHODS, Sizes, augmentation_for, readout_for, rules_for
-from experiments.recipes import PAPER
-from experiments.runner import extra_readouts, load, prepare
+from experiments.commands.cli import _settings, parse
+from experiments.runs.methods import METHODS, Sizes, augmentation_for, readout_for, rules_for
+from experiments.runs.recipes import PAPER
+from experiments.runs.runner import extra_readouts, load, prepare
+from experiments.studies.label_noise import grid
 from mcr2.data import Split, batches, num_batches
 from mcr2.noise import corrupt
 from mcr2.objectives import Context

@@ -10,9 +10,9 @@ import hashlib
 import pytest
 import torch
 
-from experiments.methods import METHODS
-from experiments.runner import load, prepare
-from experiments.specs import RunSpec, Streams
+from experiments.runs.methods import METHODS
+from experiments.runs.runner import load, prepare
+from experiments.runs.specs import RunSpec, Streams
 from mcr2.data import Augmentation, Split, batches, mix_seed, stratified_subset
 from mcr2.noise import corrupt
 from mcr2.objectives import RateReduction

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import construction, gaussians, shifts
-from experiments.cli import main
-from experiments.label_noise import cells_of, grid
-from experiments.memory import peak_memory, restart_peak_memory
-from experiments.methods import METHODS, Workspace, find_method, readout_for
-from experiments.recipes import QUICK
-from experiments.redunet import make_encoder, read_options
+from experiments.commands.cli import main
 from experiments.report import accuracy_table
-from experiments.runner import Machine, Outcome, load, plan, prepare, read_run, run
-from experiments.specs import vary
+from experiments.runs.memory import peak_memory, restart_peak_memory
+from experiments.runs.methods import METHODS, Workspace, find_method, readout_for
+from experiments.runs.recipes import QUICK
+from experiments.runs.redunet import make_encoder, read_options
+from experiments.runs.runner import Machine, Outcome, load, plan, prepare, read_run, run
+from experiments.runs.specs import vary
+from experiments.studies import construction, gaussians, shifts
+from experiments.studies.label_noise import cells_of, grid
 from mcr2.data import to_float
 from mcr2.evaluation import measure_key
 from mcr2.records import load_tensors

@@ -17,7 +17,6 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.label_noise import cells_of
 from experiments.report import (
     FIGURES,
     Estimate,
@@ -36,8 +35,9 @@ from experiments.report import (
 from experiments.report.canvas import pyplot
 from experiments.report.figures import Study
 from experiments.report.tables import BELIEF, COLLAPSE, DIVERSITY, Table
-from experiments.runner import Cell, Outcome
-from experiments.specs import RunSpec, as_dict
+from experiments.runs.runner import Cell, Outcome
+from experiments.runs.specs import RunSpec, as_dict
+from experiments.studies.label_noise import cells_of
 from mcr2.records import Record
 from mcr2.selection import SELECTIONS
 

@@ -21,14 +21,14 @@ import pytest
 import scipy.stats
 import torch
 
-from experiments import runner
-from experiments.cli import main
-from experiments.label_noise import PAPER
-from experiments.methods import find_method
+from experiments.commands.cli import main
 from experiments.report import FIGURES, Estimate
 from experiments.report.tables import flat_cell
-from experiments.runner import Machine, read_encoder, read_run, run, terminal_epoch
-from experiments.specs import RunSpec
+from experiments.runs import runner
+from experiments.runs.methods import find_method
+from experiments.runs.runner import Machine, read_encoder, read_run, run, terminal_epoch
+from experiments.runs.specs import RunSpec
+from experiments.studies.label_noise import PAPER
 from mcr2.data import DATASETS, availability
 from mcr2.records import Record
 from mcr2.training import TrainingConfig
@@ -593,7 +593,7 @@ def test_a_study_killed_in_its_middle_continues_to_the_same_cells(tmp_path):
     out = tmp_path / "killed"
     command = ["table", "--out", out, "--jobs", "2", *CHEAP, *arguments]
     process = subprocess.Popen(
-        [sys.executable, "-m", "experiments.cli", *command],
+        [sys.executable, "-m", "experiments.commands", *command],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL,

@@ -45,8 +45,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.memory import peak_mib
 from experiments.report import Table
+from experiments.runs.memory import peak_mib
 from mcr2.metrics.collapse import neural_collapse
 
 #: (N, d, K): few, some and many classes; wide features.

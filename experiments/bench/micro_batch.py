@@ -22,11 +22,11 @@ import torch
 
 from experiments.bench import Options
 from experiments.bench.step import Steps, specs_for
-from experiments.memory import peak_memory
 from experiments.report import Table
-from experiments.runner import Machine, load, process_context
-from experiments.runner import prepare as prepare_data
-from experiments.specs import as_dict, from_dict
+from experiments.runs.memory import peak_memory
+from experiments.runs.runner import Machine, load, process_context
+from experiments.runs.runner import prepare as prepare_data
+from experiments.runs.specs import as_dict, from_dict
 from mcr2.objectives import Context
 from mcr2.training import Encoder, backpropagate
 

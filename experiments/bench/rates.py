@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.memory import peak_mib, restart_peak
+from experiments.runs.memory import peak_mib, restart_peak
 from mcr2.rates import (
     Rates,
     class_coding_rates,

@@ -25,13 +25,13 @@ import torch
 from torch import Tensor
 
 from experiments.bench import Options
-from experiments.label_noise import grid
-from experiments.methods import Prepared, augmentation_for, find_method
-from experiments.recipes import find_recipe
 from experiments.report import Table
-from experiments.runner import Machine, load
-from experiments.runner import prepare as prepare_data
-from experiments.specs import RunSpec
+from experiments.runs.methods import Prepared, augmentation_for, find_method
+from experiments.runs.recipes import find_recipe
+from experiments.runs.runner import Machine, load
+from experiments.runs.runner import prepare as prepare_data
+from experiments.runs.specs import RunSpec
+from experiments.studies.label_noise import grid
 from mcr2.data import Batch, Split, batches, num_batches
 from mcr2.objectives import Context, Objective
 from mcr2.training import (

@@ -366,9 +366,9 @@ def _jobs(command: TableCommand | AblateCommand, machine: Any) -> int:
 
 
 def _table(command: TableCommand) -> Any:
-    from experiments.label_noise import claim, grid
-    from experiments.recipes import find_recipe
-    from experiments.runner import Machine, finished, plan
+    from experiments.runs.recipes import find_recipe
+    from experiments.runs.runner import Machine, finished, plan
+    from experiments.studies.label_noise import claim, grid
 
     recipe = find_recipe(command.recipe)
     machine = Machine(command.device, command.threads, command.data_root, command.tensorboard)
@@ -387,7 +387,7 @@ def _table(command: TableCommand) -> Any:
     for cell in cells:
         finished(cell.folder, cell.key)  # a damaged record is a mistake too, found before runs are
     if command.estimate:
-        from experiments.estimate import report_estimate
+        from experiments.runs.estimate import report_estimate
 
         def tell() -> int:
             try:
@@ -410,7 +410,7 @@ def _table(command: TableCommand) -> Any:
     )
 
     def go() -> int:
-        from experiments.label_noise import run_study
+        from experiments.studies.label_noise import run_study
 
         return run_study(cells, out, dataset=dataset, recipe=recipe, jobs=jobs, machine=machine)
 
@@ -418,9 +418,9 @@ def _table(command: TableCommand) -> Any:
 
 
 def _ablate(command: AblateCommand) -> Any:
-    from experiments.ablations import find_preset, plan_ablation
-    from experiments.recipes import find_recipe
-    from experiments.runner import Machine
+    from experiments.runs.recipes import find_recipe
+    from experiments.runs.runner import Machine
+    from experiments.studies.ablations import find_preset, plan_ablation
 
     recipe = find_recipe(command.recipe)
     machine = Machine(command.device, command.threads, command.data_root)
@@ -451,9 +451,9 @@ def _ablate(command: AblateCommand) -> Any:
 
 
 def _train(command: TrainCommand) -> Any:
-    from experiments.label_noise import grid
-    from experiments.recipes import find_recipe
-    from experiments.runner import Machine, finished, holds_another, plan, run
+    from experiments.runs.recipes import find_recipe
+    from experiments.runs.runner import Machine, finished, holds_another, plan, run
+    from experiments.studies.label_noise import grid
 
     recipe = find_recipe(command.recipe)
     machine = Machine(command.device, command.threads, command.data_root, command.tensorboard)
@@ -477,8 +477,8 @@ def _train(command: TrainCommand) -> Any:
     folder.mkdir(parents=True, exist_ok=True)
 
     def go() -> int:
-        from experiments.live import training_bar
         from experiments.report import run_table
+        from experiments.report.live import training_bar
 
         with training_bar(spec) as progress:
             record = run(spec, folder, machine, progress=progress)
@@ -492,10 +492,10 @@ def _train(command: TrainCommand) -> Any:
 
 
 def _redunet(command: ReduNetCommand) -> Any:
-    from experiments.construction import plan
-    from experiments.label_noise import grid
-    from experiments.recipes import find_recipe
-    from experiments.runner import Machine
+    from experiments.runs.recipes import find_recipe
+    from experiments.runs.runner import Machine
+    from experiments.studies.construction import plan
+    from experiments.studies.label_noise import grid
 
     recipe = find_recipe(command.recipe)
     machine = Machine(command.device, command.threads, command.data_root)
@@ -512,7 +512,7 @@ def _redunet(command: ReduNetCommand) -> Any:
     data, _ = plan(spec, out, machine, patience=command.patience)
 
     def go() -> int:
-        from experiments.construction import run
+        from experiments.studies.construction import run
 
         try:
             return run(spec, data, out, machine, patience=command.patience)
@@ -524,7 +524,7 @@ def _redunet(command: ReduNetCommand) -> Any:
 
 
 def _evaluate(command: EvaluateCommand) -> Any:
-    from experiments.runner import read_run
+    from experiments.runs.runner import read_run
 
     _check_json(command.json)
     record, readings = read_run(
@@ -538,8 +538,8 @@ def _evaluate(command: EvaluateCommand) -> Any:
         raise ValueError(f"no selection {rule!r} in {command.run}; it has {', '.join(readings)}")
 
     def go() -> int:
-        from experiments.readings import agreement, reading_tables
         from experiments.report import measures_table, run_table
+        from experiments.report.readings import agreement, reading_tables
         from mcr2.records import write_json
 
         measures = {rule: dict(reading.measures) for rule, reading in readings.items()}
@@ -586,7 +586,7 @@ def _measure(command: MeasureCommand) -> Any:
     torch.set_num_threads(command.threads)
 
     def go() -> int:
-        from experiments.readings import reading_tables
+        from experiments.report.readings import reading_tables
         from mcr2.records import write_json
 
         names = standard_readouts(d) if command.readouts is None else command.readouts
@@ -679,6 +679,3 @@ _PREPARE: dict[type, Any] = {
     DatasetsCommand: _datasets,
     Options: _bench,
 }
-
-if __name__ == "__main__":
-    sys.exit(main())

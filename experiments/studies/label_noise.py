@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments import report
-from experiments.live import StudyView
-from experiments.methods import METHODS, find_method, rules_for
-from experiments.runner import Cell, Machine, Outcome, run_cells
-from experiments.specs import Recipe, RunSpec, vary
+from experiments.report.live import StudyView
+from experiments.runs.methods import METHODS, find_method, rules_for
+from experiments.runs.runner import Cell, Machine, Outcome, run_cells
+from experiments.runs.specs import Recipe, RunSpec, vary
 from mcr2.evaluation import measure_key
 from mcr2.records import Record, environment, read_json, write_json
 from mcr2.selection import NEED_VALIDATION, SELECTIONS
@@ -71,7 +71,7 @@ def grid(
         ValueError: an unknown method or field, a value that a spec refuses, a repetition.
 
     Example:
-        >>> from experiments.recipes import QUICK
+        >>> from experiments.runs.recipes import QUICK
         >>> specs = grid(QUICK, ["ce", "mcr2"], [0.0, 0.5], [0], settings=["mcr2.lr=0.02"])
         >>> [(s.method, s.ratio, s.training.lr == 0.02) for s in specs]
         [('ce', 0.0, False), ('mcr2', 0.0, True), ('ce', 0.5, False), ('mcr2', 0.5, True)]

@@ -1,6 +1,6 @@
 """What ReduNet makes of Gaussian clusters on the circle and on the sphere: orthogonal directions.
 
-    python -m experiments.gaussians docs/figures/redunet_gaussians.png
+    python -m experiments.studies.gaussians docs/figures/redunet_gaussians.png
 
 Two classes in the plane and three in space, 500 training samples each about directions that are
 far from orthogonal, and as many test samples, as in Figure 2 of Chan et al. (2022): ε² = 0.1,

@@ -1,6 +1,6 @@
 """Digits under all their circular shifts: pixels, a plain ResNet, and a shift-invariant ReduNet.
 
-    python -m experiments.shifts
+    python -m experiments.studies.shifts
 
 All 64 circular shifts of every 8 × 8 test digit are classified; nothing was shifted in training,
 but for the plain network's usual augmentation by one pixel. Two minutes on one core.
@@ -22,12 +22,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from experiments.methods import METHODS, Prepared, Workspace
-from experiments.recipes import QUICK
-from experiments.redunet import construct, make_encoder
 from experiments.report import Table
-from experiments.runner import load, prepare
-from experiments.specs import RunSpec, vary
+from experiments.runs.methods import METHODS, Prepared, Workspace
+from experiments.runs.recipes import QUICK
+from experiments.runs.redunet import construct, make_encoder
+from experiments.runs.runner import load, prepare
+from experiments.runs.specs import RunSpec, vary
 from mcr2.data import Split, to_float
 from mcr2.redunet import ReduNet
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields
 
 from torch import Tensor, nn
 
-from experiments.specs import RunSpec
+from experiments.runs.specs import RunSpec
 from mcr2.data import Split, to_float
 from mcr2.redunet import STORES, LayerRates, RandomFilters, ReduNet
 

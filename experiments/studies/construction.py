@@ -26,14 +26,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.label_noise import claim
-from experiments.memory import peak_memory, restart_peak_memory
-from experiments.methods import METHODS, Prepared, reader, readout_for
-from experiments.redunet import ReduNetEncoder, construct, make_encoder, read_options
 from experiments.report import Table
 from experiments.report.canvas import COLOURS, pyplot, save
-from experiments.runner import Machine, load, prepare
-from experiments.specs import RunSpec, as_dict
+from experiments.runs.memory import peak_memory, restart_peak_memory
+from experiments.runs.methods import METHODS, Prepared, reader, readout_for
+from experiments.runs.redunet import ReduNetEncoder, construct, make_encoder, read_options
+from experiments.runs.runner import Machine, load, prepare
+from experiments.runs.specs import RunSpec, as_dict
+from experiments.studies.label_noise import claim
 from mcr2.data import Split, to_float
 from mcr2.evaluation import COMMON_READOUT, measure_key
 from mcr2.records import environment, save_tensors, write_json

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from experiments.bench.step import EPOCH, SLOW, Steps
-from experiments.memory import peak_memory
-from experiments.methods import Prepared, find_method, reader, readout_for, rules_for
 from experiments.report import Table
-from experiments.runner import (
+from experiments.runs.memory import peak_memory
+from experiments.runs.methods import Prepared, find_method, reader, readout_for, rules_for
+from experiments.runs.runner import (
     Cell,
     Machine,
     finished,
@@ -34,7 +34,7 @@ from experiments.runner import (
     process_context,
     read_encoder,
 )
-from experiments.specs import RunSpec, Streams, as_dict, from_dict
+from experiments.runs.specs import RunSpec, Streams, as_dict, from_dict
 from mcr2.data import num_batches
 from mcr2.evaluation import encode
 from mcr2.records import plain

@@ -11,8 +11,8 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from experiments.runner import Cell, Outcome
-from experiments.specs import RunSpec
+from experiments.runs.runner import Cell, Outcome
+from experiments.runs.specs import RunSpec
 from mcr2.training import Progress as Told
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from experiments.methods import (
+from experiments.runs.methods import (
     Method,
     Prepared,
     Workspace,
@@ -29,8 +29,8 @@ from experiments.methods import (
     readout_for,
     rules_for,
 )
-from experiments.specs import RunSpec, as_dict, from_dict
-from experiments.tensorboard_log import TensorBoardLog, require_tensorboard
+from experiments.runs.specs import RunSpec, as_dict, from_dict
+from experiments.runs.tensorboard_log import TensorBoardLog, require_tensorboard
 from mcr2.data import Dataset, load_dataset
 from mcr2.evaluation import (
     Evaluation,
@@ -526,7 +526,7 @@ def process_context() -> Any:
     # takes as long as ten epochs on digits; the digits and some readouts are scikit-learn's.
     context.set_forkserver_preload(
         [
-            "experiments.runner",
+            "experiments.runs.runner",
             "torch._dynamo",
             "sklearn.datasets",
             "sklearn.linear_model",

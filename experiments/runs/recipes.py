@@ -7,7 +7,7 @@ the gap between methods.
 
 from __future__ import annotations
 
-from experiments.specs import Recipe, RunSpec, Streams
+from experiments.runs.specs import Recipe, RunSpec, Streams
 from mcr2.training import TrainingConfig
 
 # How quick's numbers were chosen. The network was taken as given: 0.33 M parameters, shifts by one

@@ -5,7 +5,7 @@
 
 From Python:
 
-    from experiments.ablations import ablate
+    from experiments.studies.ablations import ablate
 
     for row in ablate("mcr2", ["eps_sq=0.1,0.5,1,2"], ratios=[0.3], seeds=[0, 1, 2]):
         print(row["eps_sq"], row["seed"], row["selection"], row["test_accuracy"])
@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from experiments import report
-from experiments.label_noise import cells_of, claim, conduct, failures, grid, not_terminal
-from experiments.methods import Method, find_method, readout_for
-from experiments.recipes import QUICK
-from experiments.runner import Cell, Machine, Outcome, extra_readouts, finished, load, plan
-from experiments.specs import Recipe, RunSpec, field_value, vary
+from experiments.runs.methods import Method, find_method, readout_for
+from experiments.runs.recipes import QUICK
+from experiments.runs.runner import Cell, Machine, Outcome, extra_readouts, finished, load, plan
+from experiments.runs.specs import Recipe, RunSpec, field_value, vary
+from experiments.studies.label_noise import cells_of, claim, conduct, failures, grid, not_terminal
 from mcr2.readouts import WITH_COMPONENTS
 
 #: What is never varied: options of their own span the grid by them, or name the one data set.

@@ -23,8 +23,8 @@ from torch import Tensor
 
 import ce_baseline
 import mcr2.objectives
-from experiments import redunet
-from experiments.specs import RunSpec
+from experiments.runs import redunet
+from experiments.runs.specs import RunSpec
 from mcr2.backbones import BACKBONES, ResNet
 from mcr2.data import Augmentation, Dataset, Split
 from mcr2.evaluation import Evaluation, ImageEncoder, evaluate, measure_key

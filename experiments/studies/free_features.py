@@ -1,6 +1,6 @@
 """What ΔR itself asks for: unit vectors with labels and no network, ascended on ΔR.
 
-    python -m experiments.free_features docs/free_features.png
+    python -m experiments.studies.free_features docs/free_features.png
 
 Takes a second on one core. Each class should become a subspace orthogonal to the others, with
 equal singular values (Yu et al. 2020, Theorem 2.1), and ΔR should reach its maximum over balanced

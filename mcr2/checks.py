@@ -1,0 +1,213 @@
+"""The checks of public boundaries: once, in one wording.
+
+A message names what was given and what is allowed: ``eps_sq is -1; it must be positive``.
+A wrong kind of thing raises TypeError, a wrong value ValueError. Arrays come as tensors or as
+NumPy arrays; what is returned is a tensor.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def describe(value: object) -> str:
+    """Return what a value is, in a few words.
+
+    Example:
+        >>> describe(torch.zeros(2, 3)), describe("ten")
+        ('a torch.float32 tensor of shape (2, 3)', "str 'ten'")
+    """
+    if isinstance(value, Tensor):
+        return f"a {value.dtype} tensor of shape {tuple(value.shape)}"
+    if isinstance(value, np.ndarray):
+        return f"a {value.dtype} array of shape {value.shape}"
+    text = f"{type(value).__name__} {value!r}"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def integer(name: str, value: object, low: float = -math.inf, high: float = math.inf) -> int:
+    """Return an integer between ``low`` and ``high``; NumPy's are integers, booleans are not.
+
+    Example:
+        >>> integer("num_classes", np.int64(10), 2)
+        10
+        >>> integer("num_classes", 1, 2)
+        Traceback (most recent call last):
+        ...
+        ValueError: num_classes is 1; it must be at least 2
+    """
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an integer, not {describe(value)}")
+    return int(_within(name, int(value), low, high))
+
+
+def number(name: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:
+    """Return a finite number between ``low`` and ``high``, as a float.
+
+    Example:
+        >>> number("ratio", 1.5, 0, 1)
+        Traceback (most recent call last):
+        ...
+        ValueError: ratio is 1.5; it must be between 0 and 1
+    """
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, not {describe(value)}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} is {value}; it must be finite")
+    return _within(name, float(value), low, high)
+
+
+def positive(name: str, value: object) -> float:
+    """Return a positive finite number, as a float."""
+    found = number(name, value)
+    if found <= 0:
+        raise ValueError(f"{name} is {value}; it must be positive")
+    return found
+
+
+def _within(name: str, value: float, low: float, high: float) -> float:
+    if not low <= value <= high:
+        span = f"between {low} and {high}"
+        if high == math.inf:
+            span = f"at least {low}"
+        elif low == -math.inf:
+            span = f"at most {high}"
+        raise ValueError(f"{name} is {value}; it must be {span}")
+    return value
+
+
+def choice(name: str, value: Any, allowed: Iterable[str]) -> Any:
+    """Return a value that is among ``allowed``.
+
+    Example:
+        >>> choice("store", "tape", ("memory", "disk"))
+        Traceback (most recent call last):
+        ...
+        ValueError: unknown store 'tape'; choose from memory, disk
+    """
+    known = tuple(allowed)
+    if value not in known:
+        raise ValueError(f"unknown {name} {value!r}; choose from {', '.join(known)}")
+    return value
+
+
+def floating(name: str, value: object, *shape: int | str, finite: bool = True) -> Tensor:
+    """Return a dense floating tensor, with its graph, of a shape.
+
+    Args:
+        name: what to call it in messages.
+        value: a tensor or a NumPy array of float16, bfloat16, float32 or float64.
+        shape: the length of each dimension, or a letter for any length from 1; nothing takes any
+            shape.
+        finite: refuse NaN and infinity.
+
+    Example:
+        >>> floating("features", np.zeros((3, 2)), "N", "d").shape
+        torch.Size([3, 2])
+        >>> floating("weight", torch.zeros(3), "K", "d")
+        Traceback (most recent call last):
+        ...
+        ValueError: weight has shape (3,); it must be (K, d)
+    """
+    tensor = _tensor(value)
+    if tensor is None or tensor.dtype not in _FLOATS:
+        raise TypeError(
+            f"{name} must be a floating tensor or array (float16 to float64), not {describe(value)}"
+        )
+    if shape:
+        _shape(name, tensor, shape)
+    if finite and tensor.numel():
+        # The extremes are NaN where any entry is, and cost one read and no memory.
+        low, high = torch.stack(torch.aminmax(tensor.detach())).tolist()
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ValueError(f"{name} must be finite; it holds NaN or infinity")
+    return tensor
+
+
+def labels(
+    value: object,
+    num_classes: int | None = None,
+    *,
+    count: int | None = None,
+    name: str = "labels",
+) -> Tensor:
+    """Return class labels ``(N,)`` as int64.
+
+    Args:
+        value: integers as a tensor, a NumPy array or a sequence.
+        num_classes: K; labels must lie in [0, K). None asks only that they are not negative.
+        count: N; None takes any from 1.
+        name: what to call them in messages.
+
+    Example:
+        >>> labels([0, 2, 1], 3)
+        tensor([0, 2, 1])
+        >>> labels([0, 3], 3)
+        Traceback (most recent call last):
+        ...
+        ValueError: labels run from 0 to 3; with 3 classes they must be in 0 ... 2
+    """
+    tensor = _tensor(value, sequences=True)
+    if tensor is None or tensor.dtype not in _INTEGERS:
+        raise TypeError(f"{name} must be integers, one a sample, not {describe(value)}")
+    _shape(name, tensor, ("N" if count is None else count,))
+    tensor = tensor.detach().long()
+    low, high = torch.stack(torch.aminmax(tensor)).tolist()
+    if low < 0 or (num_classes is not None and high >= num_classes):
+        allowed = "not be negative"
+        if num_classes is not None:
+            allowed = f"be in 0 ... {num_classes - 1}"
+            name = f"{name} run from {low} to {high}; with {num_classes} classes they"
+        else:
+            name = f"{name} run from {low} to {high}; they"
+        raise ValueError(f"{name} must {allowed}")
+    return tensor
+
+
+def samples(
+    features: object, given: object, num_classes: int, *, name: str = "labels"
+) -> tuple[Tensor, Tensor]:
+    """Return features ``(N, d)``, detached, and their labels ``(N,)`` in [0, K), on one device.
+
+    Raises:
+        TypeError: features that are not floating, labels that are not integers.
+        ValueError: shapes that do not fit, labels out of range, features that are not finite.
+    """
+    H = floating("features", features, "N", "d").detach()
+    H = H.cpu() if H.device.type == "mps" else H  # has no float64
+    return H, labels(given, num_classes, count=len(H), name=name).to(H.device)
+
+
+def _tensor(value: object, *, sequences: bool = False) -> Tensor | None:
+    """Return a dense tensor with values of what is one, an array or perhaps a sequence."""
+    if isinstance(value, Tensor):
+        return value if value.layout == torch.strided and not value.is_meta else None
+    if sequences and isinstance(value, list | tuple | range):
+        value = np.asarray(value)
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "fiu":
+        array = np.asarray(value)
+        if array.dtype.itemsize > 8:
+            return None
+        kept = np.int64 if array.dtype.kind in "iu" else array.dtype.newbyteorder("=")
+        return torch.from_numpy(np.require(array, kept, ["C", "W"]))
+    return None
+
+
+def _shape(name: str, tensor: Tensor, shape: tuple[int | str, ...]) -> None:
+    fits = tensor.ndim == len(shape) and all(
+        n >= 1 if isinstance(wanted, str) else n == wanted
+        for n, wanted in zip(tensor.shape, shape, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join(map(str, shape)) + "," * (len(shape) == 1)
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must be ({wanted})")
