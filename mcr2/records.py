@@ -1,7 +1,11 @@
 """What a run leaves on disk: plain JSON and safe tensors, written atomically, never pickled.
 
 A file is written beside its place and moved there in one step, so that a reader (or a run that
-was killed and started again) finds the old content or the new, never a part.
+was killed and started again) finds the old content or the new, never a part. Files that others
+rely on carry a digest of their content, checked when they are read.
+
+``record.json`` says what was done, once and for all; ``evaluation.json`` what was measured of the
+weights, and may be made again. :func:`load_study` reads a study's folder into tables.
 """
 
 from __future__ import annotations
@@ -23,8 +27,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-#: Raised whenever a record holds other things than before; a run's key depends on it.
-FORMAT = 2
+#: Files in a run's folder.
+RECORD, EVALUATION = "record.json", "evaluation.json"
 
 
 def _replace(path: Path, write: Callable[[str], object]) -> None:
@@ -109,15 +113,41 @@ def _holds_mapping(value: Any) -> bool:
     )
 
 
+def write_signed(path: str | Path, value: Mapping[str, Any]) -> None:
+    """Write a mapping as JSON with a ``digest`` of the rest of it, which :func:`read_signed` checks.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_signed(f"{folder}/x.json", {"epochs": 3})
+        ...     read_signed(f"{folder}/x.json")
+        {'epochs': 3}
+    """
+    write_json(path, {**value, "digest": content_key(value)})
+
+
+def read_signed(path: str | Path) -> dict[str, Any]:
+    """Read what :func:`write_signed` wrote.
+
+    Raises:
+        ValueError: the file is not such a file, or was altered; the message names it.
+    """
+    value = read_json(path)
+    digest = value.pop("digest", None) if isinstance(value, dict) else None
+    if digest is None or digest != content_key(value):
+        raise ValueError(f"{path} is damaged: its content is not what was written")
+    return dict(value)
+
+
 def read_json(path: str | Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        ValueError: the file is no JSON; the message names it.
+        ValueError: the file is not JSON; the message names it.
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a JSON file: {error}") from error
 
 
@@ -173,7 +203,7 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def content_key(*parts: Any) -> str:
-    """Return the SHA-256 of plain values in canonical JSON: the key of a record.
+    """Return the SHA-256 of plain values in canonical JSON: the key of a run.
 
     Example:
         >>> content_key({"ratio": 0.1, "seed": 0}) == content_key({"seed": 0, "ratio": 0.1})
@@ -213,10 +243,10 @@ def _processor() -> str:
 
 @dataclass(frozen=True)
 class Record:
-    """Everything needed to trust one run's numbers, and to run it again.
+    """What was done in one run: enough to trust its numbers, and to run it again.
 
     Attributes:
-        key: hash of the spec, the data's content and, for a user's own loss, of its file.
+        key: hash of the spec, the data's content and, for a user's own code, of its files.
         spec: the run's spec, as plain values.
         status: ``"finished"``, or ``"failed"`` with the ``reason``.
         seeds: the seed of every stream of randomness.
@@ -226,14 +256,10 @@ class Record:
             and augmentation.
         environment: versions, machine, device and threads.
         readout: the classifier that the method's accuracy is reported with.
-        epochs, steps, wall_seconds: what the run took, all its readings included.
-        evaluation_seconds: the part of ``wall_seconds`` spent in evaluations: those along the
-            run, and the full ones of the selected epochs.
-        terminal_epoch: the epoch at which the terminal phase began by ``readout``, see
-            :func:`mcr2.metrics.memorization.terminal_phase`; None where it was not reached.
+        epochs, steps, wall_seconds: what the run took, evaluations along it included.
+        evaluation_seconds: the part of ``wall_seconds`` spent in evaluations.
         history: one entry an evaluation: epoch, step, learning rate, loss terms, measures.
-        selections: by rule: the epoch, its validation accuracy and standard error, the weights'
-            file and the full measures and profiles there.
+        weights: by epoch (as text), the ``file`` of the kept weights and their ``digest``.
     """
 
     key: str
@@ -250,31 +276,166 @@ class Record:
     steps: int
     wall_seconds: float
     evaluation_seconds: float
-    terminal_epoch: int | None
     history: list[dict[str, Any]]
+    weights: dict[str, dict[str, str]]
+
+
+@dataclass(frozen=True)
+class RunEvaluation:
+    """What was measured of a run's weights; it can be measured again without training.
+
+    Attributes:
+        key: the run's.
+        version: of what is measured; an evaluation of another version is measured again.
+        readout: the classifier that selected the epochs and that accuracy is reported with.
+        terminal_epoch: the epoch at which the terminal phase began by ``readout``, see
+            :func:`mcr2.metrics.memorization.terminal_phase`; None where it was not reached.
+        layers: the layers that were measured beside the features.
+        selections: by rule: epoch, its validation accuracy and standard error, the weights' file,
+            full measures and profiles there.
+        seconds: what measuring took.
+        environment: versions, machine, device and threads.
+    """
+
+    key: str
+    version: str
+    readout: str
+    terminal_epoch: int | None
+    layers: list[str]
     selections: dict[str, dict[str, Any]]
-    format: int = FORMAT
+    seconds: float
+    environment: dict[str, Any]
 
-    def save(self, path: str | Path) -> None:
-        """Write the record as JSON, atomically."""
-        write_json(path, asdict(self))
 
-    @classmethod
-    def load(cls, path: str | Path) -> Record:
-        """Read a record.
+@dataclass(frozen=True)
+class Run:
+    """A run's folder as it was left.
 
-        Raises:
-            ValueError: the file is no record, or one of another format; the message names it.
-        """
-        value = read_json(path)
-        names = {field.name for field in fields(cls)}
-        if not isinstance(value, dict) or not {"key", "spec", "format"} <= set(value):
-            raise ValueError(f"{path} is not a run's record")
-        if value["format"] != FORMAT:
-            raise ValueError(
-                f"{path} is a record of format {value['format']}; this is {FORMAT}, and its run "
-                "has to be run again"
-            )
-        if set(value) != names:
-            raise ValueError(f"{path} is not a run's record")
-        return cls(**value)
+    Attributes:
+        folder: where it is.
+        record: what was done.
+        evaluation: what was measured; None for a run that failed, or is not measured yet.
+    """
+
+    folder: Path
+    record: Record
+    evaluation: RunEvaluation | None
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "str | None": (str, type(None)),
+    "int": (int,),
+    "int | None": (int, type(None)),
+    "float": (int, float),
+}
+
+
+def _read(path: Path, kind: type[Any]) -> Any:
+    """Read a dataclass from a signed file; every field there, and of its kind."""
+    value = read_signed(path)
+    expected = {field.name: str(field.type) for field in fields(kind)}
+    if set(value) != set(expected):
+        raise ValueError(f"{path} is damaged: it does not hold the fields of a {kind.__name__}")
+    for name, annotation in expected.items():
+        outer = {"dict": (dict,), "list": (list,)}.get(annotation.partition("[")[0])
+        if not isinstance(value[name], outer or _KINDS[annotation]):
+            raise ValueError(f"{path} is damaged: {name} is not of type {annotation}")
+    return kind(**value)
+
+
+def load_run(folder: str | Path) -> Run:
+    """Read a finished run's folder; nothing that it names is imported.
+
+    Raises:
+        ValueError: there is no record, or a file of it is damaged; the message names it.
+    """
+    folder = Path(folder)
+    if not (folder / RECORD).is_file():
+        raise ValueError(f"{folder} holds no finished run: there is no {RECORD} in it")
+    record = _read(folder / RECORD, Record)
+    evaluation = None
+    if (folder / EVALUATION).is_file():
+        evaluation = _read(folder / EVALUATION, RunEvaluation)
+    if evaluation is not None and evaluation.key != record.key:
+        evaluation = None
+    return Run(folder, record, evaluation)
+
+
+def save_record(folder: Path, record: Record) -> None:
+    """Write a run's record."""
+    write_signed(folder / RECORD, asdict(record))
+
+
+def save_evaluation(folder: Path, evaluation: RunEvaluation) -> None:
+    """Write a run's evaluation."""
+    write_signed(folder / EVALUATION, asdict(evaluation))
+
+
+@dataclass(frozen=True)
+class StudyFrames:
+    """A study's runs as pandas frames.
+
+    Attributes:
+        runs: a row a run: the spec's fields, status, sizes, seconds.
+        history: a row a run, epoch and measure, the measure's key in parts.
+        evaluations: a row a run, selection rule and measure, its key in parts.
+    """
+
+    runs: Any
+    history: Any
+    evaluations: Any
+
+    def __repr__(self) -> str:
+        return (
+            f"StudyFrames({len(self.runs)} runs, {len(self.history)} values along them, "
+            f"{len(self.evaluations)} at selected epochs)"
+        )
+
+
+def load_study(out: str | Path) -> StudyFrames:
+    """Read every finished run of a study's folder into pandas frames.
+
+    Args:
+        out: folder of the study, or of one run.
+
+    Raises:
+        ImportError: pandas is not installed.
+        ValueError: no finished run there, or a damaged one.
+
+    Example:
+        >>> load_study("results/no-such-study")
+        Traceback (most recent call last):
+        ...
+        ValueError: results/no-such-study holds no finished run
+    """
+    out = Path(out)
+    folders = [out] if (out / RECORD).is_file() else sorted(p.parent for p in out.glob(f"runs/*/{RECORD}"))
+    if not folders:
+        raise ValueError(f"{out} holds no finished run")
+    import pandas
+
+    runs, history, evaluations = [], [], []
+    parts = ("layer", "split", "labels", "readout", "measure")
+    for found in map(load_run, folders):
+        name, record, evaluation = found.folder.name, found.record, found.evaluation
+        flat: dict[str, Any] = {"run": name}
+        for key, value in record.spec.items():
+            flat |= value if isinstance(value, dict) and key == "training" else {key: value}
+        sizes = {f"data_{key}": value for key, value in record.data.items()}
+        flat |= {"status": record.status, "reason": record.reason, "readout": record.readout}
+        flat |= {"epochs_run": record.epochs, "steps": record.steps, **sizes}
+        flat |= {"wall_seconds": record.wall_seconds, "wrong": record.noise["wrong"]}
+        flat["terminal_epoch"] = evaluation and evaluation.terminal_epoch
+        runs.append(flat)
+        for entry in record.history:
+            at = (name, entry["epoch"], entry["step"])
+            history += [(*at, *key.split("/"), v) for key, v in entry["measures"].items()]
+        for rule, chosen in (evaluation.selections if evaluation else {}).items():
+            at = (name, rule, chosen["epoch"])
+            evaluations += [(*at, *key.split("/"), v) for key, v in chosen["measures"].items()]
+    return StudyFrames(
+        pandas.DataFrame(runs),
+        pandas.DataFrame(history, columns=["run", "epoch", "step", *parts, "value"]),
+        pandas.DataFrame(evaluations, columns=["run", "selection", "epoch", *parts, "value"]),
+    )

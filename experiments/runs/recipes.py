@@ -7,8 +7,45 @@ the gap between methods.
 
 from __future__ import annotations
 
-from experiments.runs.specs import Recipe, RunSpec, Streams
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from experiments.runs.specs import RunSpec, Streams
+from mcr2 import checks
 from mcr2.training import TrainingConfig
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything about a study's runs but method, ratio and seed.
+
+    Attributes:
+        name: of the recipe.
+        about: what it is for and what it costs, in one line.
+        base: the spec that runs start from; its method, ratio and seed are replaced.
+        training: how each method is trained. A method that is not named here is trained as
+            ``ce`` where its loss is a mean over samples (``additive``), as ``mcr2`` otherwise.
+        subsets: named data sets of which so many training images are taken, unless told otherwise.
+        early_stopping_share: where ``base`` holds nothing out, the validation share of a second
+            run of each cell, from which early stopping is reported; None makes no second run.
+    """
+
+    name: str
+    about: str
+    base: RunSpec
+    training: Mapping[str, TrainingConfig]
+    subsets: Mapping[str, int] = field(default_factory=dict)
+    early_stopping_share: float | None = None
+
+    def spec(self, method: str, *, additive: bool, **fields: Any) -> RunSpec:
+        """Return the spec of one run of a method; ``fields`` replace those of ``base``."""
+        if fields.get("subset") is None:
+            dataset = fields.get("dataset", self.base.dataset)
+            fields["subset"] = self.subsets.get(dataset, self.base.subset)
+        like = method if method in self.training else ("ce" if additive else "mcr2")
+        return replace(self.base, method=method, training=self.training[like], **fields)
+
 
 # How quick's numbers were chosen. The network was taken as given: 0.33 M parameters, shifts by one
 # pixel, one-cycle SGD with momentum 0.9 and weight decay 1e-4 for both methods.
@@ -160,6 +197,4 @@ def find_recipe(name: str) -> Recipe:
     Raises:
         ValueError: no such recipe; the message lists those there are.
     """
-    if name not in RECIPES:
-        raise ValueError(f"unknown recipe {name!r}; choose from {', '.join(RECIPES)}")
-    return RECIPES[name]
+    return RECIPES[checks.choice("recipe", name, RECIPES)]

@@ -1,22 +1,21 @@
-"""What a run is: frozen dataclasses, and the recipes that fill them in.
+"""What a run is: a frozen :class:`RunSpec`, enough to run again what it describes.
 
-A :class:`RunSpec` is enough to run again what it describes; it is saved beside what it produced,
-and its hash is the run's key. A :class:`Recipe` fills in everything but method, ratio and seed.
+It is saved beside what it produced, and its hash is part of the run's key.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from mcr2 import checks
 from mcr2.backbones import BACKBONES, PROJECTIONS
-from mcr2.noise import KINDS
+from mcr2.noise import parse_noise
 from mcr2.readouts import parse_readout
 from mcr2.selection import SELECTIONS
 from mcr2.training import TrainingConfig
@@ -68,10 +67,14 @@ class RunSpec:
         image_size: side to which an image folder is resized; None takes it as it is.
         ratio: share of the training labels that are redrawn.
         seed: from which every stream is seeded that ``streams`` does not set.
-        noise: kind of corruption, a name of ``mcr2.noise.KINDS``.
+        noise: kind of corruption, a name of ``mcr2.noise.NOISES``, with its argument behind a
+            colon where it takes one.
         subset: training images to use, stratified by class; None uses all.
         validation: share of the training samples held out, with their noisy labels.
-        backbone, stem_stride, feature_dim, projection: the network, see ``mcr2.backbones``.
+        backbone: a name of ``mcr2.backbones.BACKBONES``, or ``path/to/file.py:Class``,
+            ``package.module:Class`` of any ``nn.Module`` from images to features.
+        stem_stride, feature_dim, projection: of the network; a class of one's own is given those
+            that it takes.
         shift, flip: augmentation; None takes the data set's own.
         shuffle: a new order of samples each epoch.
         training: epochs, batches, optimiser, schedule.
@@ -81,6 +84,7 @@ class RunSpec:
         n_components: dimensions of a class in subspace readouts.
         streams: seeds of single streams.
         selections: the selection rules that the run serves; None means all that it can.
+        layers: named stages of the network to measure along the run beside its features.
     """
 
     method: str
@@ -104,37 +108,30 @@ class RunSpec:
     n_components: int = 3
     streams: Streams = field(default_factory=Streams)
     selections: tuple[str, ...] | None = None
+    layers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        def among(name: str, value: object, allowed: typing.Iterable[str]) -> None:
-            if value not in allowed:
-                raise ValueError(f"{name} is {value!r}; choose from {', '.join(allowed)}")
-
-        def between(name: str, value: float, low: float, high: float) -> None:
-            if not low <= value <= high:
-                span = f"at least {low}" if high == math.inf else f"between {low} and {high}"
-                raise ValueError(f"{name} is {value}; it must be {span}")
-
-        among("noise", self.noise, KINDS)
-        among("backbone", self.backbone, BACKBONES)
-        among("projection", self.projection, PROJECTIONS)
-        between("ratio", self.ratio, 0, 1)
-        between("seed", self.seed, 0, 2**32 - 1)
+        checks.number("ratio", self.ratio, 0, 1)
+        parse_noise(self.noise, self.ratio)
+        if ":" not in self.backbone:
+            checks.choice("backbone", self.backbone, BACKBONES)
+        checks.choice("projection", self.projection, PROJECTIONS)
+        checks.integer("seed", self.seed, 0, 2**32 - 1)
         for name in STREAMS:
-            between(f"streams.{name}", getattr(self.streams, name) or 0, 0, 2**32 - 1)
-        if not 0 <= self.validation < 1:
-            raise ValueError(f"validation is {self.validation}; it is a share from 0 to below 1")
-        between("subset", 1 if self.subset is None else self.subset, 1, math.inf)
-        between("image_size", 1 if self.image_size is None else self.image_size, 1, math.inf)
-        between("stem_stride", self.stem_stride, 1, math.inf)
-        between("feature_dim", self.feature_dim, 2, math.inf)
-        between("shift", self.shift or 0, 0, math.inf)
-        between("n_components", self.n_components, 1, self.feature_dim - 1)
+            checks.integer(f"streams.{name}", getattr(self.streams, name) or 0, 0, 2**32 - 1)
+        if not 0 <= checks.number("validation", self.validation) < 1:
+            raise ValueError(f"validation is {self.validation}; it must be from 0 to below 1")
+        for name, low in (("subset", 1), ("image_size", 1), ("shift", 0)):
+            if getattr(self, name) is not None:
+                checks.integer(name, getattr(self, name), low)
+        checks.integer("stem_stride", self.stem_stride, 1)
+        checks.integer("feature_dim", self.feature_dim, 2)
+        checks.integer("n_components", self.n_components, 1, self.feature_dim - 1)
         if self.readout is not None:
             parse_readout(self.readout)
         if self.selections is not None:
             for rule in self.selections or ("",):
-                among("selections", rule, SELECTIONS)
+                checks.choice("selection", rule, SELECTIONS)
 
 
 def as_dict(spec: RunSpec) -> dict[str, Any]:
@@ -160,8 +157,8 @@ def from_dict(value: Mapping[str, Any]) -> RunSpec:
         )
         parts["streams"] = Streams(**parts["streams"])
         parts["options"] = tuple((str(k), v) for k, v in parts["options"])
-        if parts.get("selections") is not None:
-            parts["selections"] = tuple(parts["selections"])
+        for name in ("selections", "layers"):
+            parts[name] = None if parts[name] is None else tuple(parts[name])
         return RunSpec(**parts)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not a run's spec: {error}") from error
@@ -230,7 +227,7 @@ def vary(spec: RunSpec, name: str, text: str, options: typing.Collection[str] = 
         kept = tuple(pair for pair in spec.options if pair[0] != name)
         return replace(spec, options=(*kept, (name, _guess(text))))
     known = sorted((own.keys() - whole) | training.keys() | set(options))
-    raise ValueError(f"{name!r} is no field of a run; choose from {', '.join(known)}, streams.NAME")
+    raise ValueError(f"unknown field {name!r}; choose from {', '.join(known)}, streams.NAME")
 
 
 def field_value(spec: RunSpec, name: str) -> Any:
@@ -251,34 +248,3 @@ def field_value(spec: RunSpec, name: str) -> Any:
         if name in {f.name for f in dataclasses.fields(owner)}:
             return getattr(owner, name)
     return dict(spec.options)[name]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything about a study's runs but method, ratio and seed.
-
-    Attributes:
-        name: of the recipe.
-        about: what it is for and what it costs, in one line.
-        base: the spec that runs start from; its method, ratio and seed are replaced.
-        training: how each method is trained. A method that is not named here is trained as
-            ``ce`` where its loss is a mean over samples (``additive``), as ``mcr2`` otherwise.
-        subsets: named data sets of which so many training images are taken, unless told otherwise.
-        early_stopping_share: where ``base`` holds nothing out, the validation share of a second
-            run of each cell, from which early stopping is reported; None makes no second run.
-    """
-
-    name: str
-    about: str
-    base: RunSpec
-    training: Mapping[str, TrainingConfig]
-    subsets: Mapping[str, int] = field(default_factory=dict)
-    early_stopping_share: float | None = None
-
-    def spec(self, method: str, *, additive: bool, **fields: Any) -> RunSpec:
-        """Return the spec of one run of a method; ``fields`` replace those of ``base``."""
-        if fields.get("subset") is None:
-            dataset = fields.get("dataset", self.base.dataset)
-            fields["subset"] = self.subsets.get(dataset, self.base.subset)
-        like = method if method in self.training else ("ce" if additive else "mcr2")
-        return replace(self.base, method=method, training=self.training[like], **fields)

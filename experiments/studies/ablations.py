@@ -1,4 +1,4 @@
-"""Ablations: one method, some of its settings varied, read by the same evaluator as the table.
+"""Ablations: one method, some of its settings varied, evaluated as in the table.
 
     mcr2 ablate --method mcr2 --vary eps_sq=0.1,0.5,1,2 --ratios 0.3 --seeds 0 1 2
     mcr2 ablate --preset components
@@ -7,35 +7,48 @@ From Python:
 
     from experiments.studies.ablations import ablate
 
-    for row in ablate("mcr2", ["eps_sq=0.1,0.5,1,2"], ratios=[0.3], seeds=[0, 1, 2]):
+    for row in ablate("mcr2", ["eps_sq=0.1,0.5,1,2"], ratios=(0.3,), seeds=(0, 1, 2)):
         print(row["eps_sq"], row["seed"], row["selection"], row["test_accuracy"])
 
-An ablation's folder is that of a study: ``study.json``, ``runs/``, tables, and a figure for each
-varied field. The same command continues it, and more values, ratios or seeds extend it.
+Cost: a run of the recipe ``quick`` takes half a minute on one core.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from experiments import report
-from experiments.runs.methods import Method, find_method, readout_for
-from experiments.runs.recipes import QUICK
-from experiments.runs.runner import Cell, Machine, Outcome, extra_readouts, finished, load, plan
-from experiments.runs.specs import Recipe, RunSpec, field_value, vary
-from experiments.studies.label_noise import cells_of, claim, conduct, failures, grid, not_terminal
-from mcr2.readouts import WITH_COMPONENTS
+import tyro
+
+from experiments.report.results import RATIO, Axis
+from experiments.studies.engine import GridStudy, finished, not_terminal, failures
+
+if TYPE_CHECKING:
+    from experiments.report.results import Results
+    from experiments.runs.executors import Outcome
+    from experiments.runs.method import Method
+    from experiments.runs.specs import RunSpec
 
 #: What is never varied: options of their own span the grid by them, or name the one data set.
 FIXED = ("ratio", "seed", "dataset", "image_size")
 
-#: Varied by reading: every record holds the readings at several numbers of components, and
+#: Varied in the evaluation only: every record is evaluated at several numbers of components, and
 #: training does not depend on it.
 COMPONENTS = "n_components"
 
+#: What axes are called.
+TITLES = {
+    "eps_sq": "squared distortion ε²",
+    "gamma1": "γ₁",
+    "gamma2": "γ₂",
+    "batch_size": "batch size asked for (samples)",
+    "feature_dim": "feature dimension d",
+    COMPONENTS: "components of a class in the readout",
+    "lr": "peak learning rate",
+}
 
 @dataclass(frozen=True)
 class Preset:
@@ -68,171 +81,130 @@ ABLATIONS: dict[str, Preset] = {
 }
 
 
-def find_preset(name: str) -> Preset:
-    """Return a ready-made ablation by its name.
-
-    Raises:
-        ValueError: no such ablation; the message lists those there are.
-    """
-    if name not in ABLATIONS:
-        raise ValueError(f"unknown preset {name!r}; choose from {', '.join(ABLATIONS)}")
-    return ABLATIONS[name]
-
-
 @dataclass(frozen=True)
-class Ablation:
-    """A planned ablation: everything checked, nothing run.
+class Ablation(GridStudy):
+    """Vary settings of one method, and print and plot what each does.
 
-    Attributes:
-        method, dataset, recipe: what it is an ablation of.
-        varied: the values of every varied field, in the order given.
-        cells: its runs; the number of components does not multiply them.
-        machine: device and threads of each.
-        out: its folder.
+    The same command continues an interrupted ablation, and more values, ratios or seeds extend it.
     """
 
-    method: str
-    dataset: str
-    recipe: str
-    varied: Mapping[str, tuple[Any, ...]]
-    cells: tuple[Cell, ...]
-    machine: Machine
-    out: Path
+    vary: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction] = ()
+    """FIELD=V1,V2,...: any field of a run, its training or its objective; all combinations."""
+    preset: str | None = None
+    """Ready-made: eps_sq, gamma, batch_size, feature_dim, components, projection or width."""
+    method: str = "mcr2"
+    """A name, path/to/file.py:Class, or package.module:Class of an Objective."""
+    ratios: tuple[float, ...] = (0.3,)
+    """Shares of the training labels to redraw."""
 
-    def run(self, jobs: int = 1) -> list[dict[str, Any]]:
-        """Run what is not finished, ``jobs`` at a time; print, write and return the rows."""
-        fields = tuple(self.varied)
-        return conduct(
-            self.cells,
-            self.out,
-            rows=self.rows,
-            tables=[lambda rows: report.ablation_table(rows, fields, self.method, self.dataset)],
-            figures=lambda rows, _: report.write_ablation_figures(
-                self.out, rows, fields, f"{self.method} on {self.dataset}"
-            ),
-            notes=lambda outcomes, _: [
-                *failures(outcomes, self.detail),
-                *_terminal(outcomes),
-            ],
-            facts={
-                "method": self.method,
-                "dataset": self.dataset,
-                "recipe": self.recipe,
-                "varied": {name: list(values) for name, values in self.varied.items()},
-            },
-            jobs=jobs,
-            machine=self.machine,
-            detail=self.detail,
-        )
+    name: ClassVar[str] = "ablation"
+    tables = ("settings",)
+    figures = ("settings",)
+
+    def axes(self) -> tuple[Axis, ...]:
+        """Return the varied fields, and the ratio."""
+        return (*(Axis(name, TITLES.get(name, name)) for name in self.varied), RATIO)
+
+    @cached_property
+    def found_preset(self) -> Preset:
+        """What is ready-made: nothing where no preset is given."""
+        from mcr2 import checks
+
+        if self.preset is None:
+            return Preset("", ())
+        return ABLATIONS[checks.choice("preset", self.preset, ABLATIONS)]
+
+    @cached_property
+    def varied(self) -> dict[str, list[str]]:
+        """The values of every varied field, as text, in the order given."""
+        given = [*self.found_preset.vary, *(text for group in self.vary for text in group)]
+        return _parse(given, self.settings())
+
+    def settings(self) -> list[str]:
+        """Return the preset's settings, then those given."""
+        return [*self.found_preset.settings, *super().settings()]
+
+    def specs(self) -> list[RunSpec]:
+        """Return the product of all values; the number of components does not multiply runs."""
+        from experiments.runs.methods import find_method
+        from experiments.runs.specs import vary
+
+        found = find_method(self.method)
+        specs = self.grid([self.method])
+        values = {name: _values(specs[0], name, texts, found) for name, texts in self.varied.items()}
+        for name, texts in self.varied.items():
+            if name != COMPONENTS:
+                specs = [vary(s, name, text, found.options) for s in specs for text in texts]
+        for spec in specs if COMPONENTS in values else ():
+            _check_components(spec, found, values[COMPONENTS])
+        return specs
+
+    def identity(self) -> dict[str, Any]:
+        """Return what the folder is an ablation of."""
+        return {"method": self.method, "fields": sorted(self.varied)}
+
+    def default_out(self) -> Path:
+        """Return the folder of the ablation where none is given."""
+        from experiments.runs.runner import short_name
+
+        fields = "+".join(self.varied)
+        name = f"ablate-{short_name(self.method)}-{fields}-{self.recipe}-{self.dataset_name()}"
+        return Path("results") / name
 
     def rows(self, outcome: Outcome) -> list[dict[str, Any]]:
-        """Return a run's rows: those of a study, with the varied fields behind the method."""
-        settings = self._settings(outcome.cell.spec)
+        """Return a run's rows, once for each number of components."""
+        from experiments.report.rows import rows_of
+
+        if COMPONENTS not in self.varied:
+            return rows_of(outcome, self.axes())
         rows = []
-        for count in self.varied.get(COMPONENTS, (None,)):
-            readout = None
-            if count is not None:
-                settings[COMPONENTS] = count
-                if outcome.record is not None:
-                    readout = f"{outcome.record.readout.partition('@')[0]}@{count}"
-            for row in cells_of(outcome, readout):
-                method = row.pop("method")
-                # A varied field keeps its name where a row has one of it: what was asked for.
-                rows.append({"method": method, **(settings | (row | settings))})
+        for count in map(int, self.varied[COMPONENTS]):
+            run = outcome.run
+            readout = None if run is None else f"{run.record.readout.partition('@')[0]}@{count}"
+            rows += [row | {COMPONENTS: count} for row in rows_of(outcome, self.axes(), readout)]
         return rows
 
-    def detail(self, spec: RunSpec) -> str:
-        """Return what tells a run from the others of its ratio and seed."""
-        return "".join(f", {name}={value}" for name, value in self._settings(spec).items())
+    def notes(self, outcomes: Sequence[Outcome], results: Results) -> list[str]:
+        """Return failures, and how many runs were terminal: a line a run would bury the table."""
+        of = len(finished(outcomes))
+        reached = of - len(not_terminal(outcomes, self.describe))
+        return [
+            *failures(outcomes, self.describe),
+            f"{reached} of {of} finished runs reached the terminal phase of training",
+        ]
 
-    def _settings(self, spec: RunSpec) -> dict[str, Any]:
-        return {name: field_value(spec, name) for name in self.varied if name != COMPONENTS}
-
-
-def plan_ablation(
-    method: str,
-    varied: Sequence[str],
-    *,
-    recipe: Recipe = QUICK,
-    ratios: Sequence[float] = (0.3,),
-    seeds: Sequence[int] = (0,),
-    fields: Mapping[str, Any] | None = None,
-    settings: Sequence[str] = (),
-    machine: Machine | None = None,
-    out: Path | None = None,
-) -> Ablation:
-    """Check an ablation and give its runs their folders; run nothing.
-
-    Args:
-        method: name of the method.
-        varied: ``FIELD=V1,V2,...``, any field of a run, its training or its objective; the runs
-            are the product of them all. The parts of a tuple are joined by ``+``.
-        recipe: fills in everything else.
-        ratios: shares of labels to redraw.
-        seeds: runs of each.
-        fields: fields of the spec that replace the recipe's, for example the data set.
-        settings: ``FIELD=VALUE`` for all runs.
-        machine: device and threads of each run.
-        out: folder of the ablation; by default one in ``results`` named after it.
-
-    Raises:
-        ValueError, TypeError: what cannot be meant or run, in one line.
-    """
-    machine = machine or Machine()
-    found = find_method(method)
-    specs = grid(recipe, [method], ratios, seeds, fields=fields, settings=settings)
-    texts = _parse(varied, settings)
-    values = {name: _values(specs[0], name, given, found) for name, given in texts.items()}
-    for name, given in texts.items():
-        if name != COMPONENTS:
-            specs = [vary(s, name, text, found.options) for s in specs for text in given]
-    for spec in specs if COMPONENTS in values else ():
-        _check_components(spec, found, values[COMPONENTS])
-    base = grid(recipe, [method], ratios[:1], seeds[:1], fields=fields)[0]
-    dataset = Path(base.dataset).resolve().name.removesuffix(".npz")
-    if out is None:
-        short = Path(method).name.replace(":", "-").replace(".py", "")
-        out = Path("results") / f"ablate-{short}-{'+'.join(values)}-{recipe.name}-{dataset}"
-    cells = plan(specs, out / "runs", machine)
-    for cell in cells:
-        finished(cell.folder, cell.key)  # a damaged record is a mistake too, found before runs are
-    claim(
-        out,
-        {
-            "study": "ablation",
-            "method": method,
-            "fields": sorted(values),
-            "dataset": dataset,
-            "recipe": recipe.name,
-            "data": load(base, machine.data_root).content_hash()[:12],
-        },
-    )
-    return Ablation(method, dataset, recipe.name, values, tuple(cells), machine, out)
+    def facts(self, results: Results) -> dict[str, Any]:
+        """Return what was varied."""
+        values = {axis.name: results.values(axis.name) for axis in self.axes()[:-1]}
+        return {"method": self.method, "varied": values}
 
 
 def ablate(
-    method: str, varied: Sequence[str], *, jobs: int = 1, **plan: Any
+    method: str,
+    varied: Sequence[str],
+    **options: Any,
 ) -> list[dict[str, Any]]:
     """Run an ablation and return its rows, one for each run and selection rule.
 
     Args:
         method: name of the method.
-        varied: ``FIELD=V1,V2,...``, as for :func:`plan_ablation`.
-        jobs: runs at a time.
-        plan: the further arguments of :func:`plan_ablation`.
+        varied: ``FIELD=V1,V2,...``, any field of a run, its training or its objective; the runs are
+            the product of them all. The parts of a tuple are joined by ``+``.
+        options: further fields of :class:`Ablation`: ``ratios``, ``seeds``, ``dataset``, ``out``...
 
     Returns:
         Rows with ``method``, the varied fields, ``selection``, ``ratio``, ``seed``,
         ``test_accuracy`` and the other keys of ``table.json``.
+
+    Raises:
+        ValueError, TypeError: what cannot be meant or run, in one line.
     """
-    return plan_ablation(method, varied, **plan).run(jobs)
+    from mcr2.records import read_json
 
-
-def _terminal(outcomes: Sequence[Outcome]) -> list[str]:
-    """Say how many runs reached their terminal phase: a line a run would bury the table."""
-    of = sum(o.record is not None and o.record.status == "finished" for o in outcomes)
-    reached = of - len(not_terminal(outcomes))
-    return [f"{reached} of {of} finished runs reached the terminal phase of training"]
+    study = Ablation(method=method, vary=(tuple(varied),), **options)
+    study.prepare()()
+    rows: list[dict[str, Any]] = read_json((study.out or study.default_out()) / "table.json")["rows"]
+    return rows
 
 
 def _parse(varied: Sequence[str], settings: Sequence[str]) -> dict[str, list[str]]:
@@ -256,6 +228,8 @@ def _parse(varied: Sequence[str], settings: Sequence[str]) -> dict[str, list[str
 
 def _values(spec: RunSpec, name: str, texts: Sequence[str], method: Method) -> tuple[Any, ...]:
     """Read the values of a field; any field of a spec is one of an objective's options, too."""
+    from experiments.runs.specs import field_value, vary
+
     values = tuple(field_value(vary(spec, name, t, method.options), name) for t in texts)
     if len(set(values)) < len(values):
         raise ValueError(f"{name} has repetitions: {','.join(texts)}")
@@ -263,11 +237,15 @@ def _values(spec: RunSpec, name: str, texts: Sequence[str], method: Method) -> t
 
 
 def _check_components(spec: RunSpec, method: Method, counts: Sequence[int]) -> None:
-    """Check that the record of a spec will hold the readings at these numbers."""
+    """Check that the evaluation of a spec will hold the readouts at these numbers."""
+    from experiments.runs.method import readout_for
+    from experiments.runs.runner import extra_readouts
+    from mcr2.readouts import WITH_COMPONENTS
+
     readout = readout_for(spec, method).partition("@")[0]
     if readout not in WITH_COMPONENTS:
         raise ValueError(
-            f"{COMPONENTS} varies subspace readouts, and {spec.method} is read by {readout}; "
+            f"{COMPONENTS} varies subspace readouts, and the readout of {spec.method} is {readout}; "
             "--set readout=nearest_subspace changes that"
         )
     recorded = [name for name in extra_readouts(spec) if name.startswith(f"{readout}@")]
@@ -276,6 +254,6 @@ def _check_components(spec: RunSpec, method: Method, counts: Sequence[int]) -> N
         if f"{readout}@{count}" not in recorded:
             known = ", ".join(name.partition("@")[2] for name in recorded)
             raise ValueError(
-                f"{COMPONENTS}={count} is not among the readings of a record, {known}; "
+                f"{COMPONENTS}={count} is not among the readouts evaluated, {known}; "
                 f"--set {COMPONENTS}={count} adds it"
             )

@@ -2,9 +2,9 @@
 
     mcr2 redunet --dataset digits --out results/redunet-digits
 
-The network is that of the study's method ``redunet`` on the same samples with the same noisy
-labels. Ten seconds on one core for digits; 50 layers on 10,000 images of Fashion-MNIST take some
-minutes:
+The network is that of the label-noise study's method ``redunet`` on the same samples with the same
+noisy labels. Ten seconds on one core for digits; 50 layers on 10,000 images of Fashion-MNIST take
+some minutes:
 
     mcr2 redunet --dataset fashion_mnist --subset 10000 --set layers=50 validation=0
 
@@ -17,27 +17,25 @@ before and after).
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor
+from experiments.runs.options import DataOptions
+from experiments.studies.engine import Study, claim_folder, dataset_name, one_spec
 
-from experiments.report import Table
-from experiments.report.canvas import COLOURS, pyplot, save
-from experiments.runs.memory import peak_memory, restart_peak_memory
-from experiments.runs.methods import METHODS, Prepared, reader, readout_for
-from experiments.runs.redunet import ReduNetEncoder, construct, make_encoder, read_options
-from experiments.runs.runner import Machine, load, prepare
-from experiments.runs.specs import RunSpec, as_dict
-from experiments.studies.label_noise import claim
-from mcr2.data import Split, to_float
-from mcr2.evaluation import COMMON_READOUT, measure_key
-from mcr2.records import environment, save_tensors, write_json
-from mcr2.redunet import LayerRates
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from experiments.runs.prepare import Prepared
+    from experiments.runs.redunet import ReduNetEncoder
+    from experiments.runs.specs import RunSpec
+    from mcr2.data import Split
+    from mcr2.redunet import LayerRates
 
 #: Samples of each class in the matrices of cosines.
 SHOWN = 30
@@ -47,7 +45,7 @@ LEARNT = ("fit_noisy", "fit_corrupted", "recovered")
 
 
 @dataclass(frozen=True)
-class Construction:
+class Made:
     """A constructed network, and how it came about.
 
     Attributes:
@@ -72,7 +70,7 @@ class Construction:
 
 def build(
     spec: RunSpec, data: Prepared, device: torch.device, *, patience: int | None = None
-) -> Construction:
+) -> Made:
     """Construct a spec's network, printing the rates of every layer as it comes, and what it took.
 
     Args:
@@ -81,6 +79,11 @@ def build(
         device: where.
         patience: of :class:`mcr2.redunet.ReduNet`.
     """
+    from experiments.runs.memory import peak_memory, restart_peak_memory
+    from experiments.runs.method import evaluator_along, readout_for
+    from experiments.runs.methods import METHODS
+    from experiments.runs.redunet import construct, make_encoder
+
     encoder = make_encoder(spec, data.sizes.in_channels, patience)
     encoder.to(device)
     train = data.train.to(device)
@@ -104,12 +107,17 @@ def build(
         f"{own:.0f} MiB; peak memory beyond it {beyond}",
         flush=True,
     )
-    measures = reader(data, readout_for(spec, METHODS["redunet"]), device)(encoder).measures
-    return Construction(encoder, encoder.network.history, seconds, own, extra, dict(measures))
+    measures = evaluator_along(spec, data, readout_for(spec, METHODS["redunet"]), device)(encoder).measures
+    return Made(encoder, encoder.network.history, seconds, own, extra, dict(measures))
 
 
-def summary(spec: RunSpec, data: Prepared, made: Construction) -> str:
+def summary(spec: RunSpec, data: Prepared, made: Made) -> str:
     """Return accuracies and memorization by both readouts, as text."""
+    from experiments.report.table import Table
+    from experiments.runs.method import readout_for
+    from experiments.runs.methods import METHODS
+    from mcr2.evaluation import COMMON_READOUT, measure_key
+
     rows = []
     for readout in dict.fromkeys((readout_for(spec, METHODS["redunet"]), COMMON_READOUT)):
 
@@ -135,12 +143,18 @@ def summary(spec: RunSpec, data: Prepared, made: Construction) -> str:
 
 def few_of_each(split: Split, num_classes: int, count: int = SHOWN) -> Split:
     """Return the first samples of each class by the labels constructed from, sorted by class."""
+    import torch
+
     members = [(split.labels == k).nonzero()[:count, 0] for k in range(num_classes)]
     return split.select(torch.cat(members))
 
 
-def draw(out: Path, made: Construction, data: Prepared) -> list[Path]:
+def draw(out: Path, made: Made, data: Prepared) -> list[Path]:
     """Draw the three figures into a folder and return their paths."""
+    import torch
+
+    from experiments.report.canvas import COLOURS, pyplot, save
+
     plt = pyplot()
     few = few_of_each(data.train, data.sizes.num_classes)
     network = made.encoder.network
@@ -201,41 +215,74 @@ def draw(out: Path, made: Construction, data: Prepared) -> list[Path]:
     return paths
 
 
-@torch.no_grad()
-def _directions(made: Construction, split: Split, layers: int | None) -> Tensor:
+def _directions(made: Made, split: Split, layers: int | None) -> Tensor:
     """Return flat features of unit norm after the first ``layers``, on the CPU."""
-    X = made.encoder.enter(to_float(split.images))
-    return made.encoder.network(X, layers=layers).flatten(1).cpu().double()
+    import torch
+
+    from mcr2.data import to_float
+
+    with torch.no_grad():
+        X = made.encoder.enter(to_float(split.images))
+        return made.encoder.network(X, layers=layers).flatten(1).cpu().double()
 
 
-def plan(
-    spec: RunSpec, out: Path, machine: Machine, *, patience: int | None = None
-) -> tuple[Prepared, Path]:
-    """Load and prepare the data, check the spec and take the folder, before anything is spent.
+@dataclass(frozen=True)
+class Construction(DataOptions, Study):
+    """Construct a ReduNet, print the rates of its layers, and leave figures.
 
-    Raises:
-        ValueError, TypeError: what cannot be done; an ε² too small shows in :func:`run` only.
+    Of a run's fields --set knows layers, eta, eps_sq, lam, lifting (channels), kernel_size,
+    membership, store; validation, batch_size, readout, n_components and streams.NAME.
     """
-    data = prepare(spec, load(spec, machine.data_root))
-    METHODS["redunet"].check(spec, data.sizes)
-    make_encoder(spec, data.sizes.in_channels, patience)
-    claim(out, {"study": "redunet", "dataset": data.dataset.name, "ratio": spec.ratio})
-    return data, out
+
+    ratio: float = 0.0
+    """Share of the training labels to redraw."""
+    seed: int = 0
+    """From which every stream of randomness is seeded."""
+    out: Path | None = None
+    """Folder for figures, rates and weights; results/redunet-DATASET by default."""
+    patience: int | None = None
+    """Stop where ΔR has not grown for so many layers, and go back to the best."""
+
+    name: ClassVar[str] = "construction"
+
+    def prepare(self) -> Callable[[], int]:
+        """Load and prepare the data, check the spec and take the folder."""
+        from experiments.runs.machine import Machine
+        from experiments.runs.methods import METHODS
+        from experiments.runs.prepare import load, prepare
+        from experiments.runs.redunet import make_encoder
+
+        machine = Machine(self.device, self.threads, self.data_root)
+        spec = one_spec(self, "redunet", self.ratio, self.seed)
+        out = self.out or Path("results") / f"redunet-{dataset_name(spec.dataset)}"
+        data = prepare(spec, load(spec, machine.data_root))
+        METHODS["redunet"].check(spec, data.sizes)
+        make_encoder(spec, data.sizes.in_channels, self.patience)
+        claim_folder(
+            out, {"study": self.name, "dataset": data.dataset.name, "ratio": self.ratio}
+        )
+
+        def go() -> int:
+            device = machine.configure_torch()
+            try:
+                made = build(spec, data, device, patience=self.patience)
+            except ValueError as error:  # an ε² too small for the samples
+                print(f"mcr2: {error}", file=sys.stderr)
+                return 1
+            leave(out, made, spec, data)
+            return 0
+
+        return go
 
 
-def run(
-    spec: RunSpec, data: Prepared, out: Path, machine: Machine, *, patience: int | None = None
-) -> int:
-    """Construct, print, and leave figures, rates and weights in a folder.
+def leave(out: Path, made: Made, spec: RunSpec, data: Prepared) -> None:
+    """Print what was constructed, and leave figures, rates and weights in a folder."""
+    import torch
 
-    Returns:
-        0.
+    from experiments.runs.redunet import read_options
+    from experiments.runs.specs import as_dict
+    from mcr2.records import environment, save_tensors, write_json
 
-    Raises:
-        ValueError: an ε² too small for the samples.
-    """
-    torch.set_num_threads(machine.threads)
-    made = build(spec, data, machine.torch_device(), patience=patience)
     print(summary(spec, data, made))
     write_json(
         out / "rates.json",
@@ -247,12 +294,11 @@ def run(
             "model_mib": made.model_mib,
             "extra_mib": made.extra_mib,
             "measures": made.measures,
-            "environment": {**environment(), "threads": machine.threads},
+            "environment": {**environment(), "threads": torch.get_num_threads()},
         },
     )
     # Not all that features depend on is among the tensors.
     options = {"options": asdict(read_options(spec))}
     save_tensors(out / "weights.safetensors", dict(made.encoder.state_dict()), options)
-    names: Sequence[str] = [path.name for path in draw(out, made, data)]
+    names = [path.name for path in draw(out, made, data)]
     print(f"{out}: rates.json, weights.safetensors, {', '.join(names)}")
-    return 0

@@ -1,0 +1,137 @@
+"""``mcr2 evaluate`` and ``mcr2 reread``: finished runs, measured again from their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from experiments.commands.output import check_json
+
+
+@dataclass(frozen=True)
+class _Again:
+    """What measuring again takes."""
+
+    layers: tuple[str, ...] = ()
+    """Named stages of the network to measure beside its features, such as stage3."""
+    code: tuple[str, ...] = ()
+    """Classes of your own that the runs were made with, as path/to/file.py:Class: nothing else
+    that a record names is imported."""
+    dataset: str | None = None
+    """Where the data are now, if not where the runs were made."""
+    threads: int | None = None
+    """CPU threads; by default as many as a run had, which gives its very numbers."""
+    device: str = "auto"
+    """auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:1, mps."""
+    data_root: str | None = None
+    """Where data sets are looked for first."""
+
+    def _options(self) -> dict[str, object]:
+        names = ("layers", "code", "dataset", "threads", "device", "data_root")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class Evaluate(_Again):
+    """Measure a finished run again from its weights, and print everything."""
+
+    run: tyro.conf.Positional[Path] = Path()
+    """Folder of the run."""
+    selection: str | None = None
+    """Rule whose epoch is shown; the run's first by default."""
+    measure: str | None = None
+    """Show instead every measure whose key contains this, beside the saved one, for all rules."""
+    json: Path | None = None
+    """File for all measures and profiles of all rules."""
+
+    def prepare(self) -> Callable[[], int]:
+        """Measure the run again; printing is left to do."""
+        from experiments.runs.runner import evaluate_again
+        from mcr2.records import load_run
+
+        check_json(self.json)
+        saved = load_run(self.run)
+        again = evaluate_again(self.run, **self._options())  # type: ignore[arg-type]
+        now = again.evaluation.selections if again.evaluation else {}
+        rule = self.selection or next(iter(now), None)
+        if rule is not None and rule not in now:
+            raise ValueError(f"no selection {rule!r} in {self.run}; it has {', '.join(now)}")
+        kept = saved.evaluation.selections if saved.evaluation else {}
+        if self.measure and not any(self.measure in k for c in now.values() for k in c["measures"]):
+            raise ValueError(f"no measure of {self.run} has {self.measure!r} in its key")
+
+        def go() -> int:
+            from experiments.report.evaluation import agreement, evaluation_tables
+            from experiments.report.tables import measures_table, run_table
+            from mcr2.records import write_json
+
+            if self.measure is not None:
+                print(measures_table(again, kept, self.measure).text())
+            elif rule is None:
+                print(f"{run_table(again).text()}\nfailed: {again.record.reason}")
+            else:
+                print(run_table(again).text())
+                print(f"\nAt the selection {rule}, epoch {now[rule]['epoch']}:")
+                for table in evaluation_tables(now[rule]["measures"]):
+                    print(f"\n{table.text()}")
+                print("\n" + "\n".join(agreement(kept, now)))
+            if self.json is not None:
+                write_json(self.json, {"run": self.run, "selections": now})
+            return 0
+
+        return go
+
+
+@dataclass(frozen=True)
+class Reread(_Again):
+    """Measure all finished runs of a study again from their weights, and show the study anew.
+
+    Nothing is trained. Of use when measures or selection rules were added, or for further layers.
+    """
+
+    out: tyro.conf.Positional[Path] = Path()
+    """Folder of a study, or of one run."""
+
+    def prepare(self) -> Callable[[], int]:
+        """Find the runs and the study; measuring is left to do."""
+        from experiments.studies.engine import STUDY
+        from mcr2.records import RECORD, read_json
+
+        if (self.out / RECORD).is_file():
+            return lambda: self._runs([self.out])
+        folders = sorted(path.parent for path in self.out.glob(f"runs/*/{RECORD}"))
+        if not folders:
+            raise ValueError(f"{self.out} holds no finished run")
+        marker = self.out / STUDY
+        held = read_json(marker) if marker.is_file() else {}
+        return lambda: self._runs(folders) or self._show(held)
+
+    def _runs(self, folders: list[Path]) -> int:
+        from experiments.runs.runner import evaluate_again
+        from mcr2.records import save_evaluation
+
+        for number, folder in enumerate(folders, start=1):
+            run = evaluate_again(folder, **self._options())  # type: ignore[arg-type]
+            told = "failed, nothing to measure"
+            if run.evaluation is not None:
+                save_evaluation(folder, run.evaluation)
+                told = f"measured again in {run.evaluation.seconds:.1f} s"
+            print(f"[{number}/{len(folders)}] {folder.name}: {told}", flush=True)
+        return 0
+
+    def _show(self, held: dict[str, object]) -> int:
+        from experiments.studies import find_study
+        from experiments.studies.engine import GridStudy, restore, show_again
+
+        name, options = str(held.get("study")), held.get("options")
+        try:
+            kind = find_study(name)
+        except ValueError:
+            print(f"the study {name} is your own: its command shows it anew")
+            return 0
+        if not (issubclass(kind, GridStudy) and isinstance(options, dict)):
+            return 0
+        return show_again(restore(kind, options), self.out)

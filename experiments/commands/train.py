@@ -1,0 +1,51 @@
+"""``mcr2 train``: one run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.runs.options import TrainingOptions
+from experiments.studies.engine import one_spec
+
+
+@dataclass(frozen=True)
+class Train(TrainingOptions):
+    """Train one run in a folder, and print what was measured."""
+
+    method: str = "mcr2"
+    """A name, path/to/file.py:Class, or package.module:Class of an Objective."""
+    ratio: float = 0.0
+    """Share of the training labels to redraw."""
+    seed: int = 0
+    """From which every stream of randomness is seeded."""
+    out: Path | None = None
+    """Folder of the run; results/runs/... by default."""
+
+    def prepare(self) -> Callable[[], int]:
+        """Plan the run and take its folder."""
+        from experiments.runs.machine import Machine
+        from experiments.runs.runner import check_folder, plan
+
+        machine = Machine(self.device, self.threads, self.data_root, self.tensorboard)
+        spec = one_spec(self, self.method, self.ratio, self.seed)
+        (planned,) = plan([spec], Path("results") / "runs", machine)
+        folder = self.out or planned.folder
+        check_folder(folder, planned.key)
+        folder.mkdir(parents=True, exist_ok=True)
+
+        def go() -> int:
+            from experiments.report.live import training_bar
+            from experiments.report.tables import run_table
+            from experiments.runs.runner import run
+
+            with training_bar(spec) as progress:
+                done = run(spec, folder, machine, progress=progress)
+            print(run_table(done).text())
+            print(f"\n{folder / 'record.json'}")
+            if done.record.status == "failed":
+                print(f"failed: {done.record.reason}")
+            return int(done.record.status != "finished")
+
+        return go

@@ -1,0 +1,44 @@
+"""Methods that are constructed: ReduNet's layers from the labels, evaluated along their depth.
+
+Depth stands where epochs stand: history and selection go over layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from experiments.runs import redunet
+from experiments.runs.method import Workspace, evaluator_along, readout_for, selected_epochs
+from experiments.runs.prepare import Prepared, Sizes
+from experiments.runs.specs import RunSpec
+from mcr2.redunet import LayerRates
+from mcr2.training import TrainingResult
+
+
+@dataclass(frozen=True)
+class Constructed:
+    """The method ``redunet``; see :class:`experiments.runs.method.Method`."""
+
+    name: str
+    readout: str = "nearest_subspace"
+    options: frozenset[str] = redunet.OPTIONS
+    additive: bool = False
+    trained: bool = False
+    fingerprint: str = ""
+
+    def check(self, spec: RunSpec, sizes: Sizes) -> None:
+        """Refuse a spec that cannot be constructed, before anything is spent."""
+        redunet.check(spec, sizes.in_channels, sizes.height, sizes.width)
+        if readout_for(spec, self) == "head":
+            raise ValueError(f"readout is 'head', but {self.name} has no classifier of its own")
+
+    def load(
+        self, spec: RunSpec, sizes: Sizes, state: Mapping[str, Tensor]
+    ) -> redunet.ReduNetEncoder:
+        """Return the encoder whose tensors were kept."""
+        encoder = redunet.make_encoder(spec, sizes.in_channels)
+        encoder.load_state_dict(dict(state))
+        return encoder

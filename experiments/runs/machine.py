@@ -1,0 +1,65 @@
+"""How runs use the machine."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from experiments.runs.tensorboard_log import require_tensorboard
+from mcr2 import checks
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How runs use the machine; nothing here changes what a run means.
+
+    Attributes:
+        device: ``"auto"`` (CUDA, then MPS, then CPU) or a torch device.
+        threads: CPU threads of a run.
+        data_root: where data sets are looked for first.
+        tensorboard: write TensorBoard events into each run's folder.
+    """
+
+    device: str = "auto"
+    threads: int = 1
+    data_root: str | None = None
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        checks.integer("threads", self.threads, 1, 1024)
+        if self.tensorboard:
+            require_tensorboard()
+        self.torch_device()
+
+    def configure_torch(self) -> torch.device:
+        """Set this process up as the machine says, and return the device.
+
+        Convolutions outside training steps are in full float32, where torch's own default on CUDA
+        is TF32; a step's are its training's to decide.
+        """
+        torch.set_num_threads(self.threads)
+        torch.backends.cudnn.allow_tf32 = False
+        return self.torch_device()
+
+    def torch_device(self) -> torch.device:
+        """Return the device, or raise ValueError where this machine does not have it."""
+        if self.device == "auto":
+            if torch.cuda.is_available():
+                return torch.device("cuda")
+            return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        try:
+            device = torch.device(self.device)
+            torch.empty(1, device=device).cpu()  # the meta device has no values to bring back
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"device {self.device!r} cannot be used here: {reason}") from error
+        return device
+
+    def jobs(self, asked: int | None) -> int:
+        """Return how many runs go on at a time: as asked, or as many as fit the processors."""
+        if asked is not None:
+            return checks.integer("jobs", asked, 1)
+        cores = max(1, (os.cpu_count() or 1) // self.threads)
+        return cores if self.torch_device().type == "cpu" else 1

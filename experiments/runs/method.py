@@ -1,0 +1,149 @@
+"""What a method is, and what all methods share: readouts, selection rules, evaluation along a run.
+
+A method is trained (:mod:`experiments.runs.trained`) or constructed
+(:mod:`experiments.runs.constructed`); what runs it never asks which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from experiments.runs.prepare import Prepared, Sizes
+from experiments.runs.specs import RunSpec
+from mcr2.evaluation import Evaluation, ImageEncoder, evaluate, measure_key
+from mcr2.readouts import WITH_COMPONENTS, parse_readout
+from mcr2.selection import NEED_VALIDATION, SELECTIONS, Candidate, select
+from mcr2.training import Progress, TrainingResult
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where and how a run may work: its device, its checkpoint, whom it tells.
+
+    ``progress`` is called once an epoch, ``log`` with every entry of the history, ``stop`` after
+    every step: where it is true, the run writes its checkpoint and is interrupted.
+    """
+
+    device: torch.device
+    checkpoint: Path | None = None
+    checkpoint_seconds: float = 20.0
+    progress: Callable[[Progress], None] | None = None
+    log: Callable[[Mapping[str, Any]], None] | None = None
+    stop: Callable[[], bool] | None = None
+
+
+class Method(Protocol):
+    """A named way to fit a spec.
+
+    Attributes:
+        name: as given on the command line.
+        readout: name of the classifier that its accuracy is reported with by default.
+        options: names of the keyword arguments that a spec's ``options`` may set.
+        additive: whether its loss is a mean over samples.
+        trained: whether it takes optimiser steps.
+        fingerprint: hash of a user's own file; empty for what is built in.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def readout(self) -> str: ...  # noqa: D102
+    @property
+    def options(self) -> frozenset[str]: ...  # noqa: D102
+    @property
+    def additive(self) -> bool: ...  # noqa: D102
+    @property
+    def trained(self) -> bool: ...  # noqa: D102
+    @property
+    def fingerprint(self) -> str: ...  # noqa: D102
+
+    def check(self, spec: RunSpec, sizes: Sizes) -> None:
+        """Raise ValueError or TypeError where the spec does not suit, before anything is spent."""
+
+    def fit(self, spec: RunSpec, data: Prepared, workspace: Workspace) -> TrainingResult:
+        """Fit the spec's network; for a constructed one, epochs are layers."""
+
+    def load(self, spec: RunSpec, sizes: Sizes, state: Mapping[str, Tensor]) -> ImageEncoder:
+        """Return the encoder whose tensors ``fit`` kept."""
+
+
+def readout_for(spec: RunSpec, method: Method) -> str:
+    """Return the full name of the readout that a run's accuracy is reported with.
+
+    Example:
+        >>> from experiments.runs.methods import METHODS
+        >>> readout_for(RunSpec("mcr2", n_components=5), METHODS["mcr2"])
+        'nearest_subspace@5'
+    """
+    name = spec.readout or method.readout
+    if name in WITH_COMPONENTS:
+        name = f"{name}@{spec.n_components}"
+    parse_readout(name)
+    return name
+
+
+def rules_for(spec: RunSpec) -> tuple[str, ...]:
+    """Return the selection rules that a run serves: without a held-out share, no validation.
+
+    Raises:
+        ValueError: it is to serve a rule that it cannot.
+    """
+    able = tuple(r for r in SELECTIONS if spec.validation > 0 or r not in NEED_VALIDATION)
+    if spec.selections is None:
+        return able
+    if not_able := [rule for rule in spec.selections if rule not in able]:
+        raise ValueError(
+            f"selection {' and '.join(not_able)} needs a validation share; validation is 0"
+        )
+    return tuple(rule for rule in able if rule in spec.selections)
+
+
+def candidates(history: Sequence[Mapping[str, Any]], readout: str) -> list[Candidate]:
+    """Return what selection sees of a history's entries, by one readout's accuracies."""
+    noisy, test, clean = (
+        measure_key("accuracy", split=split, labels=labels, readout=readout)
+        for split, labels in (("validation", "noisy"), ("test", "clean"), ("validation", "clean"))
+    )
+    return [
+        Candidate(e["epoch"], *(e["measures"].get(key) for key in (noisy, test, clean)))
+        for e in history
+    ]
+
+
+def selected_epochs(
+    spec: RunSpec, readout: str
+) -> Callable[[Sequence[Mapping[str, Any]]], set[int]]:
+    """Return what tells, of a history so far, the epochs whose weights are to be kept."""
+
+    def keep(history: Sequence[Mapping[str, Any]]) -> set[int]:
+        points = candidates(history, readout)
+        return {points[select(rule, points)].epoch for rule in rules_for(spec)}
+
+    return keep
+
+
+def evaluator_along(
+    spec: RunSpec, data: Prepared, readout: str, device: torch.device
+) -> Callable[[ImageEncoder], Evaluation]:
+    """Return what evaluates an encoder along a run."""
+    train, test, validation = data.on(device)
+
+    def measure(encoder: ImageEncoder) -> Evaluation:
+        return evaluate(
+            encoder,
+            train,
+            test,
+            validation,
+            num_classes=data.sizes.num_classes,
+            readout=readout,
+            full=False,
+            layers=spec.layers,
+        )
+
+    return measure

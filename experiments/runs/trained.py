@@ -1,0 +1,173 @@
+"""Methods that are trained: an objective on a spec's backbone, by the common trainer."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor, nn
+
+from experiments.runs.method import Workspace, evaluator_along, readout_for, selected_epochs
+from experiments.runs.prepare import Prepared, Sizes
+from experiments.runs.specs import RunSpec
+from experiments.runs.user_code import is_user_code, load_object
+from mcr2.backbones import BACKBONES, check_backbone
+from mcr2.data import Augmentation, Dataset
+from mcr2.objectives import Objective
+from mcr2.records import tensors_digest
+from mcr2.training import Encoder, TrainingResult, check_accumulation, seeded, train
+
+#: What the study hands to an objective's constructor where the signature asks for it.
+GIVEN = ("num_classes", "feature_dim", "num_samples")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A method made of an objective; see :class:`experiments.runs.method.Method`."""
+
+    name: str
+    objective: type[Objective]
+    fingerprint: str = ""
+    trained: bool = True
+
+    @property
+    def readout(self) -> str:
+        """The objective's own."""
+        return self.objective.readout
+
+    @property
+    def additive(self) -> bool:
+        """Whether the loss is a mean over samples."""
+        return self.objective.additive
+
+    @cached_property
+    def parameters(self) -> frozenset[str]:
+        """Names of the arguments that the objective's constructor takes."""
+        return _parameters(self.objective)
+
+    @property
+    def options(self) -> frozenset[str]:
+        """Those of them that a spec may set."""
+        return self.parameters - set(GIVEN)
+
+    def make_objective(self, spec: RunSpec, sizes: Sizes) -> Objective:
+        """Return the objective with a spec's options.
+
+        Raises:
+            ValueError, TypeError: an option that it does not have, or what its constructor raises.
+        """
+        for option, _ in spec.options:
+            if option not in self.options:
+                known = ", ".join(sorted(self.options)) or "none"
+                raise ValueError(f"{self.name} has no option {option!r}; its options: {known}")
+        given = {
+            "num_classes": sizes.num_classes,
+            "feature_dim": spec.feature_dim,
+            "num_samples": sizes.num_samples,
+        }
+        arguments = {k: v for k, v in given.items() if k in self.parameters} | dict(spec.options)
+        made: Objective = _construct(self.name, self.objective, arguments)
+        return made
+
+    def build(self, spec: RunSpec, sizes: Sizes) -> Encoder:
+        """Return the network before training, as the spec's seed makes it."""
+        seeds = spec.streams.seeds(spec.seed)
+        with seeded(seeds["objective"]):
+            loss = self.make_objective(spec, sizes)
+        with seeded(seeds["backbone"]):
+            return Encoder(make_backbone(spec, sizes), loss)
+
+    def check(self, spec: RunSpec, sizes: Sizes) -> None:
+        """Refuse a spec that cannot be trained, before anything is spent."""
+        encoder = self.build(spec, sizes)
+        if is_user_code(spec.backbone):
+            check_backbone(
+                encoder.backbone, sizes.in_channels, spec.feature_dim, sizes.height, sizes.width
+            )
+        if readout_for(spec, self) == "head" and encoder.classifier() is None:
+            raise ValueError(f"readout is 'head', but {self.name} has no classifier of its own")
+        unknown = [layer for layer in spec.layers if layer not in encoder.layer_names()]
+        if unknown:
+            known = ", ".join(encoder.layer_names())
+            raise ValueError(f"unknown layer {unknown[0]!r} of {spec.backbone}; choose from {known}")
+        check_accumulation(spec.training, encoder.objective)
+
+    def load(self, spec: RunSpec, sizes: Sizes, state: Mapping[str, Tensor]) -> Encoder:
+        """Return the encoder whose tensors were kept."""
+        encoder = self.build(spec, sizes)
+        encoder.load_state_dict(dict(state))
+        return encoder
+
+    def fit(self, spec: RunSpec, data: Prepared, workspace: Workspace) -> TrainingResult:
+        """Train the spec's network, keeping the weights of the epochs that its rules select."""
+        seeds = spec.streams.seeds(spec.seed)
+        encoder = self.build(spec, data.sizes)
+        initial = tensors_digest(encoder.backbone.state_dict())
+        readout = readout_for(spec, self)
+        measure = evaluator_along(spec, data, readout, workspace.device)
+        result = train(
+            encoder.backbone,
+            encoder.objective,
+            data.train.to(workspace.device),
+            spec.training,
+            sampling_seed=seeds["batches"],
+            augmentation_seed=seeds["augmentation"],
+            objective_seed=seeds["objective"],
+            augmentation=augmentation_for(spec, data.dataset),
+            shuffle=spec.shuffle,
+            device=workspace.device,
+            evaluate=lambda encoder: measure(encoder).measures,
+            keep=selected_epochs(spec, readout),
+            checkpoint=workspace.checkpoint,
+            checkpoint_seconds=workspace.checkpoint_seconds,
+            progress=workspace.progress,
+            log=workspace.log,
+        )
+        result.digests["initial_weights"] = initial
+        return result
+
+
+def make_backbone(spec: RunSpec, sizes: Sizes) -> nn.Module:
+    """Return a spec's backbone, newly initialised; a user's own is given what it takes."""
+    arguments = {
+        "in_channels": sizes.in_channels,
+        "feature_dim": spec.feature_dim,
+        "projection": spec.projection,
+        "stem_stride": spec.stem_stride,
+    }
+    if not is_user_code(spec.backbone):
+        return BACKBONES[spec.backbone](**arguments)
+    kind = load_object(spec.backbone)[0]
+    taken = _parameters(kind)
+    found = _construct(spec.backbone, kind, {k: v for k, v in arguments.items() if k in taken})
+    if not isinstance(found, nn.Module):
+        raise TypeError(f"{spec.backbone} is not a torch.nn.Module but {type(found).__name__}")
+    return found
+
+
+def augmentation_for(spec: RunSpec, dataset: Dataset) -> Augmentation:
+    """Return the spec's augmentation, the data set's own where the spec leaves it open."""
+    return Augmentation(
+        shift=dataset.shift if spec.shift is None else spec.shift,
+        flip=dataset.flip if spec.flip is None else spec.flip,
+    )
+
+
+def _parameters(kind: Any) -> frozenset[str]:
+    return frozenset(
+        name
+        for name, parameter in inspect.signature(kind).parameters.items()
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    )
+
+
+def _construct(name: str, kind: Any, arguments: Mapping[str, Any]) -> Any:
+    """Call a class; a user's may raise anything, and on the command line it is still one line."""
+    try:
+        return kind(**arguments)
+    except (Exception, SystemExit) as error:
+        raised = TypeError if isinstance(error, TypeError) else ValueError
+        raise raised(f"{name} cannot be constructed with {dict(arguments)}: {error}") from error

@@ -1,0 +1,375 @@
+"""What all studies share: folders, runs and their progress, tables, figures and notes.
+
+A study is a frozen dataclass: its fields are its command line's options, its docstring is its help.
+:class:`GridStudy` is a grid of specs over named axes and a reading of their records; a study states
+its axes, its specs, and which tables and figures it has. Modules of studies import torch inside
+functions only, so that ``--help`` does not wait for it.
+
+The same command continues a study that was interrupted, and a larger grid extends it: a folder
+holds ``study.json`` (what it is a study of), ``runs/`` (a folder a run), tables and figures.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from experiments.report.results import RATIO, Axis
+from experiments.runs.options import DataOptions, GridOptions, TrainingOptions
+
+if TYPE_CHECKING:
+    from experiments.report.results import Results
+    from experiments.report.table import Table
+    from experiments.runs.executors import Outcome
+    from experiments.runs.machine import Machine
+    from experiments.runs.recipes import Recipe
+    from experiments.runs.runner import PlannedRun
+    from experiments.runs.specs import RunSpec
+
+STUDY = "study.json"
+
+#: A method more than this under cross-entropy on clean labels fails the clean-label check.
+COMPETENCE = 0.02
+
+
+class Study:
+    """A study: a dataclass whose fields are its options.
+
+    Attributes:
+        name: by which ``mcr2 study`` knows it.
+    """
+
+    name: ClassVar[str] = ""
+
+    def prepare(self) -> Callable[[], int]:
+        """Check everything and return what runs the study and returns the exit status.
+
+        Raises:
+            ValueError, TypeError, OSError: what cannot be done, in one line.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def about(cls) -> str:
+        """Return what the study is about, in one line."""
+        return (cls.__doc__ or "").strip().partition("\n")[0]
+
+
+@dataclass(frozen=True)
+class GridStudy(GridOptions, Study):
+    """A grid of runs over named axes, and what their records say."""
+
+    tables: ClassVar[tuple[str | Callable[[Results], Table | None], ...]] = ("accuracy",)
+    figures: ClassVar[tuple[str | Callable[[Results], Any], ...]] = ("accuracy",)
+
+    def axes(self) -> tuple[Axis, ...]:
+        """Return what the study varies beside methods and seeds; the first makes columns."""
+        return (RATIO,)
+
+    def specs(self) -> list[RunSpec]:
+        """Return the specs of all runs, in the order in which they are to be run."""
+        raise NotImplementedError
+
+    def rows(self, outcome: Outcome) -> list[dict[str, Any]]:
+        """Return a run's rows of ``table.json``; every row has the same keys."""
+        from experiments.report.rows import rows_of
+
+        return rows_of(outcome, self.axes())
+
+    def notes(self, outcomes: Sequence[Outcome], results: Results) -> list[str]:
+        """Return lines beneath the tables."""
+        return [*failures(outcomes, self.describe), *not_terminal(outcomes, self.describe)]
+
+    def facts(self, results: Results) -> dict[str, Any]:
+        """Return what ``table.json`` says of the study beside its rows."""
+        return {}
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a folder of this study is a study of, beside its data and recipe."""
+        return {}
+
+    def default_out(self) -> Path:
+        """Return the folder of the study where none is given."""
+        return Path("results") / f"{self.name}-{self.recipe}-{self.dataset_name()}"
+
+    def reference(self) -> Mapping[str, Mapping[float, float]]:
+        """Return published accuracies to stand beneath the study's own, by method and value."""
+        return {}
+
+    def describe(self, spec: RunSpec) -> str:
+        """Return what tells a run from the others, on a line."""
+        from experiments.report.rows import axis_value
+
+        values = [f"{axis.name} {_plain(axis_value(spec, axis.name))}" for axis in self.axes()]
+        served = f", for {' and '.join(spec.selections)}" if spec.selections else ""
+        return ", ".join([spec.method, *values, f"seed {spec.seed}"]) + served
+
+    # What follows is the engine's.
+
+    def found_recipe(self) -> Recipe:
+        """Return the recipe."""
+        from experiments.runs.recipes import find_recipe
+
+        return find_recipe(self.recipe)
+
+    def dataset_name(self) -> str:
+        """Return what tables call the data set: its name, or its file's or folder's."""
+        return dataset_name(self.dataset or self.found_recipe().base.dataset)
+
+    def grid(self, methods: Sequence[str]) -> list[RunSpec]:
+        """Return the specs of methods at all ratios and seeds, with all settings."""
+        from experiments.runs.grid import grid
+
+        return grid(
+            self.found_recipe(),
+            methods,
+            sorted(self.ratios),
+            sorted(self.seeds),
+            fields=spec_fields(self),
+            settings=self.settings(),
+        )
+
+    def machine(self) -> Machine:
+        """Return the device and threads of each run."""
+        from experiments.runs.machine import Machine
+
+        return Machine(self.device, self.threads, self.data_root, self.tensorboard)
+
+    def plan(self) -> tuple[list[PlannedRun], Path]:
+        """Check everything, and return the planned runs and the study's folder; run nothing."""
+        from experiments.runs.runner import complete, plan
+
+        out = self.out or self.default_out()
+        if out.exists() and not out.is_dir():
+            raise ValueError(f"--out {out} is a file; give a new or an empty folder")
+        specs = self.specs()
+        fields_of = {field.name for spec in specs[:1] for field in fields(spec)}
+        fields_of |= {field.name for spec in specs[:1] for field in fields(spec.training)}
+        fields_of |= {name for spec in specs for name, _ in spec.options}
+        axes = [axis.name for axis in self.axes() if axis.name in fields_of]
+        planned = plan(specs, out / "runs", self.machine(), axes)
+        for one in planned:
+            complete(one)  # sets damaged files aside before anything is run
+        return planned, out
+
+    def prepare(self) -> Callable[[], int]:
+        """Plan the study and claim its folder; return what runs it."""
+        machine = self.machine()
+        jobs = machine.jobs(self.jobs)
+        planned, out = self.plan()
+        if self.estimate:
+            return lambda: _print_estimate(planned, jobs, machine)
+        identity = {
+            "study": self.name,
+            "dataset": self.dataset_name(),
+            "recipe": self.recipe,
+            "data": planned[0].data[:12],
+            **self.identity(),
+        }
+        claim_folder(out, identity, options_of(self))
+        return lambda: self.run(planned, out, jobs)
+
+    def run(self, planned: Sequence[PlannedRun], out: Path, jobs: int) -> int:
+        """Run what is not complete, then show and write everything; return the exit status."""
+        from experiments.report.live import StudyView
+        from experiments.report.table import WIDTH
+        from experiments.runs.executors import run_planned
+
+        def first_table(outcomes: Sequence[Outcome]) -> str:
+            made = self._tables(self.results(outcomes))
+            return made[0].text(WIDTH) if made else ""
+
+        start = time.perf_counter()
+        with StudyView(len(planned), first_table, self.describe) as view:
+            outcomes = run_planned(planned, jobs=jobs, machine=self.machine(), watch=view.show)
+        return self.show(outcomes, out, time.perf_counter() - start)
+
+    def show(self, outcomes: Sequence[Outcome], out: Path, seconds: float | None = None) -> int:
+        """Print tables and notes, and write them and the figures into ``out``."""
+        from experiments.report.figures import write_figures
+        from experiments.report.table import WIDTH
+        from experiments.report.tables import write_tables
+        from mcr2.records import environment
+
+        results = self.results(outcomes)
+        tables = self._tables(results)
+        notes = self.notes(outcomes, results)
+        machine = self.machine()
+        used = {**environment(), "device": str(machine.torch_device()), **asdict(machine)}
+        facts = {"dataset": results.dataset, "recipe": self.recipe, "environment": used}
+        write_tables(out, results, tables, facts | self.facts(results), notes)
+        write_figures(out, results, self.figures)
+        print("\n" + "\n\n".join(table.text(WIDTH) for table in tables))
+        if notes:
+            print("\n" + "\n".join(notes))
+        spent = "" if seconds is None else f" ({seconds:.0f} s)"
+        count = f"{len(outcomes)} run{'s' * (len(outcomes) != 1)}"
+        print(f"\n{count} in {out}{spent}: table.json, table.csv, table.md, figures")
+        return int(any(row["status"] == "failed" for row in results.rows))
+
+    def results(self, outcomes: Sequence[Outcome]) -> Results:
+        """Return what tables and figures are made of."""
+        from experiments.report.results import Results
+
+        return Results(
+            dataset=self.dataset_name(),
+            axes=self.axes(),
+            rows=[row for outcome in outcomes for row in self.rows(outcome)],
+            runs=[outcome.run for outcome in outcomes if outcome.run is not None],
+            reference=self.reference(),
+        )
+
+    def _tables(self, results: Results) -> list[Table]:
+        from experiments.report.tables import TABLES
+
+        makers = [TABLES[name] if isinstance(name, str) else name for name in self.tables]
+        return [table for table in (make(results) for make in makers) if table is not None]
+
+
+def spec_fields(options: DataOptions) -> dict[str, Any]:
+    """Return the fields of a spec that options of data set."""
+    from experiments.runs.recipes import find_recipe
+
+    base = find_recipe(options.recipe).base
+    return {
+        "dataset": base.dataset if options.dataset is None else options.dataset,
+        "subset": options.subset,
+        "image_size": options.image_size,
+        "noise": options.noise,
+    }
+
+
+def one_spec(options: DataOptions, method: str, ratio: float, seed: int) -> RunSpec:
+    """Return the spec of a single run of a method."""
+    from experiments.runs.grid import grid
+    from experiments.runs.recipes import find_recipe
+
+    settings = options.settings() if isinstance(options, TrainingOptions) else options.set
+    recipe = find_recipe(options.recipe)
+    return grid(
+        recipe, [method], [ratio], [seed], fields=spec_fields(options), settings=settings
+    )[0]
+
+
+def dataset_name(dataset: str) -> str:
+    """Return what tables call a data set: its name, or its file's or folder's.
+
+    Example:
+        >>> dataset_name("data/birds.npz")
+        'birds'
+    """
+    return Path(dataset).resolve().name.removesuffix(".npz")
+
+
+def options_of(study: Any) -> dict[str, Any]:
+    """Return a study's options as plain values."""
+    from mcr2.records import plain
+
+    found: dict[str, Any] = plain(asdict(study))
+    return found
+
+
+def restore(kind: type[Any], options: Mapping[str, Any]) -> Any:
+    """Return a study from its options as :func:`options_of` made them."""
+
+    def value(held: Any) -> Any:
+        return tuple(map(value, held)) if isinstance(held, list) else held
+
+    names = {field.name for field in fields(kind)}
+    given = {name: value(held) for name, held in options.items() if name in names}
+    return kind(**given | {"out": Path(given["out"]) if given.get("out") else None})
+
+
+def claim_folder(
+    out: Path, identity: Mapping[str, Any], options: Mapping[str, Any] | None = None
+) -> None:
+    """Make ``out`` the folder of a study, or check that it already is that study's.
+
+    Raises:
+        ValueError: the folder holds something else, or a study of something else.
+    """
+    from mcr2.records import read_json, write_json
+
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file; give a new or an empty folder")
+    marker = out / STUDY
+    content = {**identity, "options": dict(options or {})}
+    if marker.exists():
+        held = read_json(marker)
+        known = {k: v for k, v in held.items() if k != "options"} if isinstance(held, dict) else held
+        if known != dict(identity):
+            raise ValueError(
+                f"--out {out} holds the study {known}; this one is {dict(identity)}: "
+                "choose another folder"
+            )
+        if held == content:
+            return
+    elif out.exists() and any(out.iterdir()):
+        raise ValueError(f"--out {out} holds something else; give a new or an empty folder")
+    write_json(marker, content)
+
+
+def failures(outcomes: Sequence[Outcome], describe: Callable[[RunSpec], str]) -> list[str]:
+    """Return a line for each run that failed, with the reason."""
+    return [
+        f"{describe(outcome.planned.spec)}: failed, {outcome.failure}"
+        for outcome in outcomes
+        if outcome.failure is not None
+    ]
+
+
+def finished(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Return the outcomes of runs that finished."""
+    return [o for o in outcomes if o.run is not None and o.run.record.status == "finished"]
+
+
+def not_terminal(outcomes: Sequence[Outcome], describe: Callable[[RunSpec], str]) -> list[str]:
+    """Return a line for each run that did not reach the terminal phase of training.
+
+    The terminal phase begins where ``fit_noisy``, by the method's own readout, stays at 0.99 or
+    above for three evaluations running.
+    """
+    from mcr2.evaluation import measure_key
+
+    lines = []
+    for outcome in finished(outcomes):
+        run = outcome.run
+        if run is None or run.evaluation is None or run.evaluation.terminal_epoch is not None:
+            continue
+        record = run.record
+        key = measure_key("fit_noisy", split="train", labels="noisy", readout=record.readout)
+        fit = record.history[-1]["measures"][key]
+        lines.append(
+            f"{describe(outcome.planned.spec)}: terminal phase not reached ("
+            f"fit_noisy {fit:.3f} after {record.epochs} epochs)"
+        )
+    return lines
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _print_estimate(planned: Sequence[PlannedRun], jobs: int, machine: Machine) -> int:
+    from experiments.report.estimate import report_estimate
+
+    try:
+        print(report_estimate(planned, jobs, machine))
+    except ValueError as error:
+        print(f"mcr2: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def show_again(study: GridStudy, out: Path) -> int:
+    """Show the runs of a study that are there, without running any; return the exit status."""
+    from experiments.runs.executors import Outcome
+    from experiments.runs.runner import complete
+
+    study = replace(study, out=out)
+    held = [(one, complete(one)) for one in study.plan()[0]]
+    return study.show([Outcome(one, run) for one, run in held if run is not None], out)
