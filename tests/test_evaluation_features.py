@@ -275,7 +275,7 @@ def test_an_exact_simplex_is_collapsed_in_every_measure():
         ("train", "noisy", "-", "class_participation_ratio"): 1,
         ("train", "noisy", "-", "coherence"): 1 / 16,
         ("train", "noisy", "-", "mean_energy"): 1,
-        ("train", "noisy", "-", "believable"): 1,
+        ("train", "noisy", "-", "means_reliable"): 1,
         # The margin of a corner is K/(K-1) of its score, and ‖W‖_F is √K of one row's norm.
         ("train", "noisy", "head", "margin_normalised_mean"): 5 / 4 / math.sqrt(5),
         ("train", "noisy", "head", "margin_normalised_q05"): 5 / 4 / math.sqrt(5),
@@ -324,7 +324,7 @@ def test_a_class_without_wrong_samples_leaves_their_collapse_undefined():
     for labels in ("noisy", "clean"):
         get = {"split": "train_wrong", "labels": labels, "readout": "-"}
         assert reading.get("nc1", **get) is None
-        assert reading.get("believable", **get) is None
+        assert reading.get("means_reliable", **get) is None
         assert reading.get("smallest_class", **get) == 0
         # About given means one sample has a distance.
         assert reading.get("nc1_ratio_about_train", **get) > 0

@@ -8,7 +8,6 @@ the tables and figures. The same command continues it, and a larger grid extends
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -22,6 +21,7 @@ from experiments.runs.methods import METHODS, find_method, rules_for
 from experiments.runs.runner import Cell, Machine, Outcome, run_cells
 from experiments.runs.specs import Recipe, RunSpec, vary
 from mcr2.evaluation import measure_key
+from mcr2.metrics.accuracy import standard_error
 from mcr2.records import Record, environment, read_json, write_json
 from mcr2.selection import NEED_VALIDATION, SELECTIONS
 
@@ -194,7 +194,7 @@ def cells_of(outcome: Outcome, readout: str | None = None) -> list[dict[str, Any
             accuracy, error = chosen["validation_accuracy"], chosen["standard_error"]
             if by != record.readout and accuracy is not None:
                 accuracy = _measure(record, rule, "accuracy", "validation", "noisy", by)
-                error = math.sqrt(accuracy * (1 - accuracy) / record.data["validation"])
+                error = standard_error(accuracy, record.data["validation"])
             row |= {
                 "selected_epoch": chosen["epoch"],
                 "validation_accuracy": accuracy,
