@@ -141,8 +141,10 @@ def neural_collapse(
         unit = math.ldexp(1.0, math.frexp(float(H.abs().max()))[1] - 1)
         H = H.double() / unit
         first = average(H, y, K)
-    of = first if given is None else given
-    about = _Means(of.means / unit, of.counts, eps, first.energy)
+    if given is None:
+        about = _Means(first.means, first.counts, eps, first.energy)
+    else:
+        about = _Means(given.means / unit, given.counts, eps, first.energy)
     W, b = _classifier(weight, bias, about.means)
     judge = None
     if W is not None and not about.vanishes and len(H) > 0:
@@ -246,11 +248,10 @@ class _Judge:
         score = M @ weight.T + (weight @ about.centre + bias)
         own = torch.arange(len(M), device=M.device)
         radii = torch.minimum(_radii(M, near, own), _radii(weight, score, self.kept))
-        shape = (len(weight), len(M) + len(weight))
         self.rows = torch.cat([M, weight]).to(work)
-        self.safe = torch.zeros(shape[0], dtype=work, device=M.device)
-        self.table = torch.zeros(shape, dtype=work, device=M.device)
+        self.safe = self.rows.new_zeros(len(weight))
         self.safe[self.kept] = radii.to(work)
+        self.table = self.rows.new_zeros(len(weight), len(self.rows))
         # Less the largest: only differences count.
         tables = [scores - scores.amax(1, keepdim=True) for scores in (near, score)]
         self.table[self.kept] = torch.cat(tables, dim=1).to(work)
@@ -296,8 +297,7 @@ def _measures(
 ) -> NeuralCollapse:
     """Put the measures together.
 
-    They are made of n_k and ``Σ_i ‖h_i - μ_k‖²`` of each class, ``Σ_i ‖T (h_i - μ_y)‖²`` along
-    the span T of the means, the classifier if there is one, and nc4 as it is reported.
+    From n_k and ``Σ_i ‖h_i - μ_k‖²`` of each class, and ``Σ_i ‖T (h_i - μ_y)‖²`` along the span.
     """
     M, gram, K, N = about.centred, about.gram, len(about.kept), int(counts.sum())
     nc1 = nc1_ratio = nc2_etf = nc3 = nc3_etf = None
