@@ -159,18 +159,16 @@ def test_test_samples_are_measured_about_training_means(name):
 def test_absent_classes_leave_the_measures_of_those_present(seed, K, d, data):
     gone = data.draw(st.sets(st.integers(0, K - 1), max_size=K - 2))
     dtype = data.draw(st.sampled_from([torch.float32, torch.float64]))
-    given_means = data.draw(st.booleans())
     H, y, W, b = case(20 * K, d, K, balanced=False, seed=seed)
     kept = ~np.isin(y, list(gone))
-    H, y = H[kept].astype(np.float32).astype(float), y[kept]
-    means = np.random.RandomState(1).randn(K, d) if given_means else None
-    got, want = measure(H, y, K, W, b, torch.float64, means), oracle(H, y, K, W, b, means)
-    assert_close(got, want, rel=1e-6)
+    means = np.random.RandomState(1).randn(K, d) if data.draw(st.booleans()) else None
+    arrays = [None if x is None else x.astype(np.float32) for x in (H[kept], W, b, means)]
+    H, W, b, means = [None if x is None else x.astype(float) for x in arrays]
+    y = y[kept]
+    got, want = measure(H, y, K, W, b, dtype, means), oracle(H, y, K, W, b, means)
+    assert_close(got, want, rel=1e-6 if dtype == torch.float64 else 1e-3)
     assert (got.classes, got.absent) == (K - len(gone), tuple(sorted(gone)))
     assert got.smallest_class == np.bincount(y, minlength=K).min()
-    if dtype == torch.float32 and not given_means:
-        named = {k: v for k, v in want.items() if not k.startswith("nc3") and k[-1] != "w"}
-        assert_close(measure(H, y, K, W, b, dtype), named, rel=1e-2, but=["nc4"])
 
 
 def test_an_absent_class_can_be_predicted_and_is_nobodys_nearest():
@@ -207,12 +205,6 @@ def test_fewer_than_two_classes_have_no_collapse():
 
 
 # NC4
-
-
-@pytest.mark.parametrize("spread", [0.02, 0.3, 1.0, 3.0])
-def test_nc4_counts_the_same_whether_most_samples_are_plain_or_doubtful(spread):
-    H, y, W, b = case(500, 16, 6, spread=spread)
-    assert measure(H, y, 6, W, b).nc4 == oracle(H, y, 6, W, b)["nc4"]
 
 
 def test_a_bias_of_minus_infinity_rules_a_class_out():
@@ -416,12 +408,6 @@ def test_automatic_mixed_precision_changes_nothing():
     plain = neural_collapse(H.float(), y, num_classes=4, weight=W, bias=b)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert neural_collapse(H.float(), y, num_classes=4, weight=W, bias=b) == plain
-
-
-def test_copies_of_the_samples_change_nothing():
-    H, y, W, b = case(100, 6, 4)
-    want = {k: v for k, v in asdict(measure(H, y, 4, W, b)).items() if k != "smallest_class"}
-    assert_close(measure(np.tile(H, (3, 1)), np.tile(y, 3), 4, W, b), want, rel=1e-9)
 
 
 def test_pieces_are_one(monkeypatch):
