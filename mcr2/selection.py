@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from mcr2.metrics.accuracy import standard_error
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -193,7 +195,7 @@ def make_selection(rule: str, history: Sequence[Candidate], *, n_validation: int
             f"n_validation is {n_validation} beside a validation accuracy of {accuracy}; it is "
             "the number of held-out samples"
         )
-    error = None if accuracy is None else math.sqrt(accuracy * (1 - accuracy) / n_validation)
+    error = None if accuracy is None else standard_error(accuracy, n_validation)
     return Selection(rule, chosen.epoch, index, accuracy, error)
 
 

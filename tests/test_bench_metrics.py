@@ -1,29 +1,32 @@
-"""The forms that the benchmark of metrics compares compute the same measures."""
+"""The plain form that collapse is timed against computes the same measures."""
 
 import json
+from dataclasses import fields
 
 import pytest
 
 from experiments.bench import metrics as bench
+from mcr2.metrics.collapse import NeuralCollapse
 
 
 @pytest.mark.parametrize("N, d, K", [(400, 24, 4), (300, 6, 12), (120, 40, 10)])
 @pytest.mark.parametrize("spread", [0.2, 1.0, 3.0])
-def test_all_forms_agree(N, d, K, spread):
+def test_both_forms_agree(N, d, K, spread):
     data = bench.clusters(N, d, K, spread=spread)
-    want = bench.ours(*data)
-    assert set(want) == set(bench.COMPARED)
-    for name, form in bench.FORMS.items():
-        assert bench.difference(want, form(*data)) < 1e-5, name
+    plain = bench.plain(*data)
+    assert plain.keys() == {f.name for f in fields(NeuralCollapse)} - {
+        *("means_reliable", "classes", "absent", "smallest_class")
+    }
+    assert bench.difference(plain, bench.ours(*data)) < 1e-5
 
 
-def test_a_run_is_plain_numbers(monkeypatch):
-    monkeypatch.setattr(bench, "_extra_mib", lambda *_: 1.5)
-    result = json.loads(json.dumps(bench.run([(100, 5, 3)], threads=1, repeats=2)))
-    assert [row["clusters"] for row in result["rows"]] == list(bench.SPREADS)
+def test_a_run_is_plain_numbers(capsys, monkeypatch):
+    monkeypatch.setattr(bench, "SIZES", ((100, 5, 3),))
+    result = json.loads(json.dumps(bench.run(repeats=1)))
+    assert [row["spread"] for row in result["rows"]] == list(bench.SPREADS)
     for row in result["rows"]:
         assert (row["N"], row["d"], row["K"]) == (100, 5, 3)
-        assert row["seconds"].keys() == row["extra_mib"].keys() == bench.FORMS.keys()
-        assert row["ratio"].keys() == row["difference"].keys() == bench.FORMS.keys() - {"ours"}
-    lines = bench.table(result).splitlines()
-    assert sum("100x5" in line and "K=3" in line for line in lines) == len(bench.SPREADS)
+        assert row["milliseconds"].keys() == row["extra_mib"].keys() == bench.FORMS.keys()
+    lines = bench.table(result).splitlines()[1:]
+    assert lines == capsys.readouterr().err.splitlines()
+    assert all("100 x 5, K = 3" in line for line in lines)

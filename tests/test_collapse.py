@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from contextlib import contextmanager
 from dataclasses import asdict, fields
 
 import numpy as np
@@ -15,14 +14,12 @@ from hypothesis import strategies as st
 from mcr2.metrics.collapse import (
     MEAN_ENERGY_FLOOR,
     NeuralCollapse,
-    _FirstLook,
     collapse_of_moments,
-    nc4,
     neural_collapse,
 )
 from mcr2.metrics.moments import ClassMoments, first_moments
 
-FLAGS = ("mean_energy", "believable", "smallest_class")
+FLAGS = ("mean_energy", "means_reliable", "classes", "absent", "smallest_class")
 MEASURES = tuple(f.name for f in fields(NeuralCollapse) if f.name not in FLAGS)
 OF_W = tuple(name for name in MEASURES if name.endswith("_w") or name[:3] in ("nc3", "nc4"))
 
@@ -45,39 +42,47 @@ def case(N, d, K, *, balanced=True, seed=0, spread=1.0):
 
 
 def oracle(H, y, K, W, b, means=None):
-    """The definitions of the design page in float64 NumPy and SciPy, term by term."""
+    """The definitions of the design page in float64 NumPy and SciPy, term by term.
+
+    Over the classes that are present, or those that have given means.
+    """
     N, d = H.shape
-    mu = np.stack([H[y == k].mean(0) for k in range(K)]) if means is None else means
-    M = mu - mu.mean(0)
+    mu = {k: H[y == k].mean(0) for k in np.unique(y)} if means is None else dict(enumerate(means))
+    classes, P = list(mu), len(mu)
+    centred = np.stack(list(mu.values()))
+    M = centred - centred.mean(0)
     S_W = sum(np.outer(h - mu[k], h - mu[k]) for h, k in zip(H, y, strict=True)) / N
-    S_B = M.T @ M / K
+    S_B = M.T @ M / P
     U, s, Vt = scipy.linalg.svd(S_B)
-    r = min(K - 1, d)
+    r = min(P - 1, d)
     pinv = Vt[:r].T @ np.diag(1 / s[:r]) @ U[:, :r].T
-    v = [((H[y == k] - mu[k]) ** 2).sum(1).mean() for k in range(K)]
-    pairs = list(itertools.combinations(range(K), 2))
+    v = {k: ((H[y == k] - mu[k]) ** 2).sum(1).mean() for k in np.unique(y)}
 
     def frame(rows):
         norms = np.linalg.norm(rows, axis=1)
+        pairs = itertools.combinations(range(P), 2)
         cos = np.array([rows[i] @ rows[j] / norms[i] / norms[j] for i, j in pairs])
-        return norms.std() / norms.mean(), cos.std(), np.abs(cos + 1 / (K - 1)).mean()
+        return norms.std() / norms.mean(), cos.std(), np.abs(cos + 1 / (P - 1)).mean()
 
-    etf = (np.eye(K) - np.ones((K, K)) / K) / math.sqrt(K - 1)
+    etf = (np.eye(P) - np.ones((P, P)) / P) / math.sqrt(P - 1)
     fro = np.linalg.norm
-    near = np.array([((h - mu) ** 2).sum(1).argmin() for h in H])
+    near = np.array([min(classes, key=lambda k: ((h - mu[k]) ** 2).sum()) for h in H])
+    own = W[classes]
     out = {
-        "nc1": np.trace(S_W @ pinv) / K,
+        "nc1": np.trace(S_W @ pinv) / P,
         "nc1_ratio": np.trace(S_W) / np.trace(S_B),
-        "cdnv": np.mean([(v[i] + v[j]) / (2 * fro(mu[i] - mu[j]) ** 2) for i, j in pairs]),
+        "cdnv": np.mean(
+            [(v[i] + v[j]) / (2 * fro(mu[i] - mu[j]) ** 2) for i, j in itertools.combinations(v, 2)]
+        ),
         "nc2_etf": fro(M @ M.T / fro(M @ M.T) - etf),
-        "nc3": fro(W.T / fro(W) - M.T / fro(M)) ** 2,
-        "nc3_etf": fro(W @ M.T / fro(W @ M.T) - etf),
+        "nc3": fro(own.T / fro(own) - M.T / fro(M)) ** 2,
+        "nc3_etf": fro(own @ M.T / fro(own @ M.T) - etf),
         "nc4": np.mean((H @ W.T + b).argmax(1) != near),
-        "mean_energy": (mu**2).sum() / (K * (H**2).sum(1).mean()),
+        "mean_energy": (centred**2).sum() / (P * (H**2).sum(1).mean()),
     }
     names = ("nc2_equinorm", "nc2_equiangular", "nc2_maxangle")
     out |= dict(zip(names, frame(M), strict=True))
-    return out | dict(zip([n + "_w" for n in names], frame(W), strict=True))
+    return out | dict(zip([n + "_w" for n in names], frame(own), strict=True))
 
 
 def measure(H, y, K, W=None, b=None, dtype=torch.float64, means=None):
@@ -115,7 +120,7 @@ def test_all_measures_agree_with_scipy(name):
     got, want = measure(H, y, K, W, b), oracle(H, y, K, W, b)
     assert_close(got, want, rel=1e-9)
     assert got.smallest_class == np.bincount(y).min()
-    assert got.believable == (want["mean_energy"] >= MEAN_ENERGY_FLOOR)
+    assert got.means_reliable == (want["mean_energy"] >= MEAN_ENERGY_FLOOR)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -146,37 +151,60 @@ def test_test_samples_are_measured_about_training_means(name):
     assert_close(measure(H, y, K, W, b, means=own), oracle(H, y, K, W, b), rel=1e-9)
 
 
-def test_about_given_means_a_class_may_be_absent():
-    H, y, W, b = case(200, 6, 4)
-    means = np.random.RandomState(1).randn(4, 6)
+# Absent classes
+
+
+@given(seed=st.integers(0, 999), K=st.integers(2, 9), d=st.integers(1, 9), data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_absent_classes_leave_the_measures_of_those_present(seed, K, d, data):
+    gone = data.draw(st.sets(st.integers(0, K - 1), max_size=K - 2))
+    dtype = data.draw(st.sampled_from([torch.float32, torch.float64]))
+    H, y, W, b = case(20 * K, d, K, balanced=False, seed=seed)
+    kept = ~np.isin(y, list(gone))
+    means = np.random.RandomState(1).randn(K, d) if data.draw(st.booleans()) else None
+    arrays = [None if x is None else x.astype(np.float32) for x in (H[kept], W, b, means)]
+    H, W, b, means = [None if x is None else x.astype(float) for x in arrays]
+    y = y[kept]
+    got, want = measure(H, y, K, W, b, dtype, means), oracle(H, y, K, W, b, means)
+    assert_close(got, want, rel=1e-6 if dtype == torch.float64 else 1e-3)
+    assert (got.classes, got.absent) == (K - len(gone), tuple(sorted(gone)))
+    assert got.smallest_class == np.bincount(y, minlength=K).min()
+
+
+def test_an_absent_class_can_be_predicted_and_is_nobodys_nearest():
+    H, y, W, _ = case(60, 5, 4, spread=0.1)
     kept = y != 2
-    got = measure(H[kept], y[kept], 4, W, b, means=means)
-    assert got.smallest_class == 0
-    x = H[kept] - means[y[kept]]
-    M = means - means.mean(0)
-    assert got.nc1_ratio == pytest.approx((x**2).sum() / kept.sum() / ((M**2).sum() / 4))
-    v = {k: ((H[y == k] - means[k]) ** 2).sum(1).mean() for k in (0, 1, 3)}
-    pairs = [(v[i] + v[j]) / 2 / ((means[i] - means[j]) ** 2).sum()
-             for i, j in itertools.combinations(v, 2)]  # fmt: skip
-    assert got.cdnv == pytest.approx(np.mean(pairs))
-    one = measure(H[y == 0], y[y == 0], 4, means=means)
-    assert one.cdnv is None
-    assert one.nc1 is not None
+    got = measure(H[kept], y[kept], 4, W, 1e3 * np.eye(4)[2])
+    assert got.nc4 == 1
 
 
-@pytest.mark.parametrize("spread", [0.02, 0.3, 1.0, 3.0])
-def test_nc4_counts_the_same_whether_most_samples_are_plain_or_doubtful(spread):
-    H, y, W, b = case(500, 16, 6, spread=spread)
-    assert measure(H, y, 6, W, b).nc4 == oracle(H, y, 6, W, b)["nc4"]
+def test_samples_of_classes_without_a_training_mean_are_left_out():
+    H, y, W, b = case(300, 8, 5)
+    train = np.arange(len(y)) % 2 == 0
+    seen = first_moments(H[train & (y != 3)], y[train & (y != 3)], num_classes=5)
+    got = neural_collapse(H[~train], y[~train], num_classes=5, weight=W, bias=b, means=seen)
+    known = [0, 1, 2, 4]
+    kept = ~train & (y != 3)
+    places = np.searchsorted(known, y[kept])
+    W_, b_ = W[known], b[known]
+    want = oracle(H[kept], places, 4, W_, b_, seen.means.numpy()[known])
+    assert_close(got, want, rel=1e-9, but=["nc4"])
+    near = np.array(known)[((H[kept][:, None] - seen.means.numpy()[known]) ** 2).sum(2).argmin(1)]
+    assert got.nc4 == np.mean((H[kept] @ W.T + b).argmax(1) != near)
+    assert got.absent == (3,)
+    only = neural_collapse(H[y == 3], y[y == 3], num_classes=5, weight=W, means=seen)
+    assert (only.nc1, only.cdnv, only.nc4, only.classes) == (None, None, None, 0)
+    assert only.nc2_etf == got.nc2_etf
 
 
-def test_nc4_by_batches_is_nc4_of_all():
-    H, y, W, b = (torch.tensor(x) for x in case(300, 10, 5))
-    whole = neural_collapse(H, y, num_classes=5, weight=W, bias=b).nc4
-    means = first_moments(H, y, num_classes=5).means
-    parts = [nc4(part, means=means, weight=W, bias=b) * len(part) for part in H.split(77)]
-    assert 0 < whole < 1
-    assert sum(parts) / len(H) == pytest.approx(whole)
+def test_fewer_than_two_classes_have_no_collapse():
+    H, y, W, b = case(60, 5, 4)
+    got = measure(H[y == 2], y[y == 2], 4, W, b)
+    assert [getattr(got, name) for name in MEASURES] == [None] * len(MEASURES)
+    assert (got.classes, got.absent, got.smallest_class) == (1, (0, 1, 3), 0)
+
+
+# NC4
 
 
 def test_a_bias_of_minus_infinity_rules_a_class_out():
@@ -184,36 +212,11 @@ def test_a_bias_of_minus_infinity_rules_a_class_out():
     b[3] = -np.inf
     want = oracle(H, y, 5, W, b)["nc4"]
     assert measure(H, y, 5, W, b).nc4 == pytest.approx(want)
-    t = [torch.tensor(x) for x in (H, W, b)]
-    means = first_moments(t[0], torch.tensor(y), num_classes=5).means
-    assert nc4(t[0], means=means, weight=t[1], bias=t[2]) == pytest.approx(want)
 
 
 def test_a_biased_classifier_is_read_with_its_bias():
     H, y, W, _ = case(300, 10, 5, spread=0.1)
     assert measure(H, y, 5, W, 1e3 * np.eye(5)[0]).nc4 == pytest.approx(0.8, abs=1e-6)
-
-
-# The first look, in bfloat16
-
-
-@contextmanager
-def first_looks(of=2):
-    """Take first looks from so many classes on, whether or not this processor is quick at them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mcr2.metrics.collapse._MANY", of)
-        patch.setattr("mcr2.metrics.collapse._bfloat16_is_quick", lambda device: True)
-        yield
-
-
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_with_first_looks_all_measures_agree_with_scipy(name, dtype):
-    K = CASES[name]["K"]
-    H, y, W, b = (x.astype(np.float32) if x.dtype == float else x for x in case(**CASES[name]))
-    with first_looks():
-        got = measure(H, y, K, W, b, dtype)
-    assert_close(got, oracle(H.astype(float), y, K, W.astype(float), b.astype(float)))
 
 
 @given(
@@ -225,54 +228,15 @@ def test_with_first_looks_all_measures_agree_with_scipy(name, dtype):
     wrong=st.sampled_from([0.0, 0.5]),
 )
 @settings(max_examples=60, deadline=None)
-def test_first_looks_change_no_count(seed, K, d, spread, shift, wrong):
+def test_samples_that_need_no_product_are_counted_as_all(seed, K, d, spread, shift, wrong):
     H, y, W, b = case(20 * K, d, K, seed=seed, spread=spread)
     rng = np.random.RandomState(seed)
     y = np.where(rng.rand(len(y)) < wrong, rng.permutation(y), y)
     # As after training, W near the means; and a class that is never predicted.
-    W = oracle_means(H, y, K) - H.mean(0) + 0.1 * W
+    W = np.stack([H[y == k].mean(0) for k in range(K)]) - H.mean(0) + 0.1 * W
     b[rng.randint(K)] = -np.inf
     H, b = H + shift, b - W @ np.full(d, shift)
-    want = oracle(H, y, K, W, b)["nc4"]
-    with first_looks():
-        assert measure(H, y, K, W, b).nc4 == want
-
-
-def oracle_means(H, y, K):
-    return np.stack([H[y == k].mean(0) for k in range(K)])
-
-
-@pytest.mark.parametrize("apart", [1e-3, 1e-2, 0.1])
-@pytest.mark.parametrize("d", [3, 64, 700])
-def test_a_first_look_is_sure_of_nothing_that_is_not_so(apart, d):
-    rng = np.random.RandomState(0)
-    K, n = 20, 4000
-    rows = rng.randn(1, d) + apart * rng.randn(K, d)  # the nearer, the more bfloat16 confuses
-    q = rng.randn(n, d) * np.exp(rng.randn(n, 1))
-    bias = apart * rng.randn(K)
-    scores = q @ rows.T + bias
-    reach = rng.rand(K)
-    best = scores.argmax(1)
-    y = np.where(rng.rand(n) < 0.5, best, rng.randint(K, size=n))
-    norms = np.linalg.norm(q, axis=1) - reach[y]
-    look = _FirstLook(*(torch.tensor(x) for x in (rows, bias, reach)))
-    coarse = torch.tensor(q).bfloat16()
-    sure = look.sure(coarse, torch.tensor(norms).float(), torch.tensor(y)).numpy()
-    assert (best[sure] == y[sure]).all()
-    # What bfloat16 takes for the best is not always so.
-    guess = (coarse @ torch.tensor(rows).bfloat16().T + torch.tensor(bias).bfloat16()).argmax(1)
-    assert (guess.numpy() != best).any()
-
-
-def test_first_looks_see_most_samples_of_spread_clusters():
-    H, y, W, b = (torch.tensor(x) for x in case(600, 128, 8, spread=0.8))
-    seen = []
-    sure = _FirstLook.sure
-    with pytest.MonkeyPatch.context() as patch, first_looks():
-        patch.setattr(_FirstLook, "sure", lambda *a: seen.append(sure(*a)) or seen[-1])
-        neural_collapse(H, y, num_classes=8, weight=W, bias=b)
-    shares = [float(torch.cat(of).double().mean()) for of in (seen[::2], seen[1::2])]
-    assert min(shares) > 0.5
+    assert measure(H, y, K, W, b).nc4 == oracle(H, y, K, W, b)["nc4"]
 
 
 # Exact values
@@ -427,11 +391,8 @@ def test_float32_features_of_any_size_keep_their_digits(exponent):
     assert got.nc4 == measure(H, y, 4, W, dtype=torch.float32).nc4
 
 
-@pytest.mark.parametrize("block", [1, 3, 128])
 @pytest.mark.parametrize("flat", [1.0, 1e-2, 1e-4])
-def test_means_that_fill_the_space_are_whitened_however_flat_they_lie(monkeypatch, block, flat):
-    # A condition number of MᵀM of flat⁻²: by a Cholesky factor and by eigenvectors.
-    monkeypatch.setattr("mcr2.metrics.collapse._BLOCK", block)
+def test_means_that_fill_the_space_are_whitened_however_flat_they_lie(flat):
     H, y, W, b = case(400, 7, 12)
     H[:, 2] *= flat
     want = oracle(H, y, 12, W, b)
@@ -449,17 +410,10 @@ def test_automatic_mixed_precision_changes_nothing():
         assert neural_collapse(H.float(), y, num_classes=4, weight=W, bias=b) == plain
 
 
-def test_copies_of_the_samples_change_nothing():
-    H, y, W, b = case(100, 6, 4)
-    want = {k: v for k, v in asdict(measure(H, y, 4, W, b)).items() if k != "smallest_class"}
-    assert_close(measure(np.tile(H, (3, 1)), np.tile(y, 3), 4, W, b), want, rel=1e-9)
-
-
 def test_pieces_are_one(monkeypatch):
     H, y, W, b = case(1000, 8, 4)
     want = {k: v for k, v in asdict(measure(H, y, 4, W, b)).items() if k in MEASURES}
     monkeypatch.setattr("mcr2.metrics.moments._PIECE", 1)
-    monkeypatch.setattr("mcr2.metrics.moments._ROWS", 7)
     assert_close(measure(H, y, 4, W, b), want, rel=1e-9)
 
 
@@ -501,9 +455,9 @@ def test_means_that_vanish_are_not_believed():
     H, y = torch.cat([X, -X]), torch.arange(1000) % 4
     got = neural_collapse(H, y, num_classes=4)
     assert got.mean_energy < MEAN_ENERGY_FLOOR
-    assert not got.believable
+    assert not got.means_reliable
     zero = neural_collapse(torch.zeros(8, 3), torch.arange(8) % 4, num_classes=4)
-    assert (zero.mean_energy, zero.believable, zero.nc1, zero.cdnv) == (0.0, False, None, None)
+    assert (zero.mean_energy, zero.means_reliable, zero.nc1, zero.cdnv) == (0.0, False, None, None)
 
 
 def test_two_equal_means_among_others_leave_only_cdnv_undefined():
@@ -554,34 +508,24 @@ GOOD = {"features": torch.randn(6, 3), "labels": torch.arange(6) % 2, "num_class
 @pytest.mark.parametrize(
     "bad, error, message",
     [
-        ({"labels": torch.arange(6) % 3}, ValueError, r"0 \.\.\. 1; got 0 \.\.\. 2"),
-        ({"labels": torch.arange(6) % 2 - 1}, ValueError, "got -1"),
-        ({"labels": torch.zeros(6)}, TypeError, "labels must be an integer"),
-        ({"labels": [0, 1]}, TypeError, "labels .* list"),
+        ({"labels": torch.arange(6) % 3}, ValueError, r"from 0 to 2; .* 0 \.\.\. 1"),
+        ({"labels": torch.zeros(6)}, TypeError, "labels must be integers"),
         ({"labels": torch.zeros(5, dtype=torch.int64)}, ValueError, r"labels .*\(6,\)"),
-        ({"num_classes": 1}, ValueError, "two classes; got 1"),
-        ({"num_classes": 0}, ValueError, "two classes"),
-        ({"num_classes": 9}, ValueError, "none of class 2, 3, 4, 5, 6, ..."),
-        ({"labels": torch.zeros(6, dtype=torch.int64)}, ValueError, "none of class 1$"),
+        ({"num_classes": 1}, ValueError, "num_classes is 1; it must be at least 2"),
         ({"features": torch.full((6, 3), math.nan)}, ValueError, "features must be finite"),
-        ({"features": torch.full((6, 3), math.inf)}, ValueError, "features must be finite"),
+        ({"features": np.full((6, 3), math.inf)}, ValueError, "features must be finite"),
         ({"features": torch.randn(6)}, ValueError, r"features .*\(N, d\)"),
-        ({"features": torch.randn(0, 3)}, ValueError, r"features .*\(N, d\)"),
+        ({"features": torch.randn(6, 0)}, ValueError, r"features .*\(N, d\)"),
         ({"features": torch.ones(6, 3).long()}, TypeError, "features must be a floating"),
-        ({"features": np.ones((6, 3))}, TypeError, "ndarray"),
-        ({"weight": torch.randn(2, 4)}, ValueError, r"weight must have shape \(2, 3\)"),
-        ({"weight": torch.randn(3, 3)}, ValueError, r"weight must have shape \(2, 3\)"),
+        ({"weight": torch.randn(2, 4)}, ValueError, r"weight has shape \(2, 4\).*\(2, 3\)"),
         ({"weight": torch.full((2, 3), math.nan)}, ValueError, "weight must be finite"),
-        ({"weight": torch.ones(2, 3).long()}, TypeError, "weight must be a floating"),
         ({"bias": torch.zeros(2)}, ValueError, "without a weight"),
         ({"weight": torch.ones(2, 3), "bias": torch.zeros(3)}, ValueError, r"bias .*\(2,\)"),
-        ({"weight": torch.ones(2, 3), "bias": [0, 0]}, TypeError, "bias"),
-        (
-            {"weight": torch.ones(2, 3), "bias": torch.full((2,), -math.inf)},
-            ValueError,
-            "bias must be finite",
+        *(
+            ({"weight": torch.ones(2, 3), "bias": torch.tensor(b)}, ValueError, "bias must be fin")
+            for b in ([-math.inf, -math.inf], [math.inf, 0], [math.nan, 0])
         ),
-        ({"means": torch.zeros(3, 3)}, ValueError, r"means must have shape \(2, 3\)"),
+        ({"means": torch.zeros(3, 3)}, ValueError, r"means has shape \(3, 3\)"),
         ({"means": torch.full((2, 3), math.inf)}, ValueError, "means must be finite"),
     ],
 )
@@ -590,16 +534,14 @@ def test_bad_input_is_refused_by_name(bad, error, message):
         neural_collapse(**{**GOOD, **bad})
 
 
-def test_moments_and_batches_refuse_what_they_cannot_serve():
+def test_arrays_are_taken_as_tensors_are():
+    H, y, W, b = case(100, 6, 4)
+    got = neural_collapse(H, list(y), num_classes=4, weight=W, bias=b, means=W)
+    assert got == measure(H, y, 4, W, b, means=W)
+
+
+def test_moments_of_no_sample_have_no_collapse():
     with pytest.raises(ValueError, match="no sample"):
         collapse_of_moments(ClassMoments(3, 2))
-    with pytest.raises(ValueError, match="two classes; got 1"):
+    with pytest.raises(ValueError, match="num_classes is 1"):
         collapse_of_moments(ClassMoments(1, 2))
-    moments = ClassMoments(3, 2)
-    moments.update(torch.randn(4, 2), torch.tensor([0, 0, 2, 2]))
-    with pytest.raises(ValueError, match="none of class 1"):
-        collapse_of_moments(moments)
-    with pytest.raises(ValueError, match="weight must have shape"):
-        collapse_of_moments(moments, weight=torch.ones(3, 3), means=torch.eye(3, 2))
-    with pytest.raises(ValueError, match="means must have shape"):
-        nc4(torch.ones(4, 2), means=torch.ones(3, 3), weight=torch.ones(3, 2))

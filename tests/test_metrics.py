@@ -16,10 +16,9 @@ from mcr2.metrics.rank import (
     FeatureRank,
     between_classes,
     class_geometry,
-    class_ranks,
     feature_rank,
     principal_angles,
-    spectrum,
+    rank_and_spectrum,
 )
 
 NAMES = ("effective_rank", "participation_ratio", "stable_rank")
@@ -138,7 +137,7 @@ def test_centring_removes_one_dimension_of_a_large_mean():
         (torch.ones(0, 3), ValueError, r"\(N, d\)"),
         (torch.tensor([[1.0, math.nan]]), ValueError, "finite"),
         (torch.ones(3, 3, dtype=torch.int64), TypeError, "floating"),
-        (np.ones((3, 3)), TypeError, "ndarray"),
+        (np.ones((3, 3), dtype=int), TypeError, "int64 array"),
     ],
 )
 def test_features_without_a_rank_are_refused(features, error, message):
@@ -157,7 +156,7 @@ def test_the_spectrum_is_that_of_the_covariance(shape, dtype, scale):
     for centred, moment in ((True, np.cov(X.astype(float).T, bias=True)),
                             (False, X.astype(float).T @ X / len(X))):  # fmt: skip
         want = np.linalg.eigvalsh(moment)[::-1]
-        got = spectrum(torch.tensor(X), centred=centred)
+        _, got = rank_and_spectrum(X, centred=centred)
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-12 * want[0])
 
 
@@ -174,7 +173,7 @@ def classes_of_subspaces(dims, d, n, seed=0, dtype=torch.float64):
 def test_class_ranks_are_the_uncentred_ranks_of_each_class(dtype, n):
     H, y, _ = classes_of_subspaces([3, 7, 1], 12, n, dtype=dtype)
     order = torch.randperm(len(H), generator=torch.Generator().manual_seed(0))
-    got = class_ranks(H[order], y[order] * 2, num_classes=6)
+    got = class_geometry(H[order], y[order] * 2, num_classes=6).ranks
     assert got[1] is got[3] is got[5] is None
     for k in range(3):
         want = feature_rank(H[y == k], centred=False)
@@ -202,7 +201,7 @@ def test_a_collapsed_class_is_a_line_whatever_its_noise():
     # Centred, what is left is noise of rank 20.
     rng = np.random.RandomState(0)
     H = torch.tensor(rng.randn(20) + 1e-3 * rng.randn(300, 20))
-    (rank,) = class_ranks(H, torch.zeros(300, dtype=torch.int64), num_classes=1)
+    (rank,) = class_geometry(H, [0] * 300, num_classes=1).ranks
     assert rank.dim95 == 1
     assert rank.participation_ratio == pytest.approx(1, abs=1e-4)
     assert feature_rank(H).participation_ratio > 15
@@ -214,6 +213,7 @@ def test_principal_angles_are_scipys(dims):
     U, V = (orthonormal(8, q, rng) for q in dims)
     got = principal_angles(torch.tensor(U), torch.tensor(V))
     np.testing.assert_allclose(got, subspace_angles(U, V)[::-1], atol=1e-12)
+    assert torch.equal(principal_angles(U, V), got)
 
 
 def test_small_principal_angles_are_resolved():
@@ -221,8 +221,9 @@ def test_small_principal_angles_are_resolved():
         U = torch.tensor([[1.0], [0.0]], dtype=torch.float64)
         V = torch.tensor([[math.cos(angle)], [math.sin(angle)]], dtype=torch.float64)
         assert float(principal_angles(U, V)) == pytest.approx(angle, rel=1e-6)
-    with pytest.raises(ValueError, match=r"\(3, 1\)"):
-        principal_angles(U, torch.eye(3)[:, :1])
+    for V, message in ((np.eye(3)[:, :1], r"\(3, 1\)"), (U * math.nan, "second must be finite")):
+        with pytest.raises(ValueError, match=message):
+            principal_angles(U, V)
 
 
 def test_coherence_is_the_mean_overlap_of_class_subspaces():
@@ -232,7 +233,7 @@ def test_coherence_is_the_mean_overlap_of_class_subspaces():
     angles = [subspace_angles(U, V) for U, V in pairs]
     got = between_classes([torch.tensor(U) for U in [*bases, np.empty((9, 0))]])
     assert got.coherence == pytest.approx(np.mean(overlap))
-    assert got.smallest_angle == pytest.approx(min(a.min() for a in angles), abs=1e-7)
+    assert got.smallest_angle == pytest.approx(min(a.min() for a in angles))
     assert got.mean_angle == pytest.approx(np.mean([a.mean() for a in angles]))
 
 
@@ -265,7 +266,7 @@ def test_a_class_of_zeros_or_of_one_sample_has_a_geometry():
     "features, labels, error, message",
     [
         (torch.ones(3, 2), torch.tensor([0, 1, 2]), ValueError, r"0 \.\.\. 1"),
-        (torch.ones(3, 2), torch.tensor([0.0, 1, 1]), TypeError, "integer"),
+        (torch.ones(3, 2), [0.0, 1, 1], TypeError, "integer"),
         (torch.ones(3, 2), torch.tensor([0, 1]), ValueError, r"\(3,\)"),
         (torch.full((3, 2), math.nan), torch.tensor([0, 1, 1]), ValueError, "finite"),
         (torch.ones(3), torch.tensor([0, 1, 1]), ValueError, r"\(N, d\)"),
@@ -282,7 +283,8 @@ def test_classes_without_a_geometry_are_refused(features, labels, error, message
 def test_accuracy_is_the_share_of_agreement():
     rng = np.random.RandomState(0)
     a, b = rng.randint(3, size=97), rng.randint(3, size=97)
-    assert accuracy(torch.tensor(a), torch.tensor(b)) == np.mean(a == b)
+    for x, y in ((a, b), (torch.tensor(a), torch.tensor(b)), (a.tolist(), b.tolist())):
+        assert accuracy(x, y) == np.mean(a == b)
 
 
 def test_the_standard_error_is_the_spread_of_binomial_accuracies():
@@ -297,10 +299,10 @@ def test_accuracy_of_what_it_is_not_defined_for_is_refused():
         with pytest.raises(TypeError, match="integers"):
             accuracy(bad, y)
     for a, b in ((y, y[:1]), (y[:0], y[:0]), (y.view(1, 2), y.view(1, 2))):
-        with pytest.raises(ValueError, match=r"\(N,\)"):
+        with pytest.raises(ValueError, match="must be"):
             accuracy(a, b)
     for a, n in ((1.1, 5), (math.nan, 5), (0.5, 0)):
-        with pytest.raises(ValueError, match="at least 1"):
+        with pytest.raises(ValueError, match=r"accuracy is|n is 0"):
             standard_error(a, n)
 
 
@@ -337,7 +339,7 @@ def test_memorization_counts_sample_by_sample(rows):
 def test_without_wrong_or_clean_labels_there_is_nothing_to_memorise():
     assert memorization(CLEAN, CLEAN, CLEAN) == Memorization(1.0, None, None)
     assert memorization(CLEAN, NOISY, None) == Memorization(0.5, None, None)
-    with pytest.raises(ValueError, match=r"\(N,\)"):
+    with pytest.raises(ValueError, match=r"clean_labels has shape \(5,\); it must be \(6,\)"):
         memorization(CLEAN, NOISY, CLEAN[1:])
 
 
@@ -357,7 +359,7 @@ def test_the_terminal_phase_starts_with_three_evaluations_running(series, start)
 
 def test_terminal_phase_refuses_what_no_series_could_meet():
     for wrong in ({"threshold": 1.5}, {"patience": 0}):
-        with pytest.raises(ValueError, match="patience is at least 1"):
+        with pytest.raises(ValueError, match=r"threshold is 1\.5|patience is 0"):
             terminal_phase([1.0], **wrong)
 
 
@@ -403,13 +405,17 @@ def test_a_zero_feature_is_no_division_by_zero():
     assert (got.rate, got.compressed_rate, got.reduction) == (0, 0, 0)
 
 
-def test_features_without_rates_are_refused():
-    y = torch.tensor([0, 1])
-    with pytest.raises(ValueError, match=r"\(N, d\)"):
-        coding_measures(torch.ones(2), y, num_classes=2)
-    with pytest.raises(ValueError, match="finite"):
-        coding_measures(torch.full((2, 2), math.inf), y, num_classes=2)
-    with pytest.raises(TypeError, match="floating"):
-        coding_measures(torch.ones(2, 2, dtype=torch.int64), y, num_classes=2)
-    with pytest.raises(ValueError):
-        coding_measures(torch.ones(2, 2), y + 1, num_classes=2)
+@pytest.mark.parametrize(
+    "bad, error, message",
+    [
+        ({"features": torch.ones(2)}, ValueError, r"\(N, d\)"),
+        ({"features": torch.ones(2, 0)}, ValueError, r"\(N, d\)"),
+        ({"features": torch.full((2, 2), math.inf)}, ValueError, "finite"),
+        ({"features": torch.ones(2, 2, dtype=torch.int64)}, TypeError, "floating"),
+        ({"labels": [1, 2]}, ValueError, "labels run from 1 to 2"),
+        ({"eps_sq": 0}, ValueError, "eps_sq is 0; it must be positive"),
+    ],
+)
+def test_features_without_rates_are_refused(bad, error, message):
+    with pytest.raises(error, match=message):
+        coding_measures(**{"features": np.ones((2, 2)), "labels": [0, 1], "num_classes": 2, **bad})

@@ -21,7 +21,7 @@ COLUMNS = {
 
 MEANS = (
     *("nc1", "nc1_ratio", "cdnv", "nc2_equinorm", "nc2_equiangular", "nc2_maxangle", "nc2_etf"),
-    *("mean_energy", "believable", "smallest_class"),
+    *("mean_energy", "means_reliable", "smallest_class"),
     *("nc1_about_train", "nc1_ratio_about_train", "cdnv_about_train"),
 )
 CLASSIFIER = (

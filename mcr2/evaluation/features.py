@@ -21,13 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mcr2 import checks
 from mcr2.evaluation.results import Evaluation, Profile, Value, measure_key
 from mcr2.metrics.accuracy import accuracy
 from mcr2.metrics.coding import coding_measures
 from mcr2.metrics.collapse import neural_collapse
 from mcr2.metrics.margins import alignment, margins
 from mcr2.metrics.memorization import memorization
-from mcr2.metrics.moments import check_samples, first_moments
+from mcr2.metrics.moments import first_moments
 from mcr2.metrics.rank import (
     FeatureRank,
     between_classes,
@@ -55,7 +56,7 @@ CLASSIFIERS = ("head", COMMON_READOUT)
 OF_MEANS = (
     *("nc1", "nc1_ratio", "cdnv"),
     *("nc2_equinorm", "nc2_equiangular", "nc2_maxangle", "nc2_etf"),
-    *("mean_energy", "believable", "smallest_class"),
+    *("mean_energy", "means_reliable", "smallest_class"),
 )
 ABOUT_TRAIN = ("nc1", "nc1_ratio", "cdnv")
 OF_CLASSIFIER = (
@@ -289,11 +290,11 @@ def evaluate_features(
 
 def _checked(given: Labelled, num_classes: int) -> Labelled:
     """Check features and labels, and return them detached and on one device."""
-    H, y, _ = check_samples(given.features, given.labels, num_classes)
+    H, y = checks.samples(given.features, given.labels, num_classes)
     clean = given.clean_labels
     if clean is not None:
         try:
-            _, clean, _ = check_samples(H, clean, num_classes)
+            _, clean = checks.samples(H, clean, num_classes)
         except (ValueError, TypeError) as error:
             raise type(error)(f"clean {error}") from None
     return Labelled(H, y, clean)

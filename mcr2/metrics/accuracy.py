@@ -4,34 +4,28 @@ from __future__ import annotations
 
 import math
 
-from torch import Tensor
+from mcr2 import checks
+from mcr2.checks import Labels
 
 
-def accuracy(predictions: Tensor, labels: Tensor) -> float:
+def accuracy(predictions: Labels, labels: Labels) -> float:
     """Return the share of samples predicted as their label, ``(1/N) Σ 1[ŷ_i = y_i]``.
 
     Args:
-        predictions: classes ``(N,)``, integers.
+        predictions: classes ``(N,)``, integers: a tensor, an array or a sequence.
         labels: classes ``(N,)``, integers; on any device.
 
     Raises:
         TypeError: predictions or labels that are not integers (scores, say).
-        ValueError: shapes that differ or are not ``(N,)``, or no sample at all.
+        ValueError: shapes that differ or are not ``(N,)``, no sample, a negative class.
 
     Example:
-        >>> import torch
-        >>> accuracy(torch.tensor([0, 1, 2, 2]), torch.tensor([0, 1, 1, 2]))
+        >>> accuracy([0, 1, 2, 2], [0, 1, 1, 2])
         0.75
     """
-    for name, value in (("predictions", predictions), ("labels", labels)):
-        if value.is_floating_point() or value.is_complex():
-            raise TypeError(f"{name} must be integers; got {value.dtype}")
-    if predictions.ndim != 1 or predictions.shape != labels.shape or len(labels) == 0:
-        raise ValueError(
-            "predictions and labels must both be (N,) with N at least 1; got "
-            f"{tuple(predictions.shape)} and {tuple(labels.shape)}"
-        )
-    return int((predictions == labels.to(predictions.device)).sum()) / len(labels)
+    predicted = checks.labels(predictions, name="predictions")
+    y = checks.labels(labels, count=len(predicted)).to(predicted.device)
+    return int((predicted == y).sum()) / len(y)
 
 
 def standard_error(accuracy: float, n: int) -> float:
@@ -40,14 +34,12 @@ def standard_error(accuracy: float, n: int) -> float:
     It is zero at a = 0 and a = 1, where it understates the uncertainty.
 
     Raises:
+        TypeError: an accuracy that is not a number, an n that is not an integer.
         ValueError: an accuracy outside [0, 1], or n below 1.
 
     Example:
         >>> standard_error(0.5, 100)
         0.05
     """
-    if not 0 <= accuracy <= 1 or n < 1:
-        raise ValueError(
-            f"an accuracy lies in [0, 1] and n is at least 1; got accuracy={accuracy}, n={n}"
-        )
-    return math.sqrt(accuracy * (1 - accuracy) / n)
+    a = checks.number("accuracy", accuracy, 0, 1)
+    return math.sqrt(a * (1 - a) / checks.integer("n", n, 1))

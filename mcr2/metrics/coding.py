@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
+from mcr2 import checks
+from mcr2.checks import Array, Labels
 from mcr2.rates import rate_reduction
 
 
@@ -18,8 +19,8 @@ class CodingMeasures:
         rate: R.
         compressed_rate: R_c.
         reduction: ΔR = R - R_c.
-        class_rate_mean: mean of R_k over the classes that have samples.
-        class_rates: R_k of each class; 0 for one without samples.
+        class_rate_mean: mean of R_k over the classes that are present.
+        class_rates: R_k of each class; 0 for an absent one.
     """
 
     rate: float
@@ -30,7 +31,7 @@ class CodingMeasures:
 
 
 def coding_measures(
-    features: Tensor, labels: Tensor, *, num_classes: int, eps_sq: float = 0.5
+    features: Array, labels: Labels, *, num_classes: int, eps_sq: float = 0.5
 ) -> CodingMeasures:
     """Evaluate the rates (Yu et al. 2020, eq. 7 and 8) on features scaled to unit norm.
 
@@ -43,35 +44,26 @@ def coding_measures(
         num_classes: K.
         eps_sq: ε², the squared distortion.
 
-    Returns:
-        :class:`CodingMeasures`.
-
     Raises:
-        TypeError, ValueError: as :func:`mcr2.rates.rate_reduction`; features that are not a
-            finite floating ``(N, d)``.
+        TypeError, ValueError: as :func:`mcr2.checks.samples`; an ε² that is not positive.
 
     Example:
         >>> measures = coding_measures(
-        ...     torch.tensor([[3.0, 0.0], [0.0, 0.1]]), torch.tensor([0, 1]), num_classes=2
+        ...     torch.tensor([[3.0, 0.0], [0.0, 0.1]]), [0, 1], num_classes=2
         ... )
         >>> round(measures.rate, 4), round(measures.compressed_rate, 4)
         (1.0986, 0.8047)
     """
-    if not isinstance(features, Tensor) or not features.is_floating_point():
-        given = features.dtype if isinstance(features, Tensor) else type(features).__name__
-        raise TypeError(f"features must be a floating tensor; got {given}")
-    if features.ndim != 2:
-        raise ValueError(f"features must have shape (N, d); got {tuple(features.shape)}")
-    if not bool(torch.isfinite(features).all()):
-        raise ValueError("features must be finite; got NaN or infinity")
-    Z = features.detach()
+    num_classes = checks.integer("num_classes", num_classes, 1)
+    eps_sq = checks.positive("eps_sq", eps_sq)
+    Z, y = checks.samples(features, labels, num_classes)
     Z = Z.to(torch.promote_types(Z.dtype, torch.float32))
     # By the largest entry first: the squares of a tiny or huge feature leave float32.
     largest = Z.abs().amax(dim=1, keepdim=True)
     Z = Z / torch.where(largest > 0, largest, torch.ones_like(largest))
     Z = torch.nn.functional.normalize(Z, dim=1)
-    rates = rate_reduction(Z, labels, num_classes=num_classes, eps_sq=eps_sq)
-    present = torch.bincount(labels.to(Z.device), minlength=num_classes) > 0
+    rates = rate_reduction(Z, y, num_classes=num_classes, eps_sq=eps_sq)
+    present = torch.bincount(y, minlength=num_classes) > 0
     return CodingMeasures(
         float(rates.rate),
         float(rates.compressed_rate),

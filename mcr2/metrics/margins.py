@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mcr2.metrics.moments import check_finite, check_samples, pieces
+from mcr2 import checks
+from mcr2.checks import Array, Labels
+from mcr2.metrics.moments import exact, pieces
 
 #: Quantiles of the margins that :class:`Margins` holds by default.
 QUANTILES = (0.0, 0.01, 0.1, 0.5, 0.9, 1.0)
@@ -41,10 +43,15 @@ class Margins:
     positive: float
 
 
-def sample_margins(
-    features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None = None
-) -> Tensor:
-    """Return the margin of every sample, unnormalised.
+def margins(
+    features: Array,
+    labels: Labels,
+    weight: Array,
+    bias: Array | None = None,
+    *,
+    quantiles: Sequence[float] = QUANTILES,
+) -> Margins:
+    """Summarise the margins of samples, raw and normalised.
 
     Args:
         features: ``(N, d)``, floating.
@@ -52,60 +59,33 @@ def sample_margins(
         weight: W ``(K, d)``, K at least 2.
         bias: b ``(K,)``, or None for no bias. It must be finite: against a class that is never
             predicted there is no margin.
-
-    Returns:
-        q, float64 ``(N,)``, on the features' device (of MPS, which has no float64, the CPU).
+        quantiles: where to evaluate the distribution, each in [0, 1].
 
     Raises:
         TypeError: features, weight or bias not floating, labels not integers.
         ValueError: shapes that do not fit, fewer than two classes, labels out of range, entries
-            that are not finite.
-
-    Example:
-        >>> H = torch.tensor([[3.0, 1.0], [0.0, 2.0]])
-        >>> sample_margins(H, torch.tensor([0, 0]), torch.eye(2))
-        tensor([ 2., -2.], dtype=torch.float64)
-    """
-    q, _ = _margins_and_norm(features, labels, weight, bias)
-    return q
-
-
-def margins(
-    features: Tensor,
-    labels: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    quantiles: Sequence[float] = QUANTILES,
-) -> Margins:
-    """Summarise the margins of samples, raw and normalised.
-
-    Args:
-        features, labels, weight, bias: as for :func:`sample_margins`.
-        quantiles: where to read the distribution, each in [0, 1].
-
-    Returns:
-        :class:`Margins`.
-
-    Raises:
-        TypeError, ValueError: as :func:`sample_margins`; a quantile outside [0, 1].
+            that are not finite, a quantile outside [0, 1].
 
     Example:
         >>> H = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
-        >>> summary = margins(H, torch.tensor([0, 1]), torch.eye(2))
+        >>> summary = margins(H, [0, 1], torch.eye(2))
         >>> summary.mean, summary.positive, round(summary.normalised_mean, 4)
         (2.0, 1.0, 0.7071)
     """
-    if not all(0 <= level <= 1 for level in quantiles):
-        raise ValueError(f"quantiles lie in [0, 1]; got {tuple(quantiles)}")
-    q, norm = _margins_and_norm(features, labels, weight, bias)
-    scale = norm * float(torch.linalg.matrix_norm(weight.detach().cpu().double()))
+    levels = [checks.number("quantiles", level, 0, 1) for level in quantiles]
+    W = _weight("weight", weight)
+    H, y = checks.samples(features, labels, len(W))
+    W = checks.floating("weight", W, len(W), H.shape[1]).to(H.device)
+    b = W.new_zeros(len(W))
+    if bias is not None:
+        b = exact(checks.floating("bias", bias, len(W))).to(H.device)
+    q, scale = _margins(H, y, W, b), float(torch.linalg.matrix_norm(W))
+    scale *= sum(float(part.double().norm(dim=1).sum()) for part, _ in pieces(H, y)) / len(H)
     ordered = q.sort().values
     # By hand: torch.quantile refuses more than 16 million samples.
-    places = torch.tensor(quantiles, dtype=torch.float64, device=q.device) * (len(q) - 1)
-    below = places.floor().long()
-    above = places.ceil().long()
-    raw = torch.lerp(ordered[below], ordered[above], places - below).tolist()
+    places = torch.tensor(levels, dtype=torch.float64, device=q.device) * (len(q) - 1)
+    below, above = ordered[places.floor().long()], ordered[places.ceil().long()]
+    raw = torch.lerp(below, above, places.frac()).tolist()
     mean = float(q.mean())
     return Margins(
         raw=tuple(raw),
@@ -117,7 +97,7 @@ def margins(
     )
 
 
-def alignment(weight: Tensor, other: Tensor) -> float | None:
+def alignment(weight: Array, other: Array) -> float | None:
     """Return the mean cosine between the rows of two classifiers, each centred over classes.
 
     ``(1/K) Σ_k cos(w_k - w̄, v_k - v̄)``, w̄ and v̄ the means of the rows: a vector added to every
@@ -144,11 +124,7 @@ def alignment(weight: Tensor, other: Tensor) -> float | None:
         (1.0, -1.0)
     """
     W = _weight("weight", weight)
-    V = _weight("other", other).to(W.device)
-    if W.shape != V.shape:
-        raise ValueError(
-            f"two weights must be (K, d) alike; got {tuple(W.shape)}, {tuple(V.shape)}"
-        )
+    V = exact(checks.floating("other", other, *W.shape)).to(W.device)
     centred = []
     for rows in (W, V):
         rows = rows / rows.abs().max().clamp(min=torch.finfo(rows.dtype).tiny)
@@ -161,35 +137,20 @@ def alignment(weight: Tensor, other: Tensor) -> float | None:
     return float(cosines[defined].mean()) if bool(defined.any()) else None
 
 
-def _margins_and_norm(
-    features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None
-) -> tuple[Tensor, float]:
-    """Return q ``(N,)`` and mean ‖h‖."""
-    W = _weight("weight", weight)
-    K = len(W)
-    H, y, _ = check_samples(features, labels, K)
-    if W.shape[1] != H.shape[1]:
-        raise ValueError(f"weight must have shape ({K}, {H.shape[1]}); got {tuple(W.shape)}")
-    W = W.to(H.device)
-    b = W.new_zeros(K)
-    if bias is not None:
-        b = check_finite("bias", bias, (K,)).to(H.device)
-    parts, norm = [], 0.0
+def _margins(H: Tensor, y: Tensor, W: Tensor, b: Tensor) -> Tensor:
+    """Return q, float64 ``(N,)``."""
+    parts = []
     for part, classes in pieces(H, y):
-        exact = part.double()
-        scores = torch.addmm(b, exact, W.T)
-        own = scores.gather(1, classes.unsqueeze(1)).squeeze(1)
-        scores.scatter_(1, classes.unsqueeze(1), -torch.inf)
-        parts.append(own - scores.amax(1))
-        norm += float(torch.linalg.vector_norm(exact, dim=1).sum())
-    return torch.cat(parts), norm / len(H)
+        own = classes.unsqueeze(1)
+        scores = torch.addmm(b, part.double(), W.T)
+        label = scores.gather(1, own).squeeze(1)
+        parts.append(label - scores.scatter_(1, own, -torch.inf).amax(1))
+    return torch.cat(parts)
 
 
-def _weight(name: str, weight: Tensor) -> Tensor:
+def _weight(name: str, weight: Array) -> Tensor:
     """Check a classifier's weight ``(K, d)`` and return it in float64."""
-    W = check_finite(name, weight)
-    if W.ndim != 2 or len(W) < 2 or W.shape[1] < 1:
-        raise ValueError(
-            f"{name} must have shape (K, d) with at least two classes; got {tuple(W.shape)}"
-        )
+    W = exact(checks.floating(name, weight, "K", "d"))
+    if len(W) < 2:
+        raise ValueError(f"{name} has one row; it needs a row a class, two at least")
     return W

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
+from mcr2 import checks
+from mcr2.checks import Labels
 from mcr2.metrics.accuracy import accuracy
 
 
@@ -32,7 +32,7 @@ class Memorization:
 
 
 def memorization(
-    predictions: Tensor, noisy_labels: Tensor, clean_labels: Tensor | None
+    predictions: Labels, noisy_labels: Labels, clean_labels: Labels | None
 ) -> Memorization:
     """Measure how predictions on *training* samples relate to noisy and clean labels.
 
@@ -47,22 +47,23 @@ def memorization(
         TypeError, ValueError: as :func:`mcr2.metrics.accuracy.accuracy`.
 
     Example:
-        >>> import torch
-        >>> noisy, clean = torch.tensor([0, 1, 2, 0]), torch.tensor([0, 1, 1, 2])
-        >>> memorization(torch.tensor([0, 1, 2, 2]), noisy, clean)
+        >>> memorization([0, 1, 2, 2], [0, 1, 2, 0], [0, 1, 1, 2])
         Memorization(fit_noisy=0.75, fit_corrupted=0.5, recovered=0.5)
     """
-    fit_noisy = accuracy(predictions, noisy_labels)
+    predicted = checks.labels(predictions, name="predictions")
+    N, device = len(predicted), predicted.device
+    noisy = checks.labels(noisy_labels, count=N, name="noisy_labels").to(device)
+    fit_noisy = accuracy(predicted, noisy)
     if clean_labels is None:
         return Memorization(fit_noisy, None, None)
-    accuracy(predictions, clean_labels)  # the same checks for the clean labels
-    noisy, clean = noisy_labels.to(predictions.device), clean_labels.to(predictions.device)
+    clean = checks.labels(clean_labels, count=N, name="clean_labels").to(device)
     wrong = noisy != clean
     if not bool(wrong.any()):
         return Memorization(fit_noisy, None, None)
-    predicted = predictions[wrong]
     return Memorization(
-        fit_noisy, accuracy(predicted, noisy[wrong]), accuracy(predicted, clean[wrong])
+        fit_noisy,
+        accuracy(predicted[wrong], noisy[wrong]),
+        accuracy(predicted[wrong], clean[wrong]),
     )
 
 
@@ -73,7 +74,7 @@ def terminal_phase(
 
     It is the first evaluation of the first ``patience`` consecutive ones with
     ``fit_noisy >= threshold`` (the phase past zero training error of Papyan, Han & Donoho 2020,
-    read off noisy labels). NaN counts as below.
+    measured on noisy labels). NaN counts as below.
 
     Args:
         fit_noisy: accuracy on the noisy training labels, one number an evaluation.
@@ -84,17 +85,14 @@ def terminal_phase(
         An index into ``fit_noisy``, or None.
 
     Raises:
-        ValueError: ``threshold`` or ``patience`` out of range.
+        TypeError, ValueError: a ``threshold`` or ``patience`` out of range.
 
     Example:
         >>> terminal_phase([0.2, 0.99, 0.98, 0.99, 1.0, 1.0])
         3
     """
-    if not 0 <= threshold <= 1 or patience < 1:
-        raise ValueError(
-            "threshold lies in [0, 1] and patience is at least 1; got "
-            f"threshold={threshold}, patience={patience}"
-        )
+    threshold = checks.number("threshold", threshold, 0, 1)
+    patience = checks.integer("patience", patience, 1)
     run = 0
     for index, fit in enumerate(fit_noisy):
         run = run + 1 if fit >= threshold else 0
