@@ -40,7 +40,7 @@ from mcr2.evaluation import (
     standard_readouts,
 )
 from mcr2.metrics.memorization import terminal_phase
-from mcr2.noise import corrupt
+from mcr2.noise import parse_noise
 from mcr2.records import (
     FORMAT,
     Record,
@@ -128,12 +128,8 @@ def prepare(spec: RunSpec, dataset: Dataset) -> Prepared:
     """
     seeds = spec.streams.seeds(spec.seed)
     given = dataset.train
-    corruption = corrupt(
-        given.labels,
-        spec.ratio,
-        num_classes=dataset.num_classes,
-        seed=seeds["noise"],
-        kind=spec.noise,
+    corruption = parse_noise(spec.noise, spec.ratio).apply(
+        given, num_classes=dataset.num_classes, seed=seeds["noise"]
     )
     noisy = given.relabelled(corruption.labels, given.clean_labels)
     generator = torch.Generator().manual_seed(seeds["validation"])
@@ -300,6 +296,7 @@ def run(
             }
         reading_seconds = time.perf_counter() - begin
         corruption = data.corruption
+        wrong = None if corruption.wrong is None else corruption.wrong.nonzero().flatten()
         record = Record(
             key=key,
             spec=as_dict(spec),
@@ -319,9 +316,9 @@ def run(
             noise={
                 "kind": spec.noise,
                 "redrawn": len(corruption.indices),
-                "wrong": int(corruption.wrong.sum()),
+                "wrong": None if wrong is None else len(wrong),
                 "indices": corruption.indices.tolist(),
-                "wrong_indices": corruption.wrong.nonzero().flatten().tolist(),
+                "wrong_indices": None if wrong is None else wrong.tolist(),
                 "transition": corruption.transition.tolist(),
                 "hash": corruption.hash,
             },

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mcr2.backbones import BACKBONES, PROJECTIONS
-from mcr2.noise import KINDS
+from mcr2.noise import NOISES
 from mcr2.readouts import parse_readout
 from mcr2.selection import SELECTIONS
 from mcr2.training import TrainingConfig
@@ -68,7 +68,7 @@ class RunSpec:
         image_size: side to which an image folder is resized; None takes it as it is.
         ratio: share of the training labels that are redrawn.
         seed: from which every stream is seeded that ``streams`` does not set.
-        noise: kind of corruption, a name of ``mcr2.noise.KINDS``.
+        noise: kind of corruption, a name of ``mcr2.noise.NOISES``.
         subset: training images to use, stratified by class; None uses all.
         validation: share of the training samples held out, with their noisy labels.
         backbone, stem_stride, feature_dim, projection: the network, see ``mcr2.backbones``.
@@ -115,7 +115,7 @@ class RunSpec:
                 span = f"at least {low}" if high == math.inf else f"between {low} and {high}"
                 raise ValueError(f"{name} is {value}; it must be {span}")
 
-        among("noise", self.noise, KINDS)
+        among("noise", self.noise, NOISES)
         among("backbone", self.backbone, BACKBONES)
         among("projection", self.projection, PROJECTIONS)
         between("ratio", self.ratio, 0, 1)
