@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from mcr2.data.splits import Array, Decoded
+from mcr2.data.files import Array, check_size
+from mcr2.data.splits import Decoded
 
 # ------------------------------------------------------------------------------------------ digits
 
@@ -33,7 +34,8 @@ def read_digits(_: Path) -> Decoded:
     train, test = train_test_split(
         np.arange(len(labels)), test_size=360, random_state=0, stratify=labels
     )
-    return Decoded(images[train], labels[train], images[test], labels[test], tuple("0123456789"))
+    splits = [(images[part], labels[part]) for part in (train, test)]
+    return _decoded(splits, tuple("0123456789"))
 
 
 # --------------------------------------------------------------------- idx: MNIST and its relatives
@@ -72,29 +74,29 @@ def _read_idx(path: Path, ndim: int) -> Array:
     """Read LeCun's idx format: two zero bytes, the type, the number of sizes, sizes, data.
 
     Only unsigned bytes (type 8). The sizes are big-endian; the data must be exactly as long as they
-    say. The file is taken in whole, so that a header that lies cannot make us allocate.
+    say.
     """
     try:
-        raw = path.read_bytes()
-        if path.suffix == ".gz":
-            raw = gzip.decompress(raw)
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            header = stream.read(4 + 4 * ndim)
+            if len(header) < 4 + 4 * ndim:
+                raise ValueError(f"{path}: truncated, {len(header)} bytes are not an idx header")
+            if header[:4] != bytes((0, 0, 8, ndim)):
+                raise ValueError(
+                    f"{path}: starts with {header[:4].hex()}, not with "
+                    f"{bytes((0, 0, 8, ndim)).hex()} as an idx file of unsigned bytes in {ndim} "
+                    "dimensions"
+                )
+            shape = tuple(np.frombuffer(header, ">u4", offset=4).tolist())
+            size = math.prod(shape)
+            check_size(path, size, path.stat().st_size)
+            raw = stream.read(size + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: cannot be read ({error})") from error
-    header = 4 + 4 * ndim
-    if len(raw) < header:
-        raise ValueError(f"{path}: truncated, {len(raw)} bytes are no idx header")
-    if raw[:4] != bytes((0, 0, 8, ndim)):
-        raise ValueError(
-            f"{path}: starts with {raw[:4].hex()}, not with {bytes((0, 0, 8, ndim)).hex()} as an "
-            f"idx file of unsigned bytes in {ndim} dimensions"
-        )
-    shape = tuple(int(size) for size in np.frombuffer(raw, ">u4", ndim, offset=4))
-    if len(raw) - header != math.prod(shape):
-        raise ValueError(
-            f"{path}: its header says {shape}, {math.prod(shape)} bytes, but "
-            f"{len(raw) - header} follow"
-        )
-    return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
+    if len(raw) != size:
+        follow = "more" if len(raw) > size else len(raw)
+        raise ValueError(f"{path}: its header says {shape}, {size} bytes, but {follow} follow")
+    return np.frombuffer(raw, np.uint8).reshape(shape)
 
 
 # ------------------------------------------------------------------------------------------- CIFAR
@@ -103,17 +105,20 @@ CIFAR10_FILES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batch
 CIFAR100_FILES = ("train", "test", "meta")
 
 
-def read_cifar(folder: Path, torchvision_name: str, labels_key: str, names_key: str) -> Decoded:
-    """Read CIFAR-10 or CIFAR-100 as pickled for Python, with torchvision's list of checksums."""
+def read_cifar(folder: Path, torchvision_name: str, kind: str = "") -> Decoded:
+    """Read CIFAR-10 or CIFAR-100 as pickled for Python, with torchvision's list of checksums.
+
+    CIFAR-100 has labels of two kinds, ``fine_`` and ``coarse_``.
+    """
     published = torchvision_class(torchvision_name)
     splits: list[tuple[Array, Array]] = []
     for listed in (published.train_list, published.test_list):
         parts = [_unpickle(_published(folder / file, md5)) for file, md5 in listed]
         planes = np.concatenate([part["data"] for part in parts]).reshape(-1, 3, 32, 32)
-        labels = np.concatenate([part[labels_key] for part in parts])
+        labels = np.concatenate([part[f"{kind}labels"] for part in parts])
         splits.append((planes.transpose(0, 2, 3, 1), labels))
     meta = _unpickle(_published(folder / published.meta["filename"], published.meta["md5"]))
-    return _decoded(splits, tuple(meta[names_key]))
+    return _decoded(splits, tuple(meta[f"{kind}label_names"]))
 
 
 def _unpickle(published: bytes) -> Any:
@@ -190,7 +195,7 @@ def read_stl10(folder: Path) -> Decoded:
             raise ValueError(f"{images_path.parent}: cannot be read ({error})") from error
         if len(raw) % (3 * 96 * 96):
             raise ValueError(
-                f"{images_path}: {len(raw)} bytes are no whole number of images of 3×96×96"
+                f"{images_path}: {len(raw)} bytes are not a whole number of images of 3×96×96"
             )
         columns = raw.reshape(-1, 3, 96, 96)
         _check_labels(labels_path, labels, len(columns), images_path, 1, 10)
@@ -202,8 +207,9 @@ def read_stl10(folder: Path) -> Decoded:
 
 
 def _decoded(splits: list[tuple[Array, Array]], classes: tuple[str, ...]) -> Decoded:
+    """What the named data sets are: their training labels are taken as clean."""
     (train_images, train_labels), (test_images, test_labels) = splits
-    return Decoded(train_images, train_labels, test_images, test_labels, classes)
+    return Decoded(train_images, train_labels, test_images, test_labels, classes, train_labels)
 
 
 def _check_labels(

@@ -11,12 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mcr2.checks import choice, integer
 from mcr2.data import folder, readers
 from mcr2.data.batching import stratified_subset
 from mcr2.data.cache import cached, stamps
-from mcr2.data.npz import read_npz
+from mcr2.data.npz import AXES, LABELS_ARE, read_npz
 from mcr2.data.readers import plain_or_gz, torchvision_class
-from mcr2.data.splits import Dataset, Decoded, check_integer
+from mcr2.data.splits import Dataset, Decoded
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,8 @@ def load_dataset(
     subset: int | None = None,
     subset_seed: int = 0,
     image_size: int | None = None,
+    axes: str | None = None,
+    labels_are: str | None = None,
     download: bool = True,
 ) -> Dataset:
     """Load a named data set, an ``.npz`` file or an image folder.
@@ -95,11 +98,11 @@ def load_dataset(
     ``$XDG_CACHE_HOME`` where that is set), and where their ``Source`` says; if they are in none,
     torchvision downloads them into the first of the three that is given.
 
-    An ``.npz`` file holds ``x_train, y_train, x_test, y_test`` and perhaps ``y_train_clean`` and
-    ``classes``. Images are uint8: (N, C, H, W), or (N, H, W) for one channel, or (N, H, W, C) if C
-    is 1 or 3 and the second size is neither. Labels are integers in [0, K); K is the number of
-    ``classes``, without them the largest label plus one. Without ``y_train_clean`` the training
-    labels are taken as clean.
+    An ``.npz`` file holds ``x_train, y_train, x_test, y_test`` and perhaps ``y_train_clean``,
+    ``classes``, ``axes`` and ``labels_are``. Images are uint8: (N, H, W) for one channel, else
+    (N, C, H, W) or (N, H, W, C): which of them is told by 1 or 3 channels on one side, otherwise by
+    ``axes``. Labels are integers in [0, K); K is the number of ``classes``, without them the
+    largest label plus one.
 
     An image folder holds ``train/CLASS/*`` and ``test/CLASS/*``, the same classes in both, images
     of one size unless ``image_size`` is given. Labels follow the sorted names of the classes, and
@@ -117,34 +120,41 @@ def load_dataset(
             ``stratified_subset``). The test split stays whole.
         subset_seed: which ones.
         image_size: pixels a side that the images of a folder are resized to.
+        axes: "NCHW" or "NHWC", how the images of an ``.npz`` file lie; None asks the file.
+        labels_are: "noisy" where training labels may be wrong and the true ones are not known:
+            ``train.clean_labels`` is then ``y_train_clean`` or None. "clean" where they are true;
+            None asks the file, and without a word in it takes them as clean where there is no
+            ``y_train_clean``. Test labels are always taken as clean.
         download: whether to download what is not found.
 
     Returns:
-        The data set, on the CPU. ``train.clean_labels`` equals ``train.labels`` unless the file
-        says otherwise.
+        The data set, on the CPU.
 
     Raises:
         ValueError: unknown name, malformed file (named, with what is wrong), impossible subset, or
-            an ``image_size`` that is not positive or not for a folder.
-        TypeError: subset, its seed or image_size is no integer.
+            an ``image_size`` or ``axes`` for what does not take it.
+        TypeError: subset, its seed or image_size is not an integer.
         FileNotFoundError: not found, and not downloaded: what was looked for, where, what to do.
 
     Example:
-        >>> digits = load_dataset("digits", subset=100)
-        >>> len(digits.train), len(digits.test), digits.in_channels, digits.image_size
-        (100, 360, 1, (8, 8))
+        >>> load_dataset("digits", subset=100).train
+        Split(100 images of 1×8×8 on cpu, 0 labelled wrong)
     """
     name = str(name_or_path)
     path = Path(name).expanduser()
     is_named, is_npz = name in DATASETS, name.lower().endswith(".npz")
     if image_size is not None:
-        check_integer("image_size", image_size, 1)
+        integer("image_size", image_size, 1)
         if is_named or is_npz:
-            raise ValueError(f"image_size resizes the images of a folder, and {name} is none")
+            raise ValueError(f"image_size resizes the images of a folder, and {name} is not one")
+    if axes is not None and not is_npz:
+        raise ValueError(f"axes is for an .npz file, and {name} is not one")
+    choice("axes", axes, (*AXES, None))
+    choice("labels_are", labels_are, (*LABELS_ARE, None))
     if is_named:
         dataset = _load_named(name, data_root, download)
     elif is_npz:
-        dataset = _own(path, read_npz(path))
+        dataset = _own(path, read_npz(path, axes, labels_are))
     elif name and os.path.isdir(path):
         dataset = _load_folder(path, image_size)
     elif os.sep in name and not os.path.exists(path):
@@ -154,10 +164,12 @@ def load_dataset(
             f"unknown data set {name!r}; allowed are {', '.join(DATASETS)}, a path ending in "
             ".npz, or a folder that holds train/CLASS/* and test/CLASS/*"
         )
-    if subset is None:
-        return dataset
-    chosen = stratified_subset(dataset.train.labels, subset, subset_seed)
-    return replace(dataset, train=dataset.train.select(chosen))
+    train = dataset.train
+    if labels_are == "noisy" and not is_npz:
+        train = train.relabelled(train.labels, None)
+    if subset is not None:
+        train = train.select(stratified_subset(train.labels, subset, subset_seed))
+    return replace(dataset, train=train)
 
 
 def _own(path: Path, decoded: Decoded) -> Dataset:
@@ -173,15 +185,8 @@ def _load_folder(path: Path, image_size: int | None) -> Dataset:
     path = path.resolve()  # so that "." has a name
     files = folder.scan(path)
     variant = (image_size, PIL.__version__)
-    decoded = cached(
-        _cache() / "decoded",
-        path.name,
-        path,
-        files.stamps,
-        variant,
-        lambda: folder.decode(files, image_size),
-    )
-    return _own(path, decoded)
+    read = partial(folder.decode, files, image_size)
+    return _own(path, cached(_cache() / "decoded", path.name, path, files.stamps, variant, read))
 
 
 def _load_named(name: str, data_root: str | Path | None, download: bool) -> Dataset:
@@ -291,19 +296,32 @@ _CLOTHES = (
 )
 _KANA = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
 
+
+def _cifar(
+    description: str, name: str, files: tuple[str, ...], where: str, kind: str = ""
+) -> Source:
+    return Source(
+        description,
+        partial(readers.read_cifar, torchvision_name=name, kind=kind),
+        flip=True,
+        shift=4,
+        files=files,
+        folders=(where,),
+        download=_torchvision(name),
+    )
+
+
+_cifar100 = partial(_cifar, name="CIFAR100", files=readers.CIFAR100_FILES, where="cifar-100-python")
+_mnist = partial(Source, shift=2, files=readers.IDX_FILES)
+
 DATASETS: dict[str, Source] = {
     "digits": Source(
-        "1,797 handwritten digits, 8×8 grey, 10 classes",
-        readers.read_digits,
-        flip=False,
-        shift=1,
+        "1,797 handwritten digits, 8×8 grey, 10 classes", readers.read_digits, flip=False, shift=1
     ),
-    "fashion_mnist": Source(
+    "fashion_mnist": _mnist(
         "70,000 pieces of clothing, 28×28 grey, 10 classes",
         partial(readers.read_idx_folder, classes=_CLOTHES),
         flip=True,
-        shift=2,
-        files=readers.IDX_FILES,
         # The root itself comes last, and only here: MNIST and its kin use the same file names, so
         # that they are known by their folders' names alone.
         folders=("fashion-mnist", "FashionMNIST/raw", "."),
@@ -311,66 +329,28 @@ DATASETS: dict[str, Source] = {
         download=_torchvision("FashionMNIST"),
         advice=", or install Debian's package dataset-fashion-mnist",
     ),
-    "mnist": Source(
+    "mnist": _mnist(
         "70,000 handwritten digits, 28×28 grey, 10 classes",
         partial(readers.read_idx_folder, classes=_DIGITS),
         flip=False,
-        shift=2,
-        files=readers.IDX_FILES,
         folders=("mnist", "MNIST/raw"),
         download=_torchvision("MNIST"),
     ),
-    "kmnist": Source(
+    "kmnist": _mnist(
         "70,000 handwritten Japanese characters, 28×28 grey, 10 classes",
         partial(readers.read_idx_folder, classes=_KANA),
         flip=False,
-        shift=2,
-        files=readers.IDX_FILES,
         folders=("kmnist", "KMNIST/raw"),
         download=_torchvision("KMNIST"),
     ),
-    "cifar10": Source(
+    "cifar10": _cifar(
         "60,000 photographs, 32×32 colour, 10 classes",
-        partial(
-            readers.read_cifar,
-            torchvision_name="CIFAR10",
-            labels_key="labels",
-            names_key="label_names",
-        ),
-        flip=True,
-        shift=4,
-        files=readers.CIFAR10_FILES,
-        folders=("cifar-10-batches-py",),
-        download=_torchvision("CIFAR10"),
+        "CIFAR10",
+        readers.CIFAR10_FILES,
+        "cifar-10-batches-py",
     ),
-    "cifar100": Source(
-        "60,000 photographs, 32×32 colour, 100 classes",
-        partial(
-            readers.read_cifar,
-            torchvision_name="CIFAR100",
-            labels_key="fine_labels",
-            names_key="fine_label_names",
-        ),
-        flip=True,
-        shift=4,
-        files=readers.CIFAR100_FILES,
-        folders=("cifar-100-python",),
-        download=_torchvision("CIFAR100"),
-    ),
-    "cifar100_coarse": Source(
-        "the photographs of cifar100, 20 classes",
-        partial(
-            readers.read_cifar,
-            torchvision_name="CIFAR100",
-            labels_key="coarse_labels",
-            names_key="coarse_label_names",
-        ),
-        flip=True,
-        shift=4,
-        files=readers.CIFAR100_FILES,
-        folders=("cifar-100-python",),
-        download=_torchvision("CIFAR100"),
-    ),
+    "cifar100": _cifar100("60,000 photographs, 32×32 colour, 100 classes", kind="fine_"),
+    "cifar100_coarse": _cifar100("the photographs of cifar100, 20 classes", kind="coarse_"),
     "svhn": Source(
         "99,289 digits of house numbers, 32×32 colour, 10 classes",
         readers.read_svhn,

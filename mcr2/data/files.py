@@ -1,0 +1,111 @@
+"""What may be opened, and how much of it: files come from anywhere.
+
+A size in a header is compared with limits of ours before memory is asked for, so that a bomb of a
+few bytes ends in a line and not in a machine without memory. Nothing that is read can run code.
+"""
+
+import math
+import os
+import stat
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+MOST_BYTES = 64 << 30
+"""No file is decoded to more bytes than these."""
+
+MOST_GROWTH = 1000
+"""Nor to more than 64 MiB and this many times its own size: deflate reaches 1,032 at most."""
+
+
+def check_size(what: object, claimed: int, stored: int) -> None:
+    """Refuse what a header claims if it is beyond the limits.
+
+    Args:
+        what: the file, for the message.
+        claimed: bytes after decoding.
+        stored: bytes of the file.
+
+    Raises:
+        ValueError: more than ``MOST_BYTES``, or than ``MOST_GROWTH`` times as many as are stored.
+
+    Example:
+        >>> check_size("x.gz", 1 << 30, stored=1000)
+        Traceback (most recent call last):
+        ...
+        ValueError: x.gz takes 1,073,741,824 bytes when decoded; allowed for its 1,000 are 68,108,864
+    """
+    most = min(MOST_BYTES, (64 << 20) + MOST_GROWTH * stored)
+    if claimed > most:
+        raise ValueError(
+            f"{what} takes {claimed:,} bytes when decoded; allowed for its {stored:,} are {most:,}"
+        )
+
+
+def is_plain(path: Path) -> bool:
+    """Whether a path is a regular file itself: not a link, a folder, a device or a pipe."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def read_arrays(path: Path, needed: Sequence[str], allowed: Sequence[str]) -> dict[str, Array]:
+    """Read named arrays of an ``.npz`` file; others in it are not looked at.
+
+    Args:
+        path: the file.
+        needed: arrays that it must hold.
+        allowed: arrays that it may hold.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it cannot be read, holds objects where numbers are wanted, is beyond the limits
+            of ``check_size``, or lacks an array; the line names the file and what is allowed.
+    """
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"{path} not found: name an existing .npz file")
+    try:
+        if not os.path.isfile(path):  # a pipe would never end
+            raise ValueError("not a file")
+        with zipfile.ZipFile(path) as archive:
+            known = {info.filename: info for info in archive.infolist()}
+            keys = [key for key in (*needed, *allowed) if f"{key}.npy" in known]
+            members = {key: known[f"{key}.npy"] for key in keys}
+            claimed = sum(info.file_size for info in members.values())
+            check_size("it", claimed, path.stat().st_size)
+            arrays = {key: _member(archive, key, info) for key, info in members.items()}
+    except Exception as error:  # NumPy and zipfile stumble over damaged bytes in many ways
+        raise ValueError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+    if missing := [key for key in needed if key not in arrays]:
+        raise ValueError(
+            f"{path}: no array {', '.join(missing)}; needed are {', '.join(needed)}, and allowed "
+            f"besides {', '.join(allowed)}"
+        )
+    return arrays
+
+
+def _member(archive: zipfile.ZipFile, key: str, info: zipfile.ZipInfo) -> Array:
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"array {key} is compressed in a way that NumPy does not write")
+    with archive.open(info) as stream:
+        version = np.lib.format.read_magic(stream)
+        if version == (1, 0):
+            shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+        else:
+            shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
+        if dtype.hasobject:
+            raise ValueError(f"array {key} is an object array; allowed are plain numbers")
+        claimed, follow = math.prod(shape) * dtype.itemsize, info.file_size - stream.tell()
+        if claimed != follow or dtype.itemsize == 0:
+            raise ValueError(
+                f"array {key}: its header says {dtype} {shape}, {claimed} bytes, but {follow} follow"
+            )
+        stream.seek(0)
+        return np.asarray(np.lib.format.read_array(stream, allow_pickle=False))
