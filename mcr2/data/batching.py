@@ -40,8 +40,7 @@ def stratified_subset(labels: Tensor, size: int, seed: int) -> Tensor:
         (size,) int64 on the CPU, ascending: samples keep their order.
 
     Raises:
-        TypeError: size or seed is not an integer.
-        ValueError: size or seed is out of range.
+        TypeError, ValueError: size or seed is not an integer, or out of range.
 
     Example:
         >>> labels = torch.tensor([0, 0, 0, 0, 1, 1])
@@ -76,8 +75,7 @@ class Augmentation:
         flip: mirror half of the images left to right.
 
     Raises:
-        TypeError: shift is not an integer, or flip not a bool.
-        ValueError: shift is negative.
+        TypeError, ValueError: shift is not an integer from 0, or flip not a bool.
     """
 
     shift: int = 0
@@ -103,17 +101,13 @@ def num_batches(n: int, batch_size: int) -> int:
 
 
 def to_float(images: Tensor) -> Tensor:
-    """Uint8 images as a network takes them.
+    """Uint8 images as a network takes them: x/255, float32, in channels_last memory.
 
     Args:
         images: (N, C, H, W) uint8.
 
-    Returns:
-        (N, C, H, W) float32 in [0, 1], x/255, in channels_last memory.
-
     Raises:
-        TypeError: the images are not a uint8 tensor.
-        ValueError: they are not four-dimensional.
+        TypeError, ValueError: they are not.
 
     Example:
         >>> to_float(torch.full((1, 1, 1, 1), 255, dtype=torch.uint8))
@@ -137,10 +131,8 @@ def batches(
 
     N samples are cut into ⌈N / batch_size⌉ batches whose sizes differ by at most one: a last batch
     of two or three samples would upset batch normalisation and leave classes out of the rates.
-
-    Nothing is remembered between epochs. The order follows from (sampling_seed, epoch). Shifts and
-    flips follow from (augmentation_seed, epoch) and the sample's index in the split: an augmented
-    image depends neither on the order or size of the batches nor on the device.
+    The order follows from (sampling_seed, epoch), shifts and flips from (augmentation_seed, epoch)
+    and the sample's index in the split: they depend neither on the batches nor on the device.
 
     Args:
         split: N samples; batches lie on its device.
@@ -150,12 +142,10 @@ def batches(
         shuffle: False keeps the split's order in every epoch.
 
     Returns:
-        An iterator of batches: images float32 in [0, 1] and channels_last, labels, and the samples'
-        indices in the split.
+        An iterator of batches, their images in channels_last memory, with indices in the split.
 
     Raises:
-        TypeError: a size, seed or epoch is not an integer.
-        ValueError: one of them is out of range.
+        TypeError, ValueError: a size, seed or epoch is not an integer, or out of range.
 
     Example:
         >>> split = Split(torch.zeros(5, 1, 8, 8, dtype=torch.uint8), torch.arange(5))
@@ -169,10 +159,9 @@ def batches(
     integer("augmentation_seed", augmentation_seed, 0)
     n = len(split)
     # Always drawn on the CPU: its generator is the same everywhere, a device's is not.
+    order = torch.arange(n)
     if shuffle:
         order = torch.randperm(n, generator=_stream("order", sampling_seed, epoch))
-    else:
-        order = torch.arange(n)
     # Streams of their own, so that the shifts stay the same with and without flips.
     shift_stream = _stream("shift", augmentation_seed, epoch)
     flip_stream = _stream("flip", augmentation_seed, epoch)
@@ -192,8 +181,7 @@ def _epoch(
     augmentation: Augmentation,
 ) -> Iterator[Batch]:
     pixels = channels_last(split.images).contiguous()
-    order, flips = order.to(split.device), flips.to(split.device)
-    tops, lefts = offsets.to(split.device)
+    order, flips, (tops, lefts) = (x.to(split.device) for x in (order, flips, offsets))
     for indices in order.tensor_split(num_batches(len(order), batch_size)) if len(order) else ():
         images = pixels.index_select(0, indices)
         if augmentation != Augmentation():

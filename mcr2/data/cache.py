@@ -1,10 +1,9 @@
 """Decoded arrays kept on disk, so that a data set is decompressed or decoded only once.
 
 An entry is a folder: ``train.npy`` and ``test.npy``, mapped into memory rather than read, so that
-parallel runs share them, and ``rest.npz`` with labels, class names, a fingerprint of the files they
-were made from and a digest of everything. An entry that does not fit, whatever the reason, is made
-anew; a place that cannot be written to is done without. Nothing in an entry is a pickle, and no
-link is followed from it.
+parallel runs share them, and ``rest.npz`` with labels, class names and a digest of it all and of
+the files it was made from. What does not fit, whatever the reason, is made anew; a place that
+cannot be written to is done without. Nothing in an entry is a pickle, and no link is followed.
 """
 
 import contextlib
@@ -15,28 +14,21 @@ import zlib
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mcr2.data.files import is_plain, read_arrays
-from mcr2.data.splits import Decoded
+from mcr2.data.splits import Arrays, Decoded
 
 _FORMAT = 2  # to be raised whenever a reader makes other arrays of the same files
-
-Stamp = tuple[str, int, int]
-
-
-def stamps(paths: Iterable[Path]) -> tuple[Stamp, ...]:
-    """Name, size in bytes and time of modification (ns) of each file."""
-    found = [(path.name, path.stat()) for path in paths]
-    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in found)
 
 
 def cached(
     cache: Path,
     name: str,
     source: Path,
-    files: tuple[Stamp, ...],
+    files: Iterable[Path],
     variant: object,
     read: Callable[[], Decoded],
 ) -> Decoded:
@@ -47,15 +39,16 @@ def cached(
         name: for a reader of that folder.
         source: folder of the files. With name and variant it says which entry is meant, so that
             changed files replace their entry instead of adding one.
-        files: stamps of all files that are read.
+        files: all files that are read: their names, sizes and times of modification count.
         variant: what the arrays depend on beside the files.
         read: makes the arrays.
     """
     where = repr((name, str(source.absolute()), variant))
     label = re.sub(r"[^\w.-]", "_", name)[:40]
     entry = cache / f"{label}-{hashlib.sha256(where.encode(errors='replace')).hexdigest()[:16]}"
-    made_from = repr((_FORMAT, where, files)).encode(errors="replace")
-    fingerprint = hashlib.sha256(made_from).hexdigest()
+    stats = [(str(path.relative_to(source)), path.stat()) for path in files]
+    stamps = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    fingerprint = repr((_FORMAT, where, stamps))
     if entry.is_symlink():
         return read()
     try:
@@ -68,38 +61,33 @@ def cached(
 
 
 def _load(entry: Path, fingerprint: str) -> Decoded:
-    train, test, rest = (entry / file for file in ("train.npy", "test.npy", "rest.npz"))
-    if not all(map(is_plain, (train, test, rest))):
+    if not all(is_plain(entry / file) for file in ("train.npy", "test.npy", "rest.npz")):
         raise ValueError("not an entry")
-    held = read_arrays(rest, ("fingerprint", "digest", "classes", "train", "test"), ("clean",))
-    if str(held["fingerprint"]) != fingerprint:
-        raise ValueError("made from other files")
-    # Copy on write: torch takes no read-only memory, and nobody writes to it.
-    images = [np.load(path, mmap_mode="c", allow_pickle=False) for path in (train, test)]
-    classes = tuple(held["classes"].tolist())
-    found = Decoded(images[0], held["train"], images[1], held["test"], classes, held.get("clean"))
+    held = read_arrays(
+        entry / "rest.npz", ("digest", "classes", "train", "test"), ("train_clean", "test_clean")
+    )
+    splits = []
+    for which in ("train", "test"):
+        # Copy on write: torch takes no read-only memory, and nobody writes to it.
+        images = np.load(entry / f"{which}.npy", mmap_mode="c", allow_pickle=False)
+        splits.append(Arrays(images, held[which], held.get(f"{which}_clean")))
+    found = Decoded(tuple(held["classes"].tolist()), *splits)
     if str(held["digest"]) != _digest(fingerprint, found):
-        raise ValueError("damaged")
+        raise ValueError("damaged, or made from other files")
     return found
 
 
 def _save(entry: Path, fingerprint: str, decoded: Decoded) -> None:
     entry.mkdir(parents=True, exist_ok=True)
-    train, test = map(np.ascontiguousarray, (decoded.train_images, decoded.test_images))
-    decoded = decoded._replace(train_images=train, test_images=test)
-    _write(entry / "train.npy", partial(np.save, arr=train))
-    _write(entry / "test.npy", partial(np.save, arr=test))
-    arrays = {
-        "fingerprint": np.array(fingerprint),
-        "digest": np.array(_digest(fingerprint, decoded)),
-        "classes": np.array(decoded.classes),
-        "train": decoded.train_labels,
-        "test": decoded.test_labels,
-    }
-    if decoded.train_clean is not None:
-        arrays["clean"] = decoded.train_clean
+    rest: dict[str, Any] = {"classes": np.array(decoded.classes)}
+    rest["digest"] = np.array(_digest(fingerprint, decoded))
+    for which, split in (("train", decoded.train), ("test", decoded.test)):
+        _write(entry / f"{which}.npy", partial(np.save, arr=np.ascontiguousarray(split.images)))
+        rest[which] = split.labels
+        if split.clean_labels is not None:
+            rest[f"{which}_clean"] = split.clean_labels
     # Last: what it says about the images is then true, or found to be false by its digest.
-    _write(entry / "rest.npz", partial(np.savez, **arrays))
+    _write(entry / "rest.npz", lambda path: np.savez(path, **rest))
 
 
 def _write(path: Path, save: Callable[[Path], object]) -> None:
@@ -112,8 +100,9 @@ def _write(path: Path, save: Callable[[Path], object]) -> None:
 def _digest(fingerprint: str, decoded: Decoded) -> str:
     """SHA-256 over everything; images, which are nearly all of it, count by their CRC-32."""
     digest = hashlib.sha256(repr((fingerprint, decoded.classes)).encode())
-    for images in (decoded.train_images, decoded.test_images):
-        digest.update(repr((images.shape, images.dtype.str, zlib.crc32(images.data))).encode())
-    for labels in (decoded.train_labels, decoded.test_labels, decoded.train_clean):
-        digest.update(b"unknown" if labels is None else labels.astype("<i8").tobytes())
+    for images, *labels in (decoded.train, decoded.test):
+        pixels = np.ascontiguousarray(images)
+        digest.update(repr((pixels.shape, pixels.dtype.str, zlib.crc32(pixels.data))).encode())
+        for y in labels:
+            digest.update(b"unknown" if y is None else y.astype("<i8").tobytes())
     return digest.hexdigest()

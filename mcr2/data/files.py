@@ -1,7 +1,7 @@
 """What may be opened, and how much of it: files come from anywhere.
 
-A size in a header is compared with limits of ours before memory is asked for, so that a bomb of a
-few bytes ends in a line and not in a machine without memory. Nothing that is read can run code.
+A size in a header is compared with limits of ours before memory is asked for, and nothing that is
+read can run code.
 """
 
 import math
@@ -25,27 +25,20 @@ MOST_GROWTH = 1000
 
 
 def check_size(what: object, claimed: int, stored: int) -> None:
-    """Refuse what a header claims if it is beyond the limits.
-
-    Args:
-        what: the file, for the message.
-        claimed: bytes after decoding.
-        stored: bytes of the file.
+    """Refuse bytes ``claimed`` after decoding that are too many for those ``stored`` in ``what``.
 
     Raises:
-        ValueError: more than ``MOST_BYTES``, or than ``MOST_GROWTH`` times as many as are stored.
+        ValueError: the claim is beyond ``MOST_BYTES`` or ``MOST_GROWTH``.
 
     Example:
-        >>> check_size("x.gz", 1 << 30, stored=1000)
+        >>> check_size("x.gz", 1 << 28, stored=1000)
         Traceback (most recent call last):
         ...
-        ValueError: x.gz takes 1,073,741,824 bytes when decoded; allowed for its 1,000 are 68,108,864
+        ValueError: x.gz takes 268,435,456 bytes when decoded; the limit is 68,108,864
     """
     most = min(MOST_BYTES, (64 << 20) + MOST_GROWTH * stored)
     if claimed > most:
-        raise ValueError(
-            f"{what} takes {claimed:,} bytes when decoded; allowed for its {stored:,} are {most:,}"
-        )
+        raise ValueError(f"{what} takes {claimed:,} bytes when decoded; the limit is {most:,}")
 
 
 def is_plain(path: Path) -> bool:
@@ -105,7 +98,7 @@ def _member(archive: zipfile.ZipFile, key: str, info: zipfile.ZipInfo) -> Array:
         claimed, follow = math.prod(shape) * dtype.itemsize, info.file_size - stream.tell()
         if claimed != follow or dtype.itemsize == 0:
             raise ValueError(
-                f"array {key}: its header says {dtype} {shape}, {claimed} bytes, but {follow} follow"
+                f"array {key}: {dtype} {shape} is {claimed} bytes, but {follow} follow"
             )
         stream.seek(0)
         return np.asarray(np.lib.format.read_array(stream, allow_pickle=False))

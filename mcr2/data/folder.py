@@ -6,15 +6,14 @@
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from mcr2.data.files import MOST_BYTES, Array, check_size
-from mcr2.data.splits import Decoded
+from mcr2.data.splits import Arrays, Decoded
 
 MOST_PIXELS = 1 << 26
 """No image may have more pixels than 8192×8192."""
@@ -26,20 +25,17 @@ _GREY = ("1", "L", "LA", "La")
 _COLOUR = ("P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "HSV")
 
 
-@dataclass(frozen=True)
-class Files:
-    """The images of a folder, class after class: a path and a label each.
-
-    Args:
-        classes: the class folders' names, sorted.
-        train, test: the images in the order of classes, then of names.
-        stamps: name below the folder, size in bytes and time of modification (ns) of every image.
-    """
+class Files(NamedTuple):
+    """The images of a folder, in the order of classes, then of names: a path and a label each."""
 
     classes: tuple[str, ...]
-    train: tuple[tuple[Path, int], ...]
-    test: tuple[tuple[Path, int], ...]
-    stamps: tuple[tuple[str, int, int], ...]
+    train: list[tuple[Path, int]]
+    test: list[tuple[Path, int]]
+
+    @property
+    def paths(self) -> list[Path]:
+        """All of them, training images first."""
+        return [path for path, _ in (*self.train, *self.test)]
 
 
 def scan(root: Path) -> Files:
@@ -51,60 +47,46 @@ def scan(root: Path) -> Files:
         ValueError: ``train`` or ``test`` is missing, their classes differ, a class is empty,
             something lies where it does not belong, or a link leads out; the line names it.
     """
-    listed: dict[str, dict[str, list[os.DirEntry[str]]]] = {}
+    listed: dict[str, dict[str, list[Path]]] = {}
     for which in ("train", "test"):
         if not (root / which).is_dir():
             raise ValueError(
                 f"{root}: no folder {which}/; an image folder holds train/CLASS/* and test/CLASS/*"
             )
         listed[which] = {}
-        for folder in _entries(root / which, root):
+        for folder in _inside(root / which, root):
             if not folder.is_dir():
                 raise ValueError(
-                    f"{folder.path}: not a class folder; images belong in {which}/CLASS/, and "
-                    "nothing else does"
+                    f"{folder}: not a class folder; {which}/ holds images in {which}/CLASS/ only"
                 )
-            images = _entries(Path(folder.path), root)
+            images = listed[which][folder.name] = _inside(folder, root)
             if not images:
-                raise ValueError(f"{folder.path}: an empty class folder")
+                raise ValueError(f"{folder}: an empty class folder")
             for image in images:
                 if not image.is_file():  # a folder, or a pipe that would never end
-                    raise ValueError(f"{image.path}: not a file; a class folder holds images only")
-            listed[which][folder.name] = images
+                    raise ValueError(f"{image}: not a file; a class folder holds images only")
     for here, there in (("train", "test"), ("test", "train")):
         if lacking := sorted(listed[here].keys() - listed[there].keys()):
-            raise ValueError(
-                f"{root / there}: no class folder {lacking[0]}, which {here}/ has; both need the "
-                "same classes"
-            )
+            raise ValueError(f"{root / there}: no class folder {lacking[0]}, which {here}/ has")
     classes = tuple(sorted(listed["train"]))
     if len(classes) < 2:
         raise ValueError(f"{root / 'train'}: {len(classes)} class folders; at least 2 are needed")
-    stamps = []
-    try:
-        for which, by_class in listed.items():
-            for name in classes:
-                for image in by_class[name]:
-                    stat = image.stat()
-                    stamps.append((f"{which}/{name}/{image.name}", stat.st_size, stat.st_mtime_ns))
-    except OSError as error:
-        raise ValueError(f"{image.path}: cannot be read ({error.strerror})") from error
     train, test = (
-        tuple((Path(i.path), k) for k, name in enumerate(classes) for i in by_class[name])
+        [(path, k) for k, name in enumerate(classes) for path in by_class[name]]
         for by_class in listed.values()
     )
-    return Files(classes, train, test, tuple(stamps))
+    return Files(classes, train, test)
 
 
-def _entries(folder: Path, root: Path) -> list[os.DirEntry[str]]:
+def _inside(folder: Path, root: Path) -> list[Path]:
+    """What a folder holds, sorted by name, once nothing of it leads out of the root."""
     try:
-        with os.scandir(folder) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
+        found = sorted(folder.iterdir(), key=lambda path: path.name)
     except OSError as error:
         raise ValueError(f"{folder}: cannot be read ({error.strerror})") from error
-    kept = [e for e in entries if e.name[0] != "." and e.name not in ("Thumbs.db", "desktop.ini")]
-    for path in (str(folder), *(entry.path for entry in kept if entry.is_symlink())):
-        if not Path(os.path.realpath(path)).is_relative_to(root):
+    kept = [p for p in found if p.name[0] != "." and p.name not in ("Thumbs.db", "desktop.ini")]
+    for path in (folder, *kept):
+        if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root):
             raise ValueError(f"{path}: a link out of {root}; only what lies inside is read")
     return kept
 
@@ -113,20 +95,15 @@ def decode(files: Files, image_size: int | None) -> Decoded:
     """Read the images of a folder; its labels are taken as clean.
 
     One channel where all images are grey, otherwise three. Transparency and orientation tags are
-    ignored, and an animation is its first frame.
-
-    Args:
-        files: from ``scan``.
-        image_size: resize all to that many pixels a side, whatever their shape (Pillow's bilinear
-            filter, which smooths where it shrinks); None keeps the one size that they have.
+    ignored, and an animation is its first frame. With ``image_size`` all get that many pixels a
+    side, whatever their shape, by Pillow's bilinear filter, which smooths where it shrinks.
 
     Raises:
         ValueError: a file is not an image or damaged, has other than 8 bits a channel, more than
             ``MOST_PIXELS`` or (without ``image_size``) another size than the first; or all
-            together are too large for memory. The line names the file.
+            together are beyond ``check_size``. The line names the file.
     """
-    splits = (files.train, files.test)
-    paths = [path for split in splits for path, _ in split]
+    paths, split_at = files.paths, len(files.train)
     with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         warnings.simplefilter("ignore")  # damaged metadata, which nothing here uses
         try:
@@ -137,16 +114,17 @@ def decode(files: Files, image_size: int | None) -> Decoded:
             if image_size is None:
                 _check_sizes(paths, [size for size, _ in headers])
             # What is resized may grow: then the limit is that of all data.
-            stored = MOST_BYTES if image_size else sum(size for _, size, _ in files.stamps)
+            stored = MOST_BYTES if image_size else sum(path.stat().st_size for path in paths)
             check_size(paths[0].parents[2], len(paths) * height * width * channels, stored)
-            images = [np.empty((len(s), height, width, channels), np.uint8) for s in splits]
-            for _ in pool.map(partial(_decode, image_size=image_size), paths, chain(*images)):
+            images = np.empty((len(paths), height, width, channels), np.uint8)
+            for _ in pool.map(partial(_decode, image_size=image_size), paths, images):
                 pass
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    train, test = (np.array([label for _, label in split], np.int64) for split in splits)
-    return Decoded(images[0], train, images[1], test, files.classes, train)
+    labels = np.array([label for _, label in (*files.train, *files.test)])
+    parts = [(images[part], labels[part]) for part in (slice(split_at), slice(split_at, None))]
+    return Decoded(files.classes, *(Arrays(x, y, y) for x, y in parts))
 
 
 def _check_sizes(paths: list[Path], sizes: list[tuple[int, int]]) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 
 from mcr2.checks import choice, labels
 from mcr2.data.files import Array, read_arrays
-from mcr2.data.splits import Decoded
+from mcr2.data.splits import Arrays, Decoded
 
 AXES = ("NCHW", "NHWC")
 LABELS_ARE = ("clean", "noisy")
@@ -36,9 +36,9 @@ def _word(arrays: dict[str, Array], key: str, allowed: tuple[str, ...]) -> str |
 def _decoded(arrays: dict[str, Array], axes: str | None, labels_are: str | None) -> Decoded:
     x_train, x_test = (_images(key, arrays[key], axes) for key in ("x_train", "x_test"))
     if x_train.shape[1:] != x_test.shape[1:]:
+        shapes = [arrays[key].shape for key in ("x_train", "x_test")]
         raise ValueError(
-            f"x_train has shape {arrays['x_train'].shape}, x_test {arrays['x_test'].shape}; their "
-            "images must have one size"
+            "x_train has shape {}, x_test {}; images must have one size".format(*shapes)
         )
     classes = _classes(arrays["classes"]) if "classes" in arrays else None
     K = None if classes is None else len(classes)
@@ -55,7 +55,7 @@ def _decoded(arrays: dict[str, Array], axes: str | None, labels_are: str | None)
     if classes is None:
         classes = _guess_classes(y_train if clean is None else np.concatenate([y_train, clean]))
     y_test = read("y_test", len(x_test), len(classes))
-    return Decoded(x_train, y_train, x_test, y_test, classes, clean)
+    return Decoded(classes, Arrays(x_train, y_train, clean), Arrays(x_test, y_test, y_test))
 
 
 def _images(key: str, array: Array, axes: str | None) -> Array:

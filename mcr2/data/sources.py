@@ -5,7 +5,7 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from mcr2.checks import choice, integer
 from mcr2.data import folder, readers
 from mcr2.data.batching import stratified_subset
-from mcr2.data.cache import cached, stamps
+from mcr2.data.cache import cached
 from mcr2.data.npz import AXES, LABELS_ARE, read_npz
 from mcr2.data.readers import plain_or_gz, torchvision_class
 from mcr2.data.splits import Dataset, Decoded
@@ -29,8 +29,8 @@ class Source:
         read: makes its arrays from the folder in which its files were found.
         flip: whether mirroring an image left to right preserves its class.
         shift: by how many pixels images may be shifted in augmentation.
-        files: what must lie in that folder, each as it is or as ``.gz``. Empty for data that come
-            with a dependency: ``read`` then gets the path ``.`` and ignores it.
+        files: what must lie in that folder, each as it is or as ``.gz``; nothing for data that
+            come with a dependency.
         folders: where in a root that folder may be, first match wins.
         roots: further roots to look in, after the user's.
         download: puts the files somewhere under a given, empty root; any exception is a failure.
@@ -48,6 +48,9 @@ class Source:
     advice: str = ""
 
 
+_INCLUDED = "scikit-learn"
+
+
 class Availability(NamedTuple):
     """Whether a data set is there: ``found`` is its folder or None, ``looked`` every candidate."""
 
@@ -58,13 +61,10 @@ class Availability(NamedTuple):
 
 
 def availability(data_root: str | Path | None = None) -> list[Availability]:
-    """Which of ``DATASETS`` are there. Looks for files; reads, imports and downloads nothing.
+    """Which of ``DATASETS`` are there, in their order; reads, imports and downloads nothing.
 
     Args:
         data_root: looked in first, as by ``load_dataset``.
-
-    Returns:
-        One ``Availability`` for each data set, in the order of ``DATASETS``.
 
     Raises:
         ValueError: ``data_root`` is a file.
@@ -99,36 +99,29 @@ def load_dataset(
     torchvision downloads them into the first of the three that is given.
 
     An ``.npz`` file holds ``x_train, y_train, x_test, y_test`` and perhaps ``y_train_clean``,
-    ``classes``, ``axes`` and ``labels_are``. Images are uint8: (N, H, W) for one channel, else
-    (N, C, H, W) or (N, H, W, C): which of them is told by 1 or 3 channels on one side, otherwise by
-    ``axes``. Labels are integers in [0, K); K is the number of ``classes``, without them the
-    largest label plus one.
+    ``classes``, ``axes`` and ``labels_are``. Images are uint8: (N, H, W), (N, C, H, W) or
+    (N, H, W, C), the last two told apart by 1 or 3 channels on one side only, otherwise by
+    ``axes``. Labels lie in [0, K), K the number of ``classes`` or the largest label plus one.
 
-    An image folder holds ``train/CLASS/*`` and ``test/CLASS/*``, the same classes in both, images
-    of one size unless ``image_size`` is given. Labels follow the sorted names of the classes, and
-    samples lie class after class. One channel if all images are grey, otherwise three.
+    An image folder holds ``train/CLASS/*`` and ``test/CLASS/*``, images of one size unless
+    ``image_size`` is given. Labels follow the sorted names of the classes, and samples lie class
+    after class. One channel if all images are grey, otherwise three.
 
     Nothing in a user's files is executed. A user's images are never mirrored, and shifted by 4
     pixels from a smaller side of 32 on, by 2 from 16 on, else by 1. What was decompressed or
-    decoded is kept in ``decoded`` under ``~/.cache/mcr2`` and used again while the files' names,
-    sizes and times stay the same.
+    decoded is kept under ``~/.cache/mcr2`` while the files' names, sizes and times stay the same.
 
     Args:
         name_or_path: a name in ``DATASETS``, a path ending in ``.npz``, or a folder.
         data_root: folder to look in first, and to download into.
-        subset: keep that many training images, stratified by the labels trained on (see
-            ``stratified_subset``). The test split stays whole.
+        subset: keep that many training images, see ``stratified_subset``, and all test images.
         subset_seed: which ones.
         image_size: pixels a side that the images of a folder are resized to.
         axes: "NCHW" or "NHWC", how the images of an ``.npz`` file lie; None asks the file.
-        labels_are: "noisy" where training labels may be wrong and the true ones are not known:
-            ``train.clean_labels`` is then ``y_train_clean`` or None. "clean" where they are true;
-            None asks the file, and without a word in it takes them as clean where there is no
-            ``y_train_clean``. Test labels are always taken as clean.
+        labels_are: "noisy" where the training labels may be wrong: the true ones are then
+            ``y_train_clean``, or unknown (None). "clean" where they are the true ones. None asks
+            the file, and is "clean" where it does not say. Test labels are taken as clean.
         download: whether to download what is not found.
-
-    Returns:
-        The data set, on the CPU.
 
     Raises:
         ValueError: unknown name, malformed file (named, with what is wrong), impossible subset, or
@@ -147,10 +140,12 @@ def load_dataset(
         integer("image_size", image_size, 1)
         if is_named or is_npz:
             raise ValueError(f"image_size resizes the images of a folder, and {name} is not one")
-    if axes is not None and not is_npz:
-        raise ValueError(f"axes is for an .npz file, and {name} is not one")
-    choice("axes", axes, (*AXES, None))
-    choice("labels_are", labels_are, (*LABELS_ARE, None))
+    if axes is not None:
+        choice("axes", axes, AXES)
+        if not is_npz:
+            raise ValueError(f"axes says how an .npz file's images lie, and {name} is not one")
+    if labels_are is not None:
+        choice("labels_are", labels_are, LABELS_ARE)
     if is_named:
         dataset = _load_named(name, data_root, download)
     elif is_npz:
@@ -174,7 +169,7 @@ def load_dataset(
 
 def _own(path: Path, decoded: Decoded) -> Dataset:
     """A user's own data, of which nothing is known but the size of its images."""
-    smaller_side = min(decoded.train_images.shape[1:3])
+    smaller_side = min(decoded.train.images.shape[1:3])
     shift = 4 if smaller_side >= 32 else 2 if smaller_side >= 16 else 1
     return decoded.dataset(path.name, flip=False, shift=shift, source=str(path))
 
@@ -186,7 +181,7 @@ def _load_folder(path: Path, image_size: int | None) -> Dataset:
     files = folder.scan(path)
     variant = (image_size, PIL.__version__)
     read = partial(folder.decode, files, image_size)
-    return _own(path, cached(_cache() / "decoded", path.name, path, files.stamps, variant, read))
+    return _own(path, cached(_cache() / "decoded", path.name, path, files.paths, variant, read))
 
 
 def _load_named(name: str, data_root: str | Path | None, download: bool) -> Dataset:
@@ -207,10 +202,10 @@ def _load_named(name: str, data_root: str | Path | None, download: bool) -> Data
     if source.files:
         found = [path for file in source.files if (path := plain_or_gz(where, file)) is not None]
         read = partial(source.read, where)
-        decoded = cached(_cache() / "decoded", name, where, stamps(found), None, read)
-        origin = str(where)
+        decoded = cached(_cache() / "decoded", name, where, found, None, read)
     else:
-        decoded, origin = source.read(where), _INCLUDED
+        decoded = source.read(where)
+    origin = str(where) if source.files else _INCLUDED
     return decoded.dataset(name, flip=source.flip, shift=source.shift, source=origin)
 
 
@@ -220,7 +215,7 @@ def _cache() -> Path:
 
 def _roots(data_root: str | Path | None) -> list[Path]:
     """The user's roots, most specific first; the first is where downloads go."""
-    given = [data_root, os.environ.get("MCR2_DATA") or None, _cache()]
+    given = (data_root, os.environ.get("MCR2_DATA") or None, _cache())
     roots = [Path(root).expanduser() for root in given if root is not None]
     if data_root is not None and roots[0].exists() and not roots[0].is_dir():
         raise ValueError(f"the data root must be a folder, but {roots[0]} is a file")
@@ -250,11 +245,7 @@ def _missing(name: str, data_root: str | Path | None, problem: str) -> str:
 
 
 def _download(source: Source, root: Path) -> None:
-    """Download beside the destination and move what is complete.
-
-    So that an interrupted download leaves no half of a file that a later run would trust, and
-    several processes may try at once.
-    """
+    """Download beside the destination and move what is complete: several processes may try."""
     assert source.download is not None
     root.mkdir(parents=True, exist_ok=True)
     timeout = socket.getdefaulttimeout()
@@ -272,9 +263,9 @@ def _download(source: Source, root: Path) -> None:
                 path.replace(target)
 
 
-def _torchvision(name: str, **kwargs: Any) -> Callable[[Path], object]:
+def _torchvision(name: str) -> Callable[[Path], object]:
     """A download by torchvision, which compares what it fetched with published checksums."""
-    return lambda root: torchvision_class(name)(root, download=True, **kwargs)
+    return lambda root: torchvision_class(name)(root, download=True)
 
 
 def _download_svhn(root: Path) -> None:
@@ -288,31 +279,30 @@ def _download_stl10(root: Path) -> None:
         (root / unused).unlink(missing_ok=True)
 
 
-_INCLUDED = "scikit-learn"
-_DIGITS = tuple("0123456789")
+def _mnist(
+    description: str,
+    classes: Iterable[str],
+    name: str,
+    *folders: str,
+    flip: bool = False,
+    **more: Any,
+) -> Source:
+    read = partial(readers.read_idx_folder, classes=tuple(classes))
+    get, files = _torchvision(name), readers.IDX_FILES
+    return Source(description, read, flip, 2, files, folders, download=get, **more)
+
+
+def _cifar(description: str, name: str, files: tuple[str, ...], where: str, kind: str) -> Source:
+    read = partial(readers.read_cifar, torchvision_name=name, kind=kind)
+    return Source(description, read, True, 4, files, (where,), download=_torchvision(name))
+
+
+_CIFAR100 = ("CIFAR100", readers.CIFAR100_FILES, "cifar-100-python")
 _CLOTHES = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
 _KANA = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
-
-
-def _cifar(
-    description: str, name: str, files: tuple[str, ...], where: str, kind: str = ""
-) -> Source:
-    return Source(
-        description,
-        partial(readers.read_cifar, torchvision_name=name, kind=kind),
-        flip=True,
-        shift=4,
-        files=files,
-        folders=(where,),
-        download=_torchvision(name),
-    )
-
-
-_cifar100 = partial(_cifar, name="CIFAR100", files=readers.CIFAR100_FILES, where="cifar-100-python")
-_mnist = partial(Source, shift=2, files=readers.IDX_FILES)
 
 DATASETS: dict[str, Source] = {
     "digits": Source(
@@ -320,37 +310,29 @@ DATASETS: dict[str, Source] = {
     ),
     "fashion_mnist": _mnist(
         "70,000 pieces of clothing, 28×28 grey, 10 classes",
-        partial(readers.read_idx_folder, classes=_CLOTHES),
-        flip=True,
+        _CLOTHES,
+        "FashionMNIST",
         # The root itself comes last, and only here: MNIST and its kin use the same file names, so
         # that they are known by their folders' names alone.
-        folders=("fashion-mnist", "FashionMNIST/raw", "."),
+        *("fashion-mnist", "FashionMNIST/raw", "."),
+        flip=True,
         roots=("/usr/share/datasets/fashion-mnist",),
-        download=_torchvision("FashionMNIST"),
         advice=", or install Debian's package dataset-fashion-mnist",
     ),
     "mnist": _mnist(
         "70,000 handwritten digits, 28×28 grey, 10 classes",
-        partial(readers.read_idx_folder, classes=_DIGITS),
-        flip=False,
-        folders=("mnist", "MNIST/raw"),
-        download=_torchvision("MNIST"),
+        *("0123456789", "MNIST", "mnist", "MNIST/raw"),
     ),
     "kmnist": _mnist(
         "70,000 handwritten Japanese characters, 28×28 grey, 10 classes",
-        partial(readers.read_idx_folder, classes=_KANA),
-        flip=False,
-        folders=("kmnist", "KMNIST/raw"),
-        download=_torchvision("KMNIST"),
+        *(_KANA, "KMNIST", "kmnist", "KMNIST/raw"),
     ),
     "cifar10": _cifar(
         "60,000 photographs, 32×32 colour, 10 classes",
-        "CIFAR10",
-        readers.CIFAR10_FILES,
-        "cifar-10-batches-py",
+        *("CIFAR10", readers.CIFAR10_FILES, "cifar-10-batches-py", ""),
     ),
-    "cifar100": _cifar100("60,000 photographs, 32×32 colour, 100 classes", kind="fine_"),
-    "cifar100_coarse": _cifar100("the photographs of cifar100, 20 classes", kind="coarse_"),
+    "cifar100": _cifar("60,000 photographs, 32×32 colour, 100 classes", *_CIFAR100, "fine_"),
+    "cifar100_coarse": _cifar("the photographs of cifar100, 20 classes", *_CIFAR100, "coarse_"),
     "svhn": Source(
         "99,289 digits of house numbers, 32×32 colour, 10 classes",
         readers.read_svhn,

@@ -34,13 +34,13 @@ def channels_first(pixels: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Split:
-    """Images with the labels to train on, on one device. Labels may be any integers, and arrays.
+    """Images with the labels to train on, on one device.
 
     Args:
         images: (N, C, H, W) uint8. Kept in channels_last memory by this package, so that
             batches need no transposition; any other layout works and costs one copy an epoch.
-        labels: (N,) int64, non-negative: the labels trained on, possibly noisy.
-        clean_labels: (N,) int64, non-negative: the true labels, or None where they are unknown.
+        labels: (N,) integers, non-negative, kept as int64: those trained on, possibly noisy.
+        clean_labels: (N,) likewise: the true labels, or None where they are unknown.
 
     Raises:
         TypeError: images are not a uint8 tensor, or labels not integers.
@@ -86,17 +86,11 @@ class Split:
 
     def select(self, indices: Tensor | Array | Sequence[int]) -> "Split":
         """The samples at ``indices`` ((n,) integers in [0, N)), in that order."""
-        index = torch.as_tensor(indices)
-        if index.numel() == 0:
-            index = index.long()
-        if index.ndim != 1:
-            raise ValueError(f"indices must have shape (n,), not {tuple(index.shape)}")
-        if index.dtype == torch.bool or index.is_floating_point() or index.is_complex():
-            raise TypeError(f"indices must be integers, not {index.dtype}")
-        index = index.long().to(self.device)
-        outside = index[(index < 0) | (index >= len(self))]
-        if len(outside):
-            raise ValueError(f"indices must lie in [0, {len(self)}), but one is {int(outside[0])}")
+        found = torch.as_tensor(indices)
+        found = found if found.numel() else found.long()
+        index = checks.labels(found, count=found.numel(), name="indices").to(self.device)
+        if len(index) and int(index.max()) >= len(self):
+            raise ValueError(f"indices go up to {int(index.max())}, but there are {len(self)}")
         clean = None if self.clean_labels is None else self.clean_labels.index_select(0, index)
         images = channels_first(channels_last(self.images).index_select(0, index))
         return Split(images, self.labels.index_select(0, index), clean)
@@ -134,18 +128,16 @@ class Dataset:
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2:
-            raise ValueError(f"{self.name}: at least 2 classes needed, not {len(self.classes)}")
+            raise ValueError(f"{self.name}: {len(self.classes)} classes; at least 2 are needed")
         for which, split in (("training", self.train), ("test", self.test)):
             if len(split) == 0:
                 raise ValueError(f"{self.name}: the {which} split has no images")
             for labels in (split.labels, split.clean_labels):
                 if labels is not None:
                     checks.labels(labels, self.num_classes, name=f"{self.name}: {which} labels")
-        shapes = [tuple(split.images.shape[1:]) for split in (self.train, self.test)]
-        if shapes[0] != shapes[1]:
-            raise ValueError(
-                f"{self.name}: training images have shape {shapes[0]}, test images {shapes[1]}"
-            )
+        train, test = (tuple(split.images.shape[1:]) for split in (self.train, self.test))
+        if train != test:
+            raise ValueError(f"{self.name}: training images have shape {train}, test images {test}")
 
     def __repr__(self) -> str:
         return f"Dataset({self.name!r}, {self.num_classes} classes: {self.train}, {self.test})"
@@ -173,8 +165,8 @@ class Dataset:
     def content_hash(self) -> str:
         """SHA-256 of both splits' shapes, images and labels (clean ones too), in hexadecimal.
 
-        It does not depend on device, memory layout, names or where the data were found. Computed
-        once: a data set's tensors are not written to.
+        It does not depend on device, memory layout or names. Computed once: nothing is written to
+        a data set's tensors.
         """
         return self._content_hash
 
@@ -196,32 +188,29 @@ class Dataset:
         return digest.hexdigest()
 
 
+class Arrays(NamedTuple):
+    """A split as a reader finds it: images (N, H, W, C) uint8, labels (N,), true labels or None."""
+
+    images: Array
+    labels: Array
+    clean_labels: Array | None
+
+
 class Decoded(NamedTuple):
-    """What a reader makes of a data set's files: plain arrays, before they become splits.
+    """What a reader makes of a data set's files."""
 
-    Args:
-        train_images: (N, H, W, C) uint8; ``test_images`` likewise.
-        train_labels: (N,) integers; ``test_labels`` likewise.
-        classes: names of the K classes.
-        train_clean: (N,) integers: the true training labels, or None where they are unknown.
-    """
-
-    train_images: Array
-    train_labels: Array
-    test_images: Array
-    test_labels: Array
     classes: tuple[str, ...]
-    train_clean: Array | None
+    train: Arrays
+    test: Arrays
 
     def dataset(self, name: str, *, flip: bool, shift: int, source: str) -> Dataset:
         """The data set on the CPU, its images in channels_last memory, copied only if they must."""
-        train = _split(self.train_images, self.train_labels, self.train_clean)
-        test = _split(self.test_images, self.test_labels, self.test_labels)
+        train, test = map(_split, (self.train, self.test))
         return Dataset(name, train, test, self.classes, flip, shift, source)
 
 
-def _split(pixels: Array, labels: Array, clean: Array | None) -> Split:
+def _split(arrays: Arrays) -> Split:
     # Arrays over a file's bytes may be read-only, which torch does not allow.
-    images = torch.from_numpy(np.require(pixels, np.uint8, ["C", "W"]))
-    true = None if clean is None else checks.labels(clean)
-    return Split(channels_first(images), checks.labels(labels), true)
+    images = torch.from_numpy(np.require(arrays.images, np.uint8, ["C", "W"]))
+    true = None if arrays.clean_labels is None else checks.labels(arrays.clean_labels)
+    return Split(channels_first(images), checks.labels(arrays.labels), true)
