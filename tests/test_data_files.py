@@ -512,7 +512,7 @@ def test_stl10_is_read_column_by_column(no_roots):
 @pytest.mark.parametrize(
     "file, spoil, message",
     [
-        ("train_X.bin", lambda raw: raw[:-1], "276479 bytes are not a whole number of images"),
+        ("train_X.bin", lambda raw: raw[:-1], "276479 bytes are not whole images"),
         ("train_X.bin", lambda raw: b"", r"shape \(10,\); it must be \(0,\)"),
         ("test_X.bin", lambda raw: raw[: 3 * 96 * 96], r"shape \(5,\); it must be \(1,\)"),
         ("train_y.bin", lambda raw: raw[:-1], r"shape \(9,\); it must be \(10,\)"),

@@ -307,7 +307,7 @@ def spoil_one_class(root):
         (
             spoil_stray_file,
             "/train/stray.png",
-            "not a class folder; train/ holds images in train/CLASS/ only",
+            "not a class folder; images belong in train/CLASS/",
         ),
         (spoil_nested, "/train/ant/more", "not a file; a class folder holds images only"),
         (spoil_pipe, "/train/ant/pipe.png", "not a file"),

@@ -70,8 +70,8 @@ class Augmentation:
     """Random changes that preserve an image's class; the default changes nothing.
 
     Args:
-        shift: each image moves by −shift … shift pixels in both directions, every offset equally
-            likely, zeros moving in (the same as padding by ``shift`` and cropping at random).
+        shift: each image moves by −shift … shift pixels in both directions, all offsets equally
+            likely, zeros moving in: the same as padding by ``shift`` and cropping at random.
         flip: mirror half of the images left to right.
 
     Raises:
@@ -114,7 +114,8 @@ def to_float(images: Tensor) -> Tensor:
         tensor([[[[1.]]]])
     """
     check_images(images)
-    return _to_float(channels_last(images).contiguous())
+    pixels = channels_last(images).contiguous().float()
+    return channels_first(pixels.div_(255))
 
 
 def batches(
@@ -135,14 +136,11 @@ def batches(
     and the sample's index in the split: they depend neither on the batches nor on the device.
 
     Args:
-        split: N samples; batches lie on its device.
+        split: N samples; batches lie on its device, their images in channels_last memory.
         batch_size: ≥ 1, the most samples in a batch.
         epoch, sampling_seed, augmentation_seed: ≥ 0.
         augmentation: what to change.
         shuffle: False keeps the split's order in every epoch.
-
-    Returns:
-        An iterator of batches, their images in channels_last memory, with indices in the split.
 
     Raises:
         TypeError, ValueError: a size, seed or epoch is not an integer, or out of range.
@@ -154,9 +152,9 @@ def batches(
         [[0, 1, 2], [3, 4]]
     """
     integer("batch_size", batch_size, 1)
-    integer("epoch", epoch, 0)
-    integer("sampling_seed", sampling_seed, 0)
-    integer("augmentation_seed", augmentation_seed, 0)
+    epoch = integer("epoch", epoch, 0)
+    sampling_seed = integer("sampling_seed", sampling_seed, 0)
+    augmentation_seed = integer("augmentation_seed", augmentation_seed, 0)
     n = len(split)
     # Always drawn on the CPU: its generator is the same everywhere, a device's is not.
     order = torch.arange(n)
@@ -166,9 +164,7 @@ def batches(
     shift_stream = _stream("shift", augmentation_seed, epoch)
     flip_stream = _stream("flip", augmentation_seed, epoch)
     offsets = torch.randint(0, 2 * augmentation.shift + 1, (2, n), generator=shift_stream)
-    flips = torch.randint(0, 2, (n,), generator=flip_stream).bool()
-    if not augmentation.flip:
-        flips = torch.zeros_like(flips)
+    flips = torch.randint(0, 2, (n,), generator=flip_stream).bool() & augmentation.flip
     return _epoch(split, batch_size, order, offsets, flips, augmentation)
 
 
@@ -188,14 +184,13 @@ def _epoch(
             images = _shift_and_flip(
                 images, tops[indices], lefts[indices], flips[indices], augmentation.shift
             )
-        yield Batch(_to_float(images), split.labels.index_select(0, indices), indices)
+        yield Batch(
+            to_float(channels_first(images)), split.labels.index_select(0, indices), indices
+        )
 
 
 def _shift_and_flip(images: Tensor, tops: Tensor, lefts: Tensor, flips: Tensor, pad: int) -> Tensor:
-    """Crop (B, H, W, C) images, padded by ``pad``, at (tops, lefts), and mirror those in ``flips``.
-
-    By one ``index_select`` of whole pixels: twice as fast as cropping and then flipping.
-    """
+    """Crop (B, H, W, C) images, padded by ``pad``, at (tops, lefts); mirror those in ``flips``."""
     B, H, W, C = images.shape
     padded = torch.nn.functional.pad(images, (0, 0, pad, pad, pad, pad))
     height, width = H + 2 * pad, W + 2 * pad
@@ -207,10 +202,5 @@ def _shift_and_flip(images: Tensor, tops: Tensor, lefts: Tensor, flips: Tensor, 
     return padded.view(-1, C).index_select(0, index.view(-1)).view(B, H, W, C)
 
 
-def _stream(name: str, seed: int, epoch: int) -> torch.Generator:
-    return torch.Generator().manual_seed(mix_seed(name, int(seed), int(epoch)))
-
-
-def _to_float(pixels: Tensor) -> Tensor:
-    """(B, H, W, C) uint8 to (B, C, H, W) float32; the permutation makes it channels_last."""
-    return channels_first(pixels.float().div_(255))
+def _stream(*name: str | int) -> torch.Generator:
+    return torch.Generator().manual_seed(mix_seed(*name))

@@ -9,6 +9,7 @@ cannot be written to is done without. Nothing in an entry is a pickle, and no li
 import contextlib
 import hashlib
 import re
+import stat
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from mcr2.data.files import is_plain, read_arrays
+from mcr2.data.files import read_arrays
 from mcr2.data.splits import Arrays, Decoded
 
 _FORMAT = 2  # to be raised whenever a reader makes other arrays of the same files
@@ -36,18 +37,16 @@ def cached(
 
     Args:
         cache: folder of all entries.
-        name: for a reader of that folder.
-        source: folder of the files. With name and variant it says which entry is meant, so that
-            changed files replace their entry instead of adding one.
+        name, source, variant: name of the data, folder of the files, what the arrays depend on
+            beside them: they say which entry is meant, which changed files then replace.
         files: all files that are read: their names, sizes and times of modification count.
-        variant: what the arrays depend on beside the files.
         read: makes the arrays.
     """
     where = repr((name, str(source.absolute()), variant))
     label = re.sub(r"[^\w.-]", "_", name)[:40]
     entry = cache / f"{label}-{hashlib.sha256(where.encode(errors='replace')).hexdigest()[:16]}"
     stats = [(str(path.relative_to(source)), path.stat()) for path in files]
-    stamps = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    stamps = [(below, found.st_size, found.st_mtime_ns) for below, found in stats]
     fingerprint = repr((_FORMAT, where, stamps))
     if entry.is_symlink():
         return read()
@@ -61,8 +60,9 @@ def cached(
 
 
 def _load(entry: Path, fingerprint: str) -> Decoded:
-    if not all(is_plain(entry / file) for file in ("train.npy", "test.npy", "rest.npz")):
-        raise ValueError("not an entry")
+    for file in ("train.npy", "test.npy", "rest.npz"):
+        if not stat.S_ISREG((entry / file).lstat().st_mode):
+            raise ValueError("a link, or a pipe that would never end")
     held = read_arrays(
         entry / "rest.npz", ("digest", "classes", "train", "test"), ("train_clean", "test_clean")
     )

@@ -6,7 +6,6 @@ read can run code.
 
 import math
 import os
-import stat
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib import format as npy
 
 Array = npt.NDArray[Any]
 
@@ -41,14 +41,6 @@ def check_size(what: object, claimed: int, stored: int) -> None:
         raise ValueError(f"{what} takes {claimed:,} bytes when decoded; the limit is {most:,}")
 
 
-def is_plain(path: Path) -> bool:
-    """Whether a path is a regular file itself: not a link, a folder, a device or a pipe."""
-    try:
-        return stat.S_ISREG(path.lstat().st_mode)
-    except OSError:
-        return False
-
-
 def read_arrays(path: Path, needed: Sequence[str], allowed: Sequence[str]) -> dict[str, Array]:
     """Read named arrays of an ``.npz`` file; others in it are not looked at.
 
@@ -68,12 +60,11 @@ def read_arrays(path: Path, needed: Sequence[str], allowed: Sequence[str]) -> di
         if not os.path.isfile(path):  # a pipe would never end
             raise ValueError("not a file")
         with zipfile.ZipFile(path) as archive:
-            known = {info.filename: info for info in archive.infolist()}
-            keys = [key for key in (*needed, *allowed) if f"{key}.npy" in known]
-            members = {key: known[f"{key}.npy"] for key in keys}
-            claimed = sum(info.file_size for info in members.values())
+            names = set(archive.namelist())
+            keys = [key for key in (*needed, *allowed) if f"{key}.npy" in names]
+            claimed = sum(archive.getinfo(f"{key}.npy").file_size for key in keys)
             check_size("it", claimed, path.stat().st_size)
-            arrays = {key: _member(archive, key, info) for key, info in members.items()}
+            arrays = {key: _member(archive, key) for key in keys}
     except Exception as error:  # NumPy and zipfile stumble over damaged bytes in many ways
         raise ValueError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
     if missing := [key for key in needed if key not in arrays]:
@@ -84,15 +75,14 @@ def read_arrays(path: Path, needed: Sequence[str], allowed: Sequence[str]) -> di
     return arrays
 
 
-def _member(archive: zipfile.ZipFile, key: str, info: zipfile.ZipInfo) -> Array:
+def _member(archive: zipfile.ZipFile, key: str) -> Array:
+    info = archive.getinfo(f"{key}.npy")
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"array {key} is compressed in a way that NumPy does not write")
     with archive.open(info) as stream:
-        version = np.lib.format.read_magic(stream)
-        if version == (1, 0):
-            shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-        else:
-            shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
+        first = npy.read_magic(stream) == (1, 0)
+        header = npy.read_array_header_1_0 if first else npy.read_array_header_2_0
+        shape, _, dtype = header(stream)
         if dtype.hasobject:
             raise ValueError(f"array {key} is an object array; allowed are plain numbers")
         claimed, follow = math.prod(shape) * dtype.itemsize, info.file_size - stream.tell()
@@ -101,4 +91,4 @@ def _member(archive: zipfile.ZipFile, key: str, info: zipfile.ZipInfo) -> Array:
                 f"array {key}: {dtype} {shape} is {claimed} bytes, but {follow} follow"
             )
         stream.seek(0)
-        return np.asarray(np.lib.format.read_array(stream, allow_pickle=False))
+        return np.asarray(npy.read_array(stream, allow_pickle=False))

@@ -26,16 +26,12 @@ _COLOUR = ("P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "HS
 
 
 class Files(NamedTuple):
-    """The images of a folder, in the order of classes, then of names: a path and a label each."""
+    """The images of a folder, those for training first, in the order of classes, then of names."""
 
     classes: tuple[str, ...]
-    train: list[tuple[Path, int]]
-    test: list[tuple[Path, int]]
-
-    @property
-    def paths(self) -> list[Path]:
-        """All of them, training images first."""
-        return [path for path, _ in (*self.train, *self.test)]
+    paths: list[Path]
+    labels: list[int]
+    num_train: int
 
 
 def scan(root: Path) -> Files:
@@ -56,9 +52,7 @@ def scan(root: Path) -> Files:
         listed[which] = {}
         for folder in _inside(root / which, root):
             if not folder.is_dir():
-                raise ValueError(
-                    f"{folder}: not a class folder; {which}/ holds images in {which}/CLASS/ only"
-                )
+                raise ValueError(f"{folder}: not a class folder; images belong in {which}/CLASS/")
             images = listed[which][folder.name] = _inside(folder, root)
             if not images:
                 raise ValueError(f"{folder}: an empty class folder")
@@ -71,11 +65,10 @@ def scan(root: Path) -> Files:
     classes = tuple(sorted(listed["train"]))
     if len(classes) < 2:
         raise ValueError(f"{root / 'train'}: {len(classes)} class folders; at least 2 are needed")
-    train, test = (
-        [(path, k) for k, name in enumerate(classes) for path in by_class[name]]
-        for by_class in listed.values()
-    )
-    return Files(classes, train, test)
+    counted = [(k, found[name]) for found in listed.values() for k, name in enumerate(classes)]
+    paths = [path for _, images in counted for path in images]
+    labels = [k for k, images in counted for _ in images]
+    return Files(classes, paths, labels, sum(map(len, listed["train"].values())))
 
 
 def _inside(folder: Path, root: Path) -> list[Path]:
@@ -103,7 +96,7 @@ def decode(files: Files, image_size: int | None) -> Decoded:
             ``MOST_PIXELS`` or (without ``image_size``) another size than the first; or all
             together are beyond ``check_size``. The line names the file.
     """
-    paths, split_at = files.paths, len(files.train)
+    classes, paths, labels, n = files
     with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         warnings.simplefilter("ignore")  # damaged metadata, which nothing here uses
         try:
@@ -111,8 +104,12 @@ def decode(files: Files, image_size: int | None) -> Decoded:
             headers = list(pool.map(_header, paths, chunksize=64))
             width, height = headers[0][0] if image_size is None else (image_size, image_size)
             channels = 1 if all(mode in _GREY for _, mode in headers) else 3
-            if image_size is None:
-                _check_sizes(paths, [size for size, _ in headers])
+            for path, (size, _) in zip(paths, headers, strict=True):
+                if image_size is None and size != (width, height):
+                    raise ValueError(
+                        f"{path}: {size[0]}×{size[1]} pixels (width × height), but {paths[0]} has "
+                        f"{width}×{height}; image_size (--image-size) resizes all to one size"
+                    )
             # What is resized may grow: then the limit is that of all data.
             stored = MOST_BYTES if image_size else sum(path.stat().st_size for path in paths)
             check_size(paths[0].parents[2], len(paths) * height * width * channels, stored)
@@ -122,18 +119,8 @@ def decode(files: Files, image_size: int | None) -> Decoded:
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    labels = np.array([label for _, label in (*files.train, *files.test)])
-    parts = [(images[part], labels[part]) for part in (slice(split_at), slice(split_at, None))]
-    return Decoded(files.classes, *(Arrays(x, y, y) for x, y in parts))
-
-
-def _check_sizes(paths: list[Path], sizes: list[tuple[int, int]]) -> None:
-    for path, size in zip(paths, sizes, strict=True):
-        if size != sizes[0]:
-            raise ValueError(
-                f"{path}: {size[0]}×{size[1]} pixels (width × height), but {paths[0]} has "
-                f"{sizes[0][0]}×{sizes[0][1]}; image_size (--image-size) resizes all to one size"
-            )
+    train, test = np.array(labels[:n]), np.array(labels[n:])
+    return Decoded(classes, Arrays(images[:n], train, train), Arrays(images[n:], test, test))
 
 
 def _header(path: Path) -> tuple[tuple[int, int], str]:

@@ -36,10 +36,8 @@ def _word(arrays: dict[str, Array], key: str, allowed: tuple[str, ...]) -> str |
 def _decoded(arrays: dict[str, Array], axes: str | None, labels_are: str | None) -> Decoded:
     x_train, x_test = (_images(key, arrays[key], axes) for key in ("x_train", "x_test"))
     if x_train.shape[1:] != x_test.shape[1:]:
-        shapes = [arrays[key].shape for key in ("x_train", "x_test")]
-        raise ValueError(
-            "x_train has shape {}, x_test {}; images must have one size".format(*shapes)
-        )
+        train, test = arrays["x_train"].shape, arrays["x_test"].shape
+        raise ValueError(f"x_train has shape {train}, x_test {test}; images must have one size")
     classes = _classes(arrays["classes"]) if "classes" in arrays else None
     K = None if classes is None else len(classes)
 
@@ -64,8 +62,7 @@ def _images(key: str, array: Array, axes: str | None) -> Array:
         raise ValueError(f"{key} has dtype {array.dtype}; allowed is uint8 (0 to 255)")
     if array.ndim not in (3, 4) or 0 in array.shape:
         raise ValueError(
-            f"{key} has shape {array.shape}; allowed are (N, C, H, W), (N, H, W, C) and (N, H, W), "
-            "none of them empty"
+            f"{key} has shape {array.shape}; allowed are (N, C, H, W), (N, H, W, C), (N, H, W)"
         )
     if array.ndim == 3:
         return array[..., None]

@@ -143,8 +143,7 @@ def torchvision_class(name: str) -> Any:
     try:
         import torchvision.datasets
     except (ImportError, RuntimeError, AttributeError, OSError) as error:  # built for another torch
-        reason = " ".join(str(error).split())
-        raise ImportError(f"torchvision cannot be imported, reinstall it ({reason})") from error
+        raise ImportError(f"torchvision cannot be imported, reinstall it ({error})") from error
     return getattr(torchvision.datasets, name)
 
 
@@ -182,9 +181,7 @@ def read_stl10(folder: Path) -> Decoded:
         except OSError as error:
             raise ValueError(f"{folder}: cannot be read ({error})") from error
         if len(raw) % (3 * 96 * 96):
-            raise ValueError(
-                f"{images_path}: {len(raw)} bytes are not a whole number of images of 3×96×96"
-            )
+            raise ValueError(f"{images_path}: {len(raw)} bytes are not whole images of 3×96×96")
         images = raw.reshape(-1, 3, 96, 96).transpose(0, 3, 2, 1)
         splits.append(_labelled(f"{labels_path}, less 1", images, labels.astype(int) - 1, 10))
     return Decoded(_STL10_CLASSES, *splits)

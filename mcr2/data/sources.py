@@ -27,8 +27,7 @@ class Source:
     Args:
         description: one line for a reader.
         read: makes its arrays from the folder in which its files were found.
-        flip: whether mirroring an image left to right preserves its class.
-        shift: by how many pixels images may be shifted in augmentation.
+        flip, shift: as a ``Dataset`` has them.
         files: what must lie in that folder, each as it is or as ``.gz``; nothing for data that
             come with a dependency.
         folders: where in a root that folder may be, first match wins.
@@ -94,9 +93,9 @@ def load_dataset(
 ) -> Dataset:
     """Load a named data set, an ``.npz`` file or an image folder.
 
-    Named ones are looked for in ``data_root``, then in ``$MCR2_DATA``, in ``~/.cache/mcr2`` (under
+    Named ones are looked for in ``data_root``, ``$MCR2_DATA``, ``~/.cache/mcr2`` (under
     ``$XDG_CACHE_HOME`` where that is set), and where their ``Source`` says; if they are in none,
-    torchvision downloads them into the first of the three that is given.
+    torchvision downloads them into the first that is given.
 
     An ``.npz`` file holds ``x_train, y_train, x_test, y_test`` and perhaps ``y_train_clean``,
     ``classes``, ``axes`` and ``labels_are``. Images are uint8: (N, H, W), (N, C, H, W) or
@@ -104,8 +103,7 @@ def load_dataset(
     ``axes``. Labels lie in [0, K), K the number of ``classes`` or the largest label plus one.
 
     An image folder holds ``train/CLASS/*`` and ``test/CLASS/*``, images of one size unless
-    ``image_size`` is given. Labels follow the sorted names of the classes, and samples lie class
-    after class. One channel if all images are grey, otherwise three.
+    ``image_size`` is given. Samples lie class after class, in the order of names.
 
     Nothing in a user's files is executed. A user's images are never mirrored, and shifted by 4
     pixels from a smaller side of 32 on, by 2 from 16 on, else by 1. What was decompressed or
@@ -114,8 +112,7 @@ def load_dataset(
     Args:
         name_or_path: a name in ``DATASETS``, a path ending in ``.npz``, or a folder.
         data_root: folder to look in first, and to download into.
-        subset: keep that many training images, see ``stratified_subset``, and all test images.
-        subset_seed: which ones.
+        subset, subset_seed: how many training images to keep, see ``stratified_subset``.
         image_size: pixels a side that the images of a folder are resized to.
         axes: "NCHW" or "NHWC", how the images of an ``.npz`` file lie; None asks the file.
         labels_are: "noisy" where the training labels may be wrong: the true ones are then
@@ -127,7 +124,7 @@ def load_dataset(
         ValueError: unknown name, malformed file (named, with what is wrong), impossible subset, or
             an ``image_size`` or ``axes`` for what does not take it.
         TypeError: subset, its seed or image_size is not an integer.
-        FileNotFoundError: not found, and not downloaded: what was looked for, where, what to do.
+        FileNotFoundError: not found and not downloaded: what was looked for, where, what to do.
 
     Example:
         >>> load_dataset("digits", subset=100).train
@@ -168,9 +165,8 @@ def load_dataset(
 
 
 def _own(path: Path, decoded: Decoded) -> Dataset:
-    """A user's own data, of which nothing is known but the size of its images."""
-    smaller_side = min(decoded.train.images.shape[1:3])
-    shift = 4 if smaller_side >= 32 else 2 if smaller_side >= 16 else 1
+    side = min(decoded.train.images.shape[1:3])  # all that is known of a user's own data
+    shift = 4 if side >= 32 else 2 if side >= 16 else 1
     return decoded.dataset(path.name, flip=False, shift=shift, source=str(path))
 
 
@@ -190,22 +186,20 @@ def _load_named(name: str, data_root: str | Path | None, download: bool) -> Data
     problem = "downloading is switched off"
     if where is None and download and source.download is not None:
         root = _roots(data_root)[0]
+        problem = f"what was downloaded into {root} is not what was expected"
         try:
-            _download(source, root)
+            _download(source.download, root)
         except Exception as error:  # whatever went wrong, the user needs the same line
             problem = f"the download failed ({' '.join(str(error).split()) or repr(error)})"
-            raise FileNotFoundError(_missing(name, data_root, problem)) from error
         where, _ = _find(source, data_root)
-        problem = f"what was downloaded into {root} is not what was expected"
     if where is None:
         raise FileNotFoundError(_missing(name, data_root, problem))
-    if source.files:
-        found = [path for file in source.files if (path := plain_or_gz(where, file)) is not None]
-        read = partial(source.read, where)
-        decoded = cached(_cache() / "decoded", name, where, found, None, read)
+    if not source.files:
+        decoded, origin = source.read(where), _INCLUDED
     else:
-        decoded = source.read(where)
-    origin = str(where) if source.files else _INCLUDED
+        found = [path for file in source.files if (path := plain_or_gz(where, file)) is not None]
+        read, origin = partial(source.read, where), str(where)
+        decoded = cached(_cache() / "decoded", name, where, found, None, read)
     return decoded.dataset(name, flip=source.flip, shift=source.shift, source=origin)
 
 
@@ -244,16 +238,15 @@ def _missing(name: str, data_root: str | Path | None, problem: str) -> str:
     )
 
 
-def _download(source: Source, root: Path) -> None:
+def _download(download: Callable[[Path], object], root: Path) -> None:
     """Download beside the destination and move what is complete: several processes may try."""
-    assert source.download is not None
     root.mkdir(parents=True, exist_ok=True)
     timeout = socket.getdefaulttimeout()
     with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as staging:
         try:
             socket.setdefaulttimeout(30)  # torchvision sets none, and would wait for minutes
             with contextlib.redirect_stdout(sys.stderr):  # stdout is for tables
-                source.download(Path(staging))
+                download(Path(staging))
         finally:
             socket.setdefaulttimeout(timeout)
         for path in sorted(Path(staging).rglob("*")):

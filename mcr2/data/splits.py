@@ -37,8 +37,7 @@ class Split:
     """Images with the labels to train on, on one device.
 
     Args:
-        images: (N, C, H, W) uint8. Kept in channels_last memory by this package, so that
-            batches need no transposition; any other layout works and costs one copy an epoch.
+        images: (N, C, H, W) uint8, best in channels_last memory: others are copied every epoch.
         labels: (N,) integers, non-negative, kept as int64: those trained on, possibly noisy.
         clean_labels: (N,) likewise: the true labels, or None where they are unknown.
 
@@ -107,8 +106,7 @@ class Dataset:
 
     Args:
         name: name in ``DATASETS``, or the file's name.
-        train: training split.
-        test: test split. Its labels are taken as clean.
+        train, test: the splits; test labels are taken as clean.
         classes: names of the K ≥ 2 classes; labels lie in [0, K).
         flip: whether mirroring an image left to right preserves its class.
         shift: by how many pixels images may be shifted in augmentation, by default.
@@ -163,11 +161,7 @@ class Dataset:
         return self.train.images.shape[2], self.train.images.shape[3]
 
     def content_hash(self) -> str:
-        """SHA-256 of both splits' shapes, images and labels (clean ones too), in hexadecimal.
-
-        It does not depend on device, memory layout or names. Computed once: nothing is written to
-        a data set's tensors.
-        """
+        """SHA-256 of all shapes, images and labels, whatever their device and memory layout."""
         return self._content_hash
 
     @cached_property
