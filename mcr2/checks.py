@@ -167,6 +167,8 @@ def labels(
         raise TypeError(f"{name} must be integers, one a sample, not {describe(value)}")
     _shape(name, tensor, ("N" if count is None else count,))
     tensor = tensor.detach().long()
+    if count == 0:
+        return tensor
     low, high = torch.stack(torch.aminmax(tensor)).tolist()
     if low < 0 or (num_classes is not None and high >= num_classes):
         allowed = "not be negative"

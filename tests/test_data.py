@@ -40,6 +40,15 @@ def test_selecting_keeps_images_labels_and_clean_labels_together():
         assert torch.equal(part.labels, split.labels[[7, 0, 7]])
         assert torch.equal(part.clean_labels, split.clean_labels[[7, 0, 7]])
     assert len(split.select([])) == 0
+    assert repr(split) == "Split(30 images of 3×6×5 on cpu, 20 labelled wrong)"
+
+
+def test_labels_may_be_any_integers_and_arrays():
+    images = torch.zeros(3, 1, 2, 2, dtype=torch.uint8)
+    for labels in (np.array([0, 2, 1], np.uint8), torch.tensor([0, 2, 1], dtype=torch.int32)):
+        split = Split(images, labels)
+        assert split.labels.dtype == torch.int64
+        assert split.labels.tolist() == [0, 2, 1]
 
 
 def test_relabelling_shares_the_images_and_leaves_the_split_alone():
@@ -69,16 +78,15 @@ IMAGES, LABELS = torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 1,
 @pytest.mark.parametrize(
     "arguments, error, message",
     [
-        ((IMAGES.float(), LABELS), TypeError, "images must be a tensor of torch.uint8"),
-        ((IMAGES.numpy(), LABELS), TypeError, "ndarray"),
-        ((IMAGES[0], LABELS), ValueError, r"\(N, C, H, W\), not \(1, 2, 2\)"),
-        ((IMAGES[:, :, :0], LABELS), ValueError, "no pixels"),
-        ((IMAGES, LABELS.int()), TypeError, "labels must be a tensor of torch.int64"),
-        ((IMAGES, LABELS[:2]), ValueError, "3 images, but 2 labels"),
-        ((IMAGES, LABELS[:, None]), ValueError, r"\(N,\)"),
-        ((IMAGES, LABELS - 1), ValueError, "one is -1"),
-        ((IMAGES, LABELS.to("meta")), ValueError, "labels on meta"),
-        ((IMAGES, LABELS, LABELS - 1), ValueError, "clean_labels must not be negative"),
+        ((IMAGES.float(), LABELS), TypeError, "images must be a uint8 tensor, not a torch.float32"),
+        ((IMAGES.numpy(), LABELS), TypeError, "not a uint8 array"),
+        ((IMAGES[0], LABELS), ValueError, r"shape \(1, 2, 2\); it must be \(N, C, H, W\)"),
+        ((IMAGES[:, :, :0], LABELS), ValueError, r"shape \(3, 1, 0, 2\)"),
+        ((IMAGES, LABELS.float()), TypeError, "labels must be integers"),
+        ((IMAGES, LABELS[:2]), ValueError, r"labels has shape \(2,\); it must be \(3,\)"),
+        ((IMAGES, LABELS - 1), ValueError, "labels run from -1 to 1; they must not be negative"),
+        ((IMAGES.to("meta"), LABELS), ValueError, "images lie on meta, labels on cpu"),
+        ((IMAGES, LABELS, LABELS - 1), ValueError, "clean_labels run from -1"),
     ],
 )
 def test_a_split_refuses_what_does_not_fit(arguments, error, message):
@@ -104,12 +112,25 @@ def test_selecting_refuses_what_is_no_index(indices, error):
 def test_a_dataset_refuses_splits_that_do_not_fit():
     split = random_split()
     kwargs = {"name": "x", "flip": False, "shift": 0, "source": ""}
-    with pytest.raises(ValueError, match=r"\[0, 2\), but one is 3"):
+    with pytest.raises(
+        ValueError, match="x: training labels run from 0 to 3; with 2 classes they must"
+    ):
         Dataset(train=split, test=split, classes=("a", "b"), **kwargs)
     with pytest.raises(ValueError, match="no images"):
         Dataset(train=split, test=split.select([]), classes=tuple("abcd"), **kwargs)
     with pytest.raises(ValueError, match="shape"):
         Dataset(train=split, test=random_split(height=7), classes=tuple("abcd"), **kwargs)
+
+
+def test_a_dataset_says_what_it_is_and_whether_the_truth_is_known():
+    split = random_split()
+    data = Dataset("x", split, split.relabelled(split.labels, None), tuple("abcd"), False, 0, "")
+    assert repr(data) == (
+        "Dataset('x', 4 classes: Split(30 images of 3×6×5 on cpu, 20 labelled wrong), "
+        "Split(30 images of 3×6×5 on cpu, truth unknown))"
+    )
+    assert data.truth_known
+    assert not Dataset("x", data.test, split, tuple("abcd"), False, 0, "").truth_known
 
 
 def test_the_content_hash_sees_every_pixel_and_label_but_not_the_layout():
@@ -165,7 +186,7 @@ def test_subsets_differ_between_seeds_and_leave_the_global_generators_alone():
 
 @pytest.mark.parametrize("size, error", [(0, ValueError), (9, ValueError), (1438, ValueError)])
 def test_an_impossible_subset_is_refused(size, error):
-    with pytest.raises(error, match="subset must"):
+    with pytest.raises(error, match=f"subset is {size}; it must be between 10 and 1437"):
         load_dataset("digits", subset=size)
     with pytest.raises(TypeError, match="subset must be an integer, not float"):
         load_dataset("digits", subset=100.0)
@@ -325,7 +346,7 @@ def test_batches_refuse_bad_arguments_at_once(change, error):
 
 
 def test_an_augmentation_refuses_bad_arguments():
-    with pytest.raises(ValueError, match="shift must be at least 0, not -1"):
+    with pytest.raises(ValueError, match="shift is -1; it must be at least 0"):
         Augmentation(-1)
     with pytest.raises(TypeError, match="shift"):
         Augmentation(1.5)

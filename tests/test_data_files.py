@@ -18,7 +18,7 @@ import pytest
 import torch
 from scipy.io import savemat
 
-from mcr2.data import DATASETS, availability, load_dataset
+from mcr2.data import DATASETS, availability, files, load_dataset
 from mcr2.data.readers import CIFAR10_FILES
 
 ROOT = Path(__file__).parents[1]
@@ -191,15 +191,19 @@ IMAGES_FILE, LABELS_FILE = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
     "file, spoil, message",
     [
         (IMAGES_FILE, lambda raw: raw[:-1], r"header says \(20, 28, 28\), 15680.*15679 follow"),
-        (IMAGES_FILE, lambda raw: raw + b"x", "15681 follow"),
+        (IMAGES_FILE, lambda raw: raw + b"x", "more follow"),
         (IMAGES_FILE, lambda raw: raw[:9], "truncated, 9 bytes"),
         (IMAGES_FILE, lambda raw: b"", "truncated, 0 bytes"),
         (IMAGES_FILE, lambda raw: b"\x00\x00\x0d\x03" + raw[4:], "00000d03, not with 00000803"),
-        (IMAGES_FILE, lambda raw: raw[:4] + b"\xff" * 12 + raw[16:], "header says"),
-        (IMAGES_FILE, lambda raw: idx(np.zeros((20, 5, 5))), r"28×28, not \(5, 5\)"),
-        (IMAGES_FILE, lambda raw: idx(np.zeros((0, 28, 28))), "20 labels for the 0 images"),
-        (LABELS_FILE, lambda raw: idx(np.zeros(19)), "19 labels for the 20 images"),
-        (LABELS_FILE, lambda raw: idx(np.full(20, 10)), r"\[0, 9\], but one is 10"),
+        (IMAGES_FILE, lambda raw: raw[:4] + b"\xff" * 12 + raw[16:], "when decoded; the limit"),
+        (IMAGES_FILE, lambda raw: idx(np.zeros((20, 5, 5))), r"N×28×28, not \(20, 5, 5\)"),
+        (IMAGES_FILE, lambda raw: idx(np.zeros((0, 28, 28))), r"not \(0, 28, 28\)"),
+        (LABELS_FILE, lambda raw: idx(np.zeros(19)), r"shape \(19,\); it must be \(20,\)"),
+        (
+            LABELS_FILE,
+            lambda raw: idx(np.full(20, 10)),
+            "from 10 to 10; with 10 classes they must be in 0 ... 9",
+        ),
         (LABELS_FILE, lambda raw: idx(np.zeros((20, 1))), "00000802, not with 00000801"),
     ],
 )
@@ -219,6 +223,15 @@ def test_a_damaged_gz_is_named(no_roots, spoil):
     path = no_roots / f"{IMAGES_FILE}.gz"
     path.write_bytes(spoil(path.read_bytes()))
     with pytest.raises(ValueError, match=f"{re.escape(str(path))}: cannot be read"):
+        load_dataset("fashion_mnist", data_root=no_roots)
+
+
+def test_an_idx_header_is_bounded_before_anything_is_decompressed(no_roots):
+    write_fashion(no_roots, fashion_files(), compress=True)
+    path = no_roots / f"{IMAGES_FILE}.gz"
+    sizes = np.array((4_000_000, 28, 28), ">u4").tobytes()
+    path.write_bytes(gzip.compress(bytes((0, 0, 8, 3)) + sizes + bytes(10**6)))
+    with pytest.raises(ValueError, match=r"gz takes 3,136,000,000 bytes when decoded; the limit"):
         load_dataset("fashion_mnist", data_root=no_roots)
 
 
@@ -499,12 +512,12 @@ def test_stl10_is_read_column_by_column(no_roots):
 @pytest.mark.parametrize(
     "file, spoil, message",
     [
-        ("train_X.bin", lambda raw: raw[:-1], "276479 bytes are no whole number of images"),
-        ("train_X.bin", lambda raw: b"", "10 labels for the 0 images of train_X.bin"),
-        ("test_X.bin", lambda raw: raw[: 3 * 96 * 96], "5 labels for the 1 images of test_X.bin"),
-        ("train_y.bin", lambda raw: raw[:-1], "9 labels for the 10 images"),
-        ("train_y.bin", lambda raw: bytes(10), r"\[1, 10\], but one is 0"),
-        ("test_y.bin", lambda raw: b"\x0b" * 5, r"\[1, 10\], but one is 11"),
+        ("train_X.bin", lambda raw: raw[:-1], "276479 bytes are not whole images"),
+        ("train_X.bin", lambda raw: b"", r"shape \(10,\); it must be \(0,\)"),
+        ("test_X.bin", lambda raw: raw[: 3 * 96 * 96], r"shape \(5,\); it must be \(1,\)"),
+        ("train_y.bin", lambda raw: raw[:-1], r"shape \(9,\); it must be \(10,\)"),
+        ("train_y.bin", lambda raw: bytes(10), "less 1: labels run from -1 to -1; with 10 classes"),
+        ("test_y.bin", lambda raw: b"\x0b" * 5, "from 10 to 10; with 10 classes"),
     ],
 )
 def test_a_malformed_stl10_file_is_named_with_its_defect(no_roots, file, spoil, message):
@@ -587,11 +600,68 @@ def test_all_layouts_of_images_mean_the_same(tmp_path):
 def test_clean_labels_and_class_names_are_taken_from_an_npz(tmp_path):
     clean = np.array([3, *[0, 1, 2] * 3, 1, 2], np.uint8)
     own = load_dataset(save_npz(tmp_path / "a.npz", y_train_clean=clean))
+    assert own.truth_known
     assert own.train.clean_labels.tolist() == clean.tolist()
     assert own.train.labels.tolist() == [0, 1, 2] * 4
     assert own.num_classes == 4  # the largest label of all, the clean ones included
     named = load_dataset(save_npz(tmp_path / "b.npz", classes=np.array(["ant", "bee", "cow", "d"])))
     assert named.classes == ("ant", "bee", "cow", "d")
+
+
+def images_of(*shape):
+    rng = np.random.default_rng(1)
+    return {
+        k: rng.integers(0, 256, (n, *shape), np.uint8) for k, n in (("x_train", 12), ("x_test", 6))
+    }
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 4), (16, 16, 13), (9, 8, 2), (3, 32, 3), (1, 28, 1)])
+def test_axes_that_could_be_either_are_asked_for_in_the_file_or_the_call(tmp_path, shape):
+    x = images_of(*shape)
+    path = save_npz(tmp_path / "a.npz", **x)
+    with pytest.raises(ValueError, match=r"a.npz: x_train has shape .* say which by an array axes"):
+        load_dataset(path)
+    for axes, order in (("NCHW", (0, 1, 2, 3)), ("NHWC", (0, 3, 1, 2))):
+        asked = load_dataset(path, axes=axes)
+        assert np.array_equal(asked.train.images, x["x_train"].transpose(order))
+        assert np.array_equal(asked.test.images, x["x_test"].transpose(order))
+        told = load_dataset(save_npz(tmp_path / "b.npz", axes=np.array(axes), **x))
+        assert told.content_hash() == asked.content_hash()
+    other = load_dataset(tmp_path / "b.npz", axes="NCHW")  # the call is the last word
+    assert np.array_equal(other.train.images, x["x_train"])
+
+
+@pytest.mark.parametrize("shape, channels", [((3, 32, 4), 3), ((1, 9, 2), 1), ((2, 9, 3), 3)])
+def test_one_or_three_channels_on_one_side_tell_the_axes(tmp_path, shape, channels):
+    assert load_dataset(save_npz(tmp_path / "a.npz", **images_of(*shape))).in_channels == channels
+
+
+def test_axes_are_one_of_two_words_and_for_an_npz(tmp_path):
+    with pytest.raises(ValueError, match="unknown axes 'HWC'; choose from NCHW, NHWC"):
+        load_dataset(save_npz(tmp_path / "a.npz"), axes="HWC")
+    with pytest.raises(ValueError, match=r"a.npz: unknown axes 'CHW'"):
+        load_dataset(save_npz(tmp_path / "a.npz", axes=np.array("CHW")))
+    with pytest.raises(ValueError, match=r"axes says how .* digits is not one"):
+        load_dataset("digits", axes="NCHW")
+
+
+def test_labels_known_to_be_noisy_are_not_passed_off_as_clean(tmp_path):
+    noisy, clean = np.array("noisy"), np.array([1, *[0, 1, 2] * 3, 1, 2])
+    told = load_dataset(save_npz(tmp_path / "a.npz", labels_are=noisy))
+    assert told.train.clean_labels is None
+    assert torch.equal(told.test.clean_labels, told.test.labels)
+    assert load_dataset(tmp_path / "a.npz", labels_are="clean").truth_known
+    plain = save_npz(tmp_path / "b.npz")
+    assert load_dataset(plain).truth_known
+    asked = load_dataset(plain, labels_are="noisy", subset=6)
+    assert asked.train.clean_labels is None
+    assert not load_dataset("digits", labels_are="noisy").truth_known
+    both = save_npz(tmp_path / "c.npz", labels_are=noisy, y_train_clean=clean)
+    assert load_dataset(both).train.clean_labels.tolist() == clean.tolist()
+    with pytest.raises(ValueError, match=r"c.npz: labels_are is 'clean', but y_train differs"):
+        load_dataset(both, labels_are="clean")
+    with pytest.raises(ValueError, match="unknown labels_are 'dirty'; choose from clean, noisy"):
+        load_dataset(plain, labels_are="dirty")
 
 
 @pytest.mark.parametrize("side, shift", [(15, 1), (16, 2), (31, 2), (32, 4)])
@@ -614,20 +684,29 @@ X, Y = npz_arrays()["x_train"], npz_arrays()["y_train"]
         ({"x_train": X[:0]}, r"shape \(0, 3, 8, 9\)"),
         ({"x_train": X[:, :, :7]}, "images must have one size"),
         ({"x_train": np.array([Bomb("never"), None], object)}, "x_train is an object array"),
-        ({"y_train": Y[:11]}, r"y_train has shape \(11,\); allowed is \(12,\)"),
+        ({"y_train": Y[:11]}, r"y_train has shape \(11,\); it must be \(12,\)"),
         ({"y_train": Y[:, None]}, r"shape \(12, 1\)"),
-        ({"y_train": Y.astype(float)}, "y_train has dtype float64; allowed are integers"),
-        ({"y_train": Y - 1}, "y_train must not be negative, but one is -1"),
-        ({"y_train": Y + 10**12}, r"y_train must lie in \[0, 12\) \(the number of training"),
-        ({"y_train": Y.astype(np.uint64) + 2**63}, "y_train must fit int64"),
-        ({"y_test": np.array([0, 1, 2, 0, 1, -2])}, "y_test must not be negative"),
-        ({"y_test": np.array([0, 1, 2, 0, 1, 3])}, "y_test goes up to 3, but no training image"),
-        ({"y_train": np.where(Y == 1, 9, Y)}, "y_train goes up to 9, .* has label 1; without an"),
-        ({"y_train_clean": Y * 2 + 1}, r"y_train_clean goes up to 5, .* has label 4"),
+        ({"y_train": Y.astype(float)}, "y_train must be integers, one a sample, not a float64"),
+        ({"y_train": Y - 1}, "y_train run from -1 to 1; they must not be negative"),
+        (
+            {"y_train": Y + 10**12},
+            "the training labels go up to 1000000000002, but none is 0; without",
+        ),
+        ({"y_train": Y.astype(np.uint64) + 2**63}, "y_train run from -9223"),
+        ({"y_test": np.array([0, 1, 2, 0, 1, -2])}, "y_test run from -2 to 2"),
+        ({"y_test": np.array([0, 1, 2, 0, 1, 3])}, "y_test run from 0 to 3; with 3 classes"),
+        (
+            {"y_train": np.where(Y == 1, 9, Y)},
+            "the training labels go up to 9, but none is 1; without",
+        ),
+        ({"y_train_clean": Y * 2 + 1}, "the training labels go up to 5, but none is 4"),
         ({"y_train_clean": Y[1:]}, "y_train_clean has shape"),
-        ({"classes": np.array(["a", "b"])}, r"\[0, 2\) \(length of classes\), but one is 2"),
+        (
+            {"classes": np.array(["a", "b"])},
+            "y_train run from 0 to 2; with 2 classes they must be in 0 ... 1",
+        ),
         ({"classes": np.array([1, 2, 3])}, "classes has dtype int64"),
-        ({"y_train": Y * 0, "y_test": Y[:6] * 0}, "at least 2 classes"),
+        ({"y_train": Y * 0, "y_test": Y[:6] * 0}, "1 classes; at least 2"),
     ],
 )
 def test_a_malformed_npz_is_named_with_the_array_and_what_is_allowed(tmp_path, changes, message):
@@ -682,15 +761,70 @@ def test_a_file_that_is_no_npz_is_refused(tmp_path, spoil):
     assert "\n" not in str(caught.value)
 
 
-def test_an_npz_whose_header_claims_too_much_is_refused(tmp_path):
+def members(path, **raw):
+    """An .npz with some members' bytes replaced."""
+    save_npz(path, **dict.fromkeys(raw))
+    with zipfile.ZipFile(path, "a") as file:
+        for key, content in raw.items():
+            file.writestr(f"{key}.npy", content)
+    return path
+
+
+def npy(descr, shape, data=b""):
+    header = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + data
+
+
+@pytest.mark.parametrize(
+    "key, raw, message",
+    [
+        ("x_train", npy("|u1", (1 << 40, 3, 8, 9), bytes(99)), "bytes, but 99 follow"),
+        ("x_train", npy("|u1", (-1, -216), bytes(216)), "array|reshape|unknown|negative"),
+        ("y_train", npy("<i8", (12,), bytes(97)), "is 96 bytes, but 97 follow"),
+        ("classes", npy("<U0", (1 << 40,)), "is 0 bytes, but 0 follow"),
+    ],
+)
+def test_an_array_that_is_not_as_long_as_its_header_says_is_refused(tmp_path, key, raw, message):
+    with pytest.raises(ValueError, match=f"bad.npz: cannot be read .*{message}"):
+        load_dataset(members(tmp_path / "bad.npz", **{key: raw}))
+
+
+def test_what_decodes_to_more_than_a_limit_of_ours_is_refused_unread(tmp_path, monkeypatch):
+    path = tmp_path / "bomb.npz"
+    np.savez_compressed(path, **npz_arrays())
+    raw = bytearray(path.read_bytes())
+    first = raw.index(b"PK\x01\x02")  # where the archive's own list says how large a member is
+    raw[first + 24 : first + 28] = (0xFFFFFFF0).to_bytes(4, "little")
+    path.write_bytes(raw)
+    with monkeypatch.context() as patch:
+        patch.setattr(zipfile.ZipFile, "open", None)
+        with pytest.raises(ValueError, match=r"takes 4,29.* bytes when decoded; the limit"):
+            load_dataset(path)
+    whole = save_npz(tmp_path / "whole.npz")
+    monkeypatch.setattr(files, "MOST_BYTES", 1000)
+    with pytest.raises(ValueError, match="the limit is 1,000"):
+        load_dataset(whole)
+
+
+def test_a_compression_that_gives_out_more_than_asked_for_is_refused(tmp_path):
     path = tmp_path / "bad.npz"
-    header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (900000000000000, 3, 8, 9), }\n"
-    with zipfile.ZipFile(path, "w") as file:
-        for name in ("x_train", "y_train", "x_test", "y_test"):
-            raw = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
-            file.writestr(f"{name}.npy", raw)
-    with pytest.raises(ValueError, match="array x_train"):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as file:
+        for key, array in npz_arrays().items():
+            file.writestr(f"{key}.npy", npy(array.dtype.str, array.shape, array.tobytes()))
+    with pytest.raises(ValueError, match="array x_train is compressed in a way"):
         load_dataset(path)
+
+
+def test_names_that_lead_elsewhere_are_not_looked_at_and_pipes_not_opened(tmp_path):
+    path = members(tmp_path / "a.npz", **{"../y_train_clean": b"x", "/classes": b"x", "/dev/": b""})
+    assert (
+        load_dataset(path).content_hash()
+        == load_dataset(save_npz(tmp_path / "b.npz")).content_hash()
+    )
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npz", "b.npz"]
+    os.mkfifo(tmp_path / "pipe.npz")
+    with pytest.raises(ValueError, match=r"pipe.npz: cannot be read \(not a file\)"):
+        load_dataset(tmp_path / "pipe.npz")
 
 
 def test_a_missing_or_unreadable_npz_is_named(tmp_path):

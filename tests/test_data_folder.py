@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mcr2.data import cache, folder, load_dataset, readers
+from mcr2.data import cache, files, folder, load_dataset, readers
+from mcr2.data.splits import Arrays, Decoded
 
 
 @pytest.fixture(autouse=True)
@@ -159,11 +160,11 @@ FLOATS = np.linspace(0, 1, 30, dtype=np.float32).reshape(6, 5)
 @pytest.mark.parametrize(
     "raw, message",
     [
-        (b"", "no image; allowed are PNG, JPEG"),
-        (b"a note, not an image", "no image; allowed are PNG"),
-        (pickle.dumps({"x": 1}), "no image"),
+        (b"", "not an image; allowed are PNG, JPEG"),
+        (b"a note, not an image", "not an image; allowed are PNG"),
+        (pickle.dumps({"x": 1}), "not an image"),
         (png(NOISE)[:-30], "cannot be read as an image"),
-        (png(NOISE)[:40], "cannot be read as an image|no image"),
+        (png(NOISE)[:40], "cannot be read as an image|not an image"),
         (png(NOISE, "jpeg")[:-60], "cannot be read as an image"),
         (png(SIXTEEN_BITS), "mode I;16.*more than 8 bits"),
         (png(FLOATS, "tiff"), "mode F, floats"),
@@ -188,7 +189,7 @@ def test_nothing_is_handed_to_another_program(tmp_path, monkeypatch):
     assert Image.open(path).format == "EPS"
     monkeypatch.setattr("subprocess.Popen", None)
     monkeypatch.setattr("subprocess.check_call", None)
-    with pytest.raises(ValueError, match=r"ant/0.png: no image; allowed"):
+    with pytest.raises(ValueError, match=r"ant/0.png: not an image; allowed"):
         load_dataset(tmp_path / "own")
 
 
@@ -201,6 +202,54 @@ def test_a_header_that_claims_too_much_is_refused(tmp_path):
     path.write_bytes(raw)
     with pytest.raises(ValueError, match=r"ant/0.png: cannot be read as an image.*bomb"):
         load_dataset(tmp_path / "own")
+
+
+def test_more_pixels_than_a_limit_of_ours_are_refused_before_they_are_decoded(
+    tmp_path, monkeypatch
+):
+    write_images(tmp_path / "own")
+    path = tmp_path / "own/train/ant/0.png"
+    raw = bytearray(png())
+    raw[16:24] = (9000).to_bytes(4, "big") * 2  # Pillow would decode as much
+    raw[29:33] = zlib.crc32(raw[12:29]).to_bytes(4, "big")
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match=r"ant/0.png: 9000×9000 pixels; the limit is 67,108,864"):
+        load_dataset(tmp_path / "own")
+    write_images(tmp_path / "own")
+    monkeypatch.setattr(folder, "_decode", None)
+    with pytest.raises(ValueError, match=r"own takes 540,000,000,000 bytes when decoded"):
+        load_dataset(tmp_path / "own", image_size=10**5)
+    monkeypatch.setattr(files, "MOST_BYTES", 1000)
+    with pytest.raises(ValueError, match=r"own takes 1,620 bytes when decoded; the limit is 1,000"):
+        load_dataset(tmp_path / "own")
+
+
+def link_image(root):
+    return root / "train/ant/9.png", root.parent / "other/train/ant/0.png"
+
+
+def link_class(root):
+    shutil.rmtree(root / "train/ant")
+    return root / "train/ant", root.parent / "other/train/ant"
+
+
+def link_split(root):
+    shutil.rmtree(root / "train")
+    return root / "train", root.parent / "other/train"
+
+
+@pytest.mark.parametrize("link", [link_image, link_class, link_split])
+def test_links_are_followed_inside_the_folder_only(tmp_path, link):
+    write_images(tmp_path / "own")
+    write_images(tmp_path / "other")
+    path, target = link(tmp_path / "own")
+    path.symlink_to(target)
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: a link out of"):
+        load_dataset(tmp_path / "own")
+    path.unlink()
+    shutil.copytree(target, path) if target.is_dir() else shutil.copy(target, path)
+    (tmp_path / "own/test/bee/7.png").symlink_to("0.png")
+    assert len(load_dataset(tmp_path / "own").test) == 7
 
 
 def spoil_no_test(root):
@@ -255,10 +304,14 @@ def spoil_one_class(root):
         (spoil_extra_class, "/train", "no class folder dog, which test/ has"),
         (spoil_empty_class, "/train/bee", "an empty class folder"),
         (spoil_hidden_only, "/train/bee", "an empty class folder"),
-        (spoil_stray_file, "/train/stray.png", "no class folder; images belong in train/CLASS/"),
-        (spoil_nested, "/train/ant/more", "no file; a class folder holds images only"),
-        (spoil_pipe, "/train/ant/pipe.png", "no file"),
-        (spoil_dangling_link, "/train/ant/gone.png", "no file"),
+        (
+            spoil_stray_file,
+            "/train/stray.png",
+            "not a class folder; images belong in train/CLASS/",
+        ),
+        (spoil_nested, "/train/ant/more", "not a file; a class folder holds images only"),
+        (spoil_pipe, "/train/ant/pipe.png", "not a file"),
+        (spoil_dangling_link, "/train/ant/gone.png", "not a file"),
         (spoil_one_class, "/train", "1 class folders; at least 2"),
     ],
 )
@@ -274,9 +327,9 @@ def test_a_malformed_folder_is_named_with_its_defect(tmp_path, spoil, where, mes
 def test_image_size_is_for_folders_and_positive(tmp_path):
     write_images(tmp_path / "own")
     for name in ("digits", "cifar10", "file.npz"):
-        with pytest.raises(ValueError, match=f"image_size.*{name} is none"):
+        with pytest.raises(ValueError, match=f"image_size.*{name} is not one"):
             load_dataset(name, image_size=8)
-    with pytest.raises(ValueError, match="at least 1, not 0"):
+    with pytest.raises(ValueError, match="image_size is 0; it must be at least 1"):
         load_dataset(tmp_path / "own", image_size=0)
     with pytest.raises(TypeError, match="image_size must be an integer"):
         load_dataset(tmp_path / "own", image_size=8.0)
@@ -411,6 +464,54 @@ def test_an_entry_of_another_format_is_made_anew(tmp_path, decoded_times, monkey
     assert len(decoded_times) == 2
 
 
+@pytest.mark.parametrize("clean", [None, [0, 1, 1, 2]])
+def test_an_entry_keeps_what_is_known_of_the_truth(tmp_path, clean):
+    images, labels = np.zeros((4, 2, 2, 1), np.uint8), np.array([0, 1, 2, 2])
+    true = None if clean is None else np.array(clean)
+    decoded = Decoded(("a", "b", "c"), Arrays(images, labels, true), Arrays(images, labels, labels))
+    calls = []
+
+    def get():
+        read = lambda: calls.append(0) or decoded  # noqa: E731
+        return cache.cached(tmp_path / "decoded", "x", tmp_path, [], None, read).dataset(
+            "x", flip=False, shift=0, source=""
+        )
+
+    first, second = get(), get()
+    assert len(calls) == 1
+    for data in (first, second):
+        found = data.train.clean_labels
+        assert found is None if clean is None else found.tolist() == clean
+    assert first.content_hash() == second.content_hash()
+
+
+@pytest.mark.parametrize("key", ["train", "test", "train_clean", "classes"])
+def test_an_entry_with_other_labels_is_made_anew(tmp_path, decoded_times, key):
+    write_images(tmp_path / "own")
+    good = load_dataset(tmp_path / "own").content_hash()
+    path = entries(tmp_path)[0] / "rest.npz"
+    with np.load(path) as held:
+        arrays = dict(held)
+    for change in ({key: np.roll(arrays[key], 1)}, {key: arrays[key][:0]}):
+        np.savez(path, **(arrays | change))
+        assert load_dataset(tmp_path / "own").content_hash() == good
+    assert len(decoded_times) == 3
+
+
+@pytest.mark.parametrize("file", ["train.npy", "rest.npz", ""])
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_no_link_or_pipe_of_an_entry_is_opened(tmp_path, decoded_times, file, kind):
+    write_images(tmp_path / "own")
+    good = load_dataset(tmp_path / "own").content_hash()
+    path, aside = entries(tmp_path)[0] / file, tmp_path / "aside"
+    path.rename(aside)
+    path.symlink_to(aside) if kind == "link" else os.mkfifo(path)
+    kept = sorted(p.stat().st_mtime_ns for p in aside.rglob("*"))
+    assert load_dataset(tmp_path / "own").content_hash() == good
+    assert len(decoded_times) == 2
+    assert sorted(p.stat().st_mtime_ns for p in aside.rglob("*")) == kept
+
+
 class Bomb:
     """Leaves a trace when unpickled."""
 
@@ -450,7 +551,7 @@ def test_a_damaged_entry_is_ignored_and_made_anew(tmp_path, decoded_times, file,
     if spoil == "bomb":
         bomb = np.array([Bomb(trace)], object)
         if file == "rest.npz":
-            np.savez(path, fingerprint=bomb, checksums=bomb, classes=bomb, train=bomb, test=bomb)
+            np.savez(path, digest=bomb, classes=bomb, train=bomb, test=bomb)
         else:
             np.save(path, bomb)
     elif spoil is not None:
@@ -488,7 +589,7 @@ def test_an_error_is_not_cached(tmp_path):
     good = path.read_bytes()
     path.write_bytes(b"no image")
     for _ in range(2):
-        with pytest.raises(ValueError, match="no image"):
+        with pytest.raises(ValueError, match="not an image"):
             load_dataset(tmp_path / "own")
     path.write_bytes(good)
     assert len(load_dataset(tmp_path / "own").test) == 6

@@ -2,16 +2,8 @@
 
 A ``Split`` is uint8 images and their labels on one device, a ``Dataset`` a training and a test
 split. ``load_dataset`` takes a name in ``DATASETS``, an ``.npz`` file or an image folder;
-``batches`` cuts an epoch into shuffled, augmented batches.
-
-- :mod:`~mcr2.data.splits`: ``Split``, ``Dataset``;
-- :mod:`~mcr2.data.batching`: subsets, seeds, augmentation, batches;
-- :mod:`~mcr2.data.sources`: ``DATASETS``; finding, downloading, ``load_dataset``;
-- :mod:`~mcr2.data.readers`: the formats of the named data sets;
-- :mod:`~mcr2.data.npz`, :mod:`~mcr2.data.folder`: a user's own data;
-- :mod:`~mcr2.data.cache`: decoded arrays kept on disk.
-
-To add a data set, write one function that reads a folder and name it in ``DATASETS``.
+``batches`` cuts an epoch into shuffled, augmented batches. To add a data set, write one function
+that reads a folder (see ``readers``) and name it in ``DATASETS``.
 """
 
 from mcr2.data.batching import (

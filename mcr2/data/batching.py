@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mcr2.data.splits import Split, channels_first, channels_last, check_integer, check_tensor
+from mcr2.checks import integer
+from mcr2.data.splits import Split, channels_first, channels_last, check_images
 
 
 def mix_seed(*parts: str | int) -> int:
@@ -39,8 +40,7 @@ def stratified_subset(labels: Tensor, size: int, seed: int) -> Tensor:
         (size,) int64 on the CPU, ascending: samples keep their order.
 
     Raises:
-        TypeError: size or seed is no integer.
-        ValueError: size or seed is out of range.
+        TypeError, ValueError: size or seed is not an integer, or out of range.
 
     Example:
         >>> labels = torch.tensor([0, 0, 0, 0, 1, 1])
@@ -49,12 +49,8 @@ def stratified_subset(labels: Tensor, size: int, seed: int) -> Tensor:
     """
     given = labels.cpu().numpy()
     present, counts = np.unique(given, return_counts=True)
-    size, seed = check_integer("subset", size, 1), check_integer("subset seed", seed, 0)
-    if not len(present) <= size <= len(given):
-        raise ValueError(
-            f"subset must lie between {len(present)} (one image a class) and {len(given)} "
-            f"(all of them), not {size}"
-        )
+    size = integer("subset", size, len(present), len(given))
+    seed = integer("subset seed", seed, 0)
     shares, remainders = np.divmod(size * counts.astype(np.int64), len(given))
     largest_first = np.argsort(-remainders, kind="stable")
     shares[largest_first[: size - shares.sum()]] += 1
@@ -74,20 +70,19 @@ class Augmentation:
     """Random changes that preserve an image's class; the default changes nothing.
 
     Args:
-        shift: each image moves by −shift … shift pixels in both directions, every offset equally
-            likely, zeros moving in (the same as padding by ``shift`` and cropping at random).
+        shift: each image moves by −shift … shift pixels in both directions, all offsets equally
+            likely, zeros moving in: the same as padding by ``shift`` and cropping at random.
         flip: mirror half of the images left to right.
 
     Raises:
-        TypeError: shift is no integer, or flip no bool.
-        ValueError: shift is negative.
+        TypeError, ValueError: shift is not an integer from 0, or flip not a bool.
     """
 
     shift: int = 0
     flip: bool = False
 
     def __post_init__(self) -> None:
-        check_integer("shift", self.shift, 0)
+        integer("shift", self.shift, 0)
         if not isinstance(self.flip, bool):
             raise TypeError(f"flip must be a bool, not {type(self.flip).__name__}")
 
@@ -106,24 +101,21 @@ def num_batches(n: int, batch_size: int) -> int:
 
 
 def to_float(images: Tensor) -> Tensor:
-    """Uint8 images as a network takes them.
+    """Uint8 images as a network takes them: x/255, float32, in channels_last memory.
 
     Args:
         images: (N, C, H, W) uint8.
 
-    Returns:
-        (N, C, H, W) float32 in [0, 1], x/255, in channels_last memory.
-
     Raises:
-        TypeError: the images are no uint8 tensor.
-        ValueError: they are not four-dimensional.
+        TypeError, ValueError: they are not.
 
     Example:
         >>> to_float(torch.full((1, 1, 1, 1), 255, dtype=torch.uint8))
         tensor([[[[1.]]]])
     """
-    check_tensor("images", images, torch.uint8, 4, "(N, C, H, W)")
-    return _to_float(channels_last(images).contiguous())
+    check_images(images)
+    pixels = channels_last(images).contiguous().float()
+    return channels_first(pixels.div_(255))
 
 
 def batches(
@@ -140,27 +132,18 @@ def batches(
 
     N samples are cut into ⌈N / batch_size⌉ batches whose sizes differ by at most one: a last batch
     of two or three samples would upset batch normalisation and leave classes out of the rates.
-
-    Nothing is remembered between epochs. The order follows from (sampling_seed, epoch). Shifts and
-    flips follow from (augmentation_seed, epoch) and the sample's index in the split: an augmented
-    image depends neither on the order or size of the batches nor on the device.
+    The order follows from (sampling_seed, epoch), shifts and flips from (augmentation_seed, epoch)
+    and the sample's index in the split: they depend neither on the batches nor on the device.
 
     Args:
-        split: N samples; batches lie on its device.
+        split: N samples; batches lie on its device, their images in channels_last memory.
         batch_size: ≥ 1, the most samples in a batch.
-        epoch: ≥ 0.
-        sampling_seed: ≥ 0.
-        augmentation_seed: ≥ 0.
+        epoch, sampling_seed, augmentation_seed: ≥ 0.
         augmentation: what to change.
         shuffle: False keeps the split's order in every epoch.
 
-    Returns:
-        An iterator of batches: images float32 in [0, 1] and channels_last, labels, and the samples'
-        indices in the split.
-
     Raises:
-        TypeError: a size, seed or epoch is no integer.
-        ValueError: one of them is out of range.
+        TypeError, ValueError: a size, seed or epoch is not an integer, or out of range.
 
     Example:
         >>> split = Split(torch.zeros(5, 1, 8, 8, dtype=torch.uint8), torch.arange(5))
@@ -168,23 +151,20 @@ def batches(
         >>> [batch.labels.tolist() for batch in epoch]
         [[0, 1, 2], [3, 4]]
     """
-    check_integer("batch_size", batch_size, 1)
-    check_integer("epoch", epoch, 0)
-    check_integer("sampling_seed", sampling_seed, 0)
-    check_integer("augmentation_seed", augmentation_seed, 0)
+    integer("batch_size", batch_size, 1)
+    epoch = integer("epoch", epoch, 0)
+    sampling_seed = integer("sampling_seed", sampling_seed, 0)
+    augmentation_seed = integer("augmentation_seed", augmentation_seed, 0)
     n = len(split)
     # Always drawn on the CPU: its generator is the same everywhere, a device's is not.
+    order = torch.arange(n)
     if shuffle:
         order = torch.randperm(n, generator=_stream("order", sampling_seed, epoch))
-    else:
-        order = torch.arange(n)
     # Streams of their own, so that the shifts stay the same with and without flips.
     shift_stream = _stream("shift", augmentation_seed, epoch)
     flip_stream = _stream("flip", augmentation_seed, epoch)
     offsets = torch.randint(0, 2 * augmentation.shift + 1, (2, n), generator=shift_stream)
-    flips = torch.randint(0, 2, (n,), generator=flip_stream).bool()
-    if not augmentation.flip:
-        flips = torch.zeros_like(flips)
+    flips = torch.randint(0, 2, (n,), generator=flip_stream).bool() & augmentation.flip
     return _epoch(split, batch_size, order, offsets, flips, augmentation)
 
 
@@ -197,24 +177,20 @@ def _epoch(
     augmentation: Augmentation,
 ) -> Iterator[Batch]:
     pixels = channels_last(split.images).contiguous()
-    order, flips = order.to(split.device), flips.to(split.device)
-    tops, lefts = offsets.to(split.device)
-    changed = augmentation != Augmentation()
+    order, flips, (tops, lefts) = (x.to(split.device) for x in (order, flips, offsets))
     for indices in order.tensor_split(num_batches(len(order), batch_size)) if len(order) else ():
         images = pixels.index_select(0, indices)
-        if changed:
+        if augmentation != Augmentation():
             images = _shift_and_flip(
                 images, tops[indices], lefts[indices], flips[indices], augmentation.shift
             )
-        yield Batch(_to_float(images), split.labels.index_select(0, indices), indices)
+        yield Batch(
+            to_float(channels_first(images)), split.labels.index_select(0, indices), indices
+        )
 
 
 def _shift_and_flip(images: Tensor, tops: Tensor, lefts: Tensor, flips: Tensor, pad: int) -> Tensor:
-    """Crop (B, H, W, C) images, padded by ``pad``, at (tops, lefts), and mirror those in ``flips``.
-
-    One ``index_select`` of whole pixels: four times faster than indexing rows and columns, twice as
-    fast as cropping and flipping one after the other (500 images of 3×32×32 on one core).
-    """
+    """Crop (B, H, W, C) images, padded by ``pad``, at (tops, lefts); mirror those in ``flips``."""
     B, H, W, C = images.shape
     padded = torch.nn.functional.pad(images, (0, 0, pad, pad, pad, pad))
     height, width = H + 2 * pad, W + 2 * pad
@@ -226,10 +202,5 @@ def _shift_and_flip(images: Tensor, tops: Tensor, lefts: Tensor, flips: Tensor, 
     return padded.view(-1, C).index_select(0, index.view(-1)).view(B, H, W, C)
 
 
-def _stream(name: str, seed: int, epoch: int) -> torch.Generator:
-    return torch.Generator().manual_seed(mix_seed(name, int(seed), int(epoch)))
-
-
-def _to_float(pixels: Tensor) -> Tensor:
-    """(B, H, W, C) uint8 to (B, C, H, W) float32; the permutation makes it channels_last."""
-    return channels_first(pixels.float().div_(255))
+def _stream(*name: str | int) -> torch.Generator:
+    return torch.Generator().manual_seed(mix_seed(*name))

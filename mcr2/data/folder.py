@@ -1,17 +1,22 @@
 """A user's own images in folders: ``train/CLASS/*`` and ``test/CLASS/*``, decoded once to memory.
 
-``scan`` lists the files and refuses what is no such folder; ``decode`` reads the images.
+``scan`` lists the files and refuses what is not such a folder; ``decode`` reads the images.
 """
 
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from mcr2.data.splits import Array, Decoded
+from mcr2.data.files import MOST_BYTES, Array, check_size
+from mcr2.data.splits import Arrays, Decoded
+
+MOST_PIXELS = 1 << 26
+"""No image may have more pixels than 8192×8192."""
 
 # Named, because Pillow would otherwise try every format it knows, and it hands some of them (EPS)
 # to other programs.
@@ -20,139 +25,102 @@ _GREY = ("1", "L", "LA", "La")
 _COLOUR = ("P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "HSV")
 
 
-@dataclass(frozen=True)
-class Files:
-    """The images of a folder, class after class: a path and a label each.
-
-    Args:
-        classes: the class folders' names, sorted.
-        train, test: the images in the order of classes, then of names.
-        stamps: name below ``root``, size in bytes and time of modification (ns) of every image.
-    """
+class Files(NamedTuple):
+    """The images of a folder, those for training first, in the order of classes, then of names."""
 
     classes: tuple[str, ...]
-    train: tuple[tuple[Path, int], ...]
-    test: tuple[tuple[Path, int], ...]
-    stamps: tuple[tuple[str, int, int], ...]
+    paths: list[Path]
+    labels: list[int]
+    num_train: int
 
 
 def scan(root: Path) -> Files:
-    """List an image folder.
+    """List an image folder, whose path is resolved.
 
     Hidden files and folders (``.…``) and those that Windows leaves behind are passed over.
 
     Raises:
-        ValueError: ``train`` or ``test`` is missing, their classes differ, a class is empty, or
-            something lies where it does not belong; the line names it.
+        ValueError: ``train`` or ``test`` is missing, their classes differ, a class is empty,
+            something lies where it does not belong, or a link leads out; the line names it.
     """
-    listed: dict[str, dict[str, list[os.DirEntry[str]]]] = {}
+    listed: dict[str, dict[str, list[Path]]] = {}
     for which in ("train", "test"):
         if not (root / which).is_dir():
             raise ValueError(
                 f"{root}: no folder {which}/; an image folder holds train/CLASS/* and test/CLASS/*"
             )
         listed[which] = {}
-        for folder in _entries(root / which):
+        for folder in _inside(root / which, root):
             if not folder.is_dir():
-                raise ValueError(
-                    f"{folder.path}: no class folder; images belong in {which}/CLASS/, and nothing "
-                    "else does"
-                )
-            images = _entries(Path(folder.path))
+                raise ValueError(f"{folder}: not a class folder; images belong in {which}/CLASS/")
+            images = listed[which][folder.name] = _inside(folder, root)
             if not images:
-                raise ValueError(f"{folder.path}: an empty class folder")
+                raise ValueError(f"{folder}: an empty class folder")
             for image in images:
                 if not image.is_file():  # a folder, or a pipe that would never end
-                    raise ValueError(f"{image.path}: no file; a class folder holds images only")
-            listed[which][folder.name] = images
+                    raise ValueError(f"{image}: not a file; a class folder holds images only")
     for here, there in (("train", "test"), ("test", "train")):
         if lacking := sorted(listed[here].keys() - listed[there].keys()):
-            raise ValueError(
-                f"{root / there}: no class folder {lacking[0]}, which {here}/ has; both need the "
-                "same classes"
-            )
+            raise ValueError(f"{root / there}: no class folder {lacking[0]}, which {here}/ has")
     classes = tuple(sorted(listed["train"]))
     if len(classes) < 2:
         raise ValueError(f"{root / 'train'}: {len(classes)} class folders; at least 2 are needed")
-    stamps = []
-    try:
-        for which, by_class in listed.items():
-            for name in classes:
-                for image in by_class[name]:
-                    stat = image.stat()
-                    stamps.append((f"{which}/{name}/{image.name}", stat.st_size, stat.st_mtime_ns))
-    except OSError as error:
-        raise ValueError(f"{image.path}: cannot be read ({error.strerror})") from error
-    train, test = (
-        tuple((Path(i.path), k) for k, name in enumerate(classes) for i in by_class[name])
-        for by_class in listed.values()
-    )
-    return Files(classes, train, test, tuple(stamps))
+    counted = [(k, found[name]) for found in listed.values() for k, name in enumerate(classes)]
+    paths = [path for _, images in counted for path in images]
+    labels = [k for k, images in counted for _ in images]
+    return Files(classes, paths, labels, sum(map(len, listed["train"].values())))
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
+def _inside(folder: Path, root: Path) -> list[Path]:
+    """What a folder holds, sorted by name, once nothing of it leads out of the root."""
     try:
-        with os.scandir(folder) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
+        found = sorted(folder.iterdir(), key=lambda path: path.name)
     except OSError as error:
         raise ValueError(f"{folder}: cannot be read ({error.strerror})") from error
-    return [e for e in entries if e.name[0] != "." and e.name not in ("Thumbs.db", "desktop.ini")]
+    kept = [p for p in found if p.name[0] != "." and p.name not in ("Thumbs.db", "desktop.ini")]
+    for path in (folder, *kept):
+        if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root):
+            raise ValueError(f"{path}: a link out of {root}; only what lies inside is read")
+    return kept
 
 
 def decode(files: Files, image_size: int | None) -> Decoded:
-    """Read the images of a folder.
+    """Read the images of a folder; its labels are taken as clean.
 
     One channel where all images are grey, otherwise three. Transparency and orientation tags are
-    ignored, and an animation is its first frame.
-
-    Args:
-        files: from ``scan``.
-        image_size: resize all to that many pixels a side, whatever their shape (Pillow's bilinear
-            filter, which smooths where it shrinks); None keeps the one size that they have.
+    ignored, and an animation is its first frame. With ``image_size`` all get that many pixels a
+    side, whatever their shape, by Pillow's bilinear filter, which smooths where it shrinks.
 
     Raises:
-        ValueError: a file is no image or damaged, has other than 8 bits a channel, or (without
-            ``image_size``) another size than the first; the line names the file.
+        ValueError: a file is not an image or damaged, has other than 8 bits a channel, more than
+            ``MOST_PIXELS`` or (without ``image_size``) another size than the first; or all
+            together are beyond ``check_size``. The line names the file.
     """
-    splits = (files.train, files.test)
-    with warnings.catch_warnings():
+    classes, paths, labels, n = files
+    with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         warnings.simplefilter("ignore")  # damaged metadata, which nothing here uses
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow decodes without GIL
-            try:
-                # All headers first: a last image of another size is known in seconds, not minutes.
-                paths = [path for split in splits for path, _ in split]
-                headers = list(pool.map(_header, paths, chunksize=64))
-                if image_size is None:
-                    _check_sizes(paths, [size for size, _ in headers])
-                    width, height = headers[0][0]
-                else:
-                    width = height = image_size
-                grey = all(mode in _GREY for _, mode in headers)
-                images = []
-                for split in splits:
-                    shape = (len(split), height, width, 1 if grey else 3)
-                    images.append(np.empty(shape, np.uint8))
-                    decoding = pool.map(
-                        lambda path, out: _decode(path, out, resize=image_size is not None),
-                        (path for path, _ in split),
-                        images[-1],
+        try:
+            # All headers first: a last image of another size is known in seconds, not minutes.
+            headers = list(pool.map(_header, paths, chunksize=64))
+            width, height = headers[0][0] if image_size is None else (image_size, image_size)
+            channels = 1 if all(mode in _GREY for _, mode in headers) else 3
+            for path, (size, _) in zip(paths, headers, strict=True):
+                if image_size is None and size != (width, height):
+                    raise ValueError(
+                        f"{path}: {size[0]}×{size[1]} pixels (width × height), but {paths[0]} has "
+                        f"{width}×{height}; image_size (--image-size) resizes all to one size"
                     )
-                    for _ in decoding:
-                        pass
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-    labels = [np.array([label for _, label in split], np.int64) for split in splits]
-    return Decoded(images[0], labels[0], images[1], labels[1], files.classes)
-
-
-def _check_sizes(paths: list[Path], sizes: list[tuple[int, int]]) -> None:
-    for path, size in zip(paths, sizes, strict=True):
-        if size != sizes[0]:
-            raise ValueError(
-                f"{path}: {size[0]}×{size[1]} pixels (width × height), but {paths[0]} has "
-                f"{sizes[0][0]}×{sizes[0][1]}; image_size (--image-size) resizes all to one size"
-            )
+            # What is resized may grow: then the limit is that of all data.
+            stored = MOST_BYTES if image_size else sum(path.stat().st_size for path in paths)
+            check_size(paths[0].parents[2], len(paths) * height * width * channels, stored)
+            images = np.empty((len(paths), height, width, channels), np.uint8)
+            for _ in pool.map(partial(_decode, image_size=image_size), paths, images):
+                pass
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    train, test = np.array(labels[:n]), np.array(labels[n:])
+    return Decoded(classes, Arrays(images[:n], train, train), Arrays(images[n:], test, test))
 
 
 def _header(path: Path) -> tuple[tuple[int, int], str]:
@@ -162,9 +130,11 @@ def _header(path: Path) -> tuple[tuple[int, int], str]:
         with Image.open(path, formats=_FORMATS) as image:
             size, mode = image.size, image.mode
     except UnidentifiedImageError as error:
-        raise ValueError(f"{path}: no image; allowed are {', '.join(_FORMATS)}") from error
+        raise ValueError(f"{path}: not an image; allowed are {', '.join(_FORMATS)}") from error
     except Exception as error:  # Pillow's readers stumble over damaged bytes in many ways
         raise _unreadable(path, error) from error
+    if size[0] * size[1] > MOST_PIXELS:
+        raise ValueError(f"{path}: {size[0]}×{size[1]} pixels; the limit is {MOST_PIXELS:,}")
     if mode not in _GREY + _COLOUR:
         raise ValueError(
             f"{path}: pixels of Pillow's mode {mode}, floats or more than 8 bits; allowed are "
@@ -173,7 +143,7 @@ def _header(path: Path) -> tuple[tuple[int, int], str]:
     return size, mode
 
 
-def _decode(path: Path, out: Array, *, resize: bool) -> None:
+def _decode(path: Path, out: Array, image_size: int | None) -> None:
     """Write an image into ``out``, (H, W, C)."""
     from PIL import Image
 
@@ -183,7 +153,7 @@ def _decode(path: Path, out: Array, *, resize: bool) -> None:
             pixels = image.convert("L" if channels == 1 else "RGB")
     except Exception as error:
         raise _unreadable(path, error) from error
-    if resize:
+    if image_size is not None:
         pixels = pixels.resize((width, height), Image.Resampling.BILINEAR)
     out[...] = np.asarray(pixels).reshape(out.shape)
 

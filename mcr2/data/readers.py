@@ -17,9 +17,16 @@ from typing import Any
 
 import numpy as np
 
-from mcr2.data.splits import Array, Decoded
+from mcr2 import checks
+from mcr2.data.files import Array, check_size
+from mcr2.data.splits import Arrays, Decoded
 
-# ------------------------------------------------------------------------------------------ digits
+
+def _labelled(where: object, images: Array, labels: Array, num_classes: int) -> Arrays:
+    """A split of a named data set, whose labels are taken as clean, once they fit."""
+    name = f"{where}: labels"
+    y = checks.labels(np.ravel(labels), num_classes, count=len(images), name=name).numpy()
+    return Arrays(images, y, y)
 
 
 def read_digits(_: Path) -> Decoded:
@@ -29,14 +36,12 @@ def read_digits(_: Path) -> Decoded:
 
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
-    labels = digits.target.astype(np.int64)
-    train, test = train_test_split(
-        np.arange(len(labels)), test_size=360, random_state=0, stratify=labels
+    parts = train_test_split(
+        np.arange(len(images)), test_size=360, random_state=0, stratify=digits.target
     )
-    return Decoded(images[train], labels[train], images[test], labels[test], tuple("0123456789"))
+    splits = [_labelled("digits", images[part], digits.target[part], 10) for part in parts]
+    return Decoded(tuple("0123456789"), *splits)
 
-
-# --------------------------------------------------------------------- idx: MNIST and its relatives
 
 IDX_FILES = (
     "train-images-idx3-ubyte",
@@ -48,17 +53,14 @@ IDX_FILES = (
 
 def read_idx_folder(folder: Path, classes: tuple[str, ...]) -> Decoded:
     """Read a folder laid out like MNIST's, 28×28 images, each file as it is or as ``.gz``."""
-    splits: list[tuple[Array, Array]] = []
-    for images_file, labels_file in (IDX_FILES[:2], IDX_FILES[2:]):
-        images_path, labels_path = (plain_or_gz(folder, f) for f in (images_file, labels_file))
-        assert images_path is not None
-        assert labels_path is not None
+    splits = []
+    for files in (IDX_FILES[:2], IDX_FILES[2:]):
+        images_path, labels_path = (plain_or_gz(folder, file) or folder / file for file in files)
         images, labels = _read_idx(images_path, 3), _read_idx(labels_path, 1)
-        if images.shape[1:] != (28, 28):
-            raise ValueError(f"{images_path}: images must be 28×28, not {images.shape[1:]}")
-        _check_labels(labels_path, labels, len(images), images_path, 0, len(classes) - 1)
-        splits.append((images[..., None], labels))
-    return _decoded(splits, classes)
+        if images.shape[1:] != (28, 28) or len(images) == 0:
+            raise ValueError(f"{images_path}: images must be N×28×28, not {images.shape}")
+        splits.append(_labelled(labels_path, images[..., None], labels, len(classes)))
+    return Decoded(classes, *splits)
 
 
 def plain_or_gz(folder: Path, file: str) -> Path | None:
@@ -71,60 +73,58 @@ def plain_or_gz(folder: Path, file: str) -> Path | None:
 def _read_idx(path: Path, ndim: int) -> Array:
     """Read LeCun's idx format: two zero bytes, the type, the number of sizes, sizes, data.
 
-    Only unsigned bytes (type 8). The sizes are big-endian; the data must be exactly as long as they
-    say. The file is taken in whole, so that a header that lies cannot make us allocate.
+    Only unsigned bytes (type 8); the sizes are big-endian.
     """
+    magic = bytes((0, 0, 8, ndim))
     try:
-        raw = path.read_bytes()
-        if path.suffix == ".gz":
-            raw = gzip.decompress(raw)
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            header = stream.read(4 + 4 * ndim)
+            if len(header) < 4 + 4 * ndim:
+                raise ValueError(f"{path}: truncated, {len(header)} bytes are not an idx header")
+            if header[:4] != magic:
+                raise ValueError(
+                    f"{path}: starts with {header[:4].hex()}, not with {magic.hex()} as an idx "
+                    f"file of unsigned bytes in {ndim} dimensions"
+                )
+            shape = tuple(np.frombuffer(header, ">u4", offset=4).tolist())
+            size = math.prod(shape)
+            check_size(path, size, path.stat().st_size)
+            raw = stream.read(size + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: cannot be read ({error})") from error
-    header = 4 + 4 * ndim
-    if len(raw) < header:
-        raise ValueError(f"{path}: truncated, {len(raw)} bytes are no idx header")
-    if raw[:4] != bytes((0, 0, 8, ndim)):
-        raise ValueError(
-            f"{path}: starts with {raw[:4].hex()}, not with {bytes((0, 0, 8, ndim)).hex()} as an "
-            f"idx file of unsigned bytes in {ndim} dimensions"
-        )
-    shape = tuple(int(size) for size in np.frombuffer(raw, ">u4", ndim, offset=4))
-    if len(raw) - header != math.prod(shape):
-        raise ValueError(
-            f"{path}: its header says {shape}, {math.prod(shape)} bytes, but "
-            f"{len(raw) - header} follow"
-        )
-    return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
+    if len(raw) != size:
+        follow = "more" if len(raw) > size else len(raw)
+        raise ValueError(f"{path}: its header says {shape}, {size} bytes, but {follow} follow")
+    return np.frombuffer(raw, np.uint8).reshape(shape)
 
-
-# ------------------------------------------------------------------------------------------- CIFAR
 
 CIFAR10_FILES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
 CIFAR100_FILES = ("train", "test", "meta")
 
 
-def read_cifar(folder: Path, torchvision_name: str, labels_key: str, names_key: str) -> Decoded:
-    """Read CIFAR-10 or CIFAR-100 as pickled for Python, with torchvision's list of checksums."""
+def read_cifar(folder: Path, torchvision_name: str, kind: str = "") -> Decoded:
+    """Read CIFAR-10 or CIFAR-100 as pickled for Python, with torchvision's list of checksums.
+
+    CIFAR-100 has labels of two kinds, ``fine_`` and ``coarse_``.
+    """
     published = torchvision_class(torchvision_name)
-    splits: list[tuple[Array, Array]] = []
+    meta = _unpickle(folder / published.meta["filename"], published.meta["md5"])
+    classes = tuple(meta[f"{kind}label_names"])
+    splits = []
     for listed in (published.train_list, published.test_list):
-        parts = [_unpickle(_published(folder / file, md5)) for file, md5 in listed]
+        parts = [_unpickle(folder / file, md5) for file, md5 in listed]
         planes = np.concatenate([part["data"] for part in parts]).reshape(-1, 3, 32, 32)
-        labels = np.concatenate([part[labels_key] for part in parts])
-        splits.append((planes.transpose(0, 2, 3, 1), labels))
-    meta = _unpickle(_published(folder / published.meta["filename"], published.meta["md5"]))
-    return _decoded(splits, tuple(meta[names_key]))
+        labels = np.concatenate([part[f"{kind}labels"] for part in parts])
+        splits.append(_labelled(folder, planes.transpose(0, 2, 3, 1), labels, len(classes)))
+    return Decoded(classes, *splits)
 
 
-def _unpickle(published: bytes) -> Any:
-    return pickle.loads(published, encoding="latin1")
+def _unpickle(path: Path, md5: str) -> Any:
+    return pickle.loads(_published(path, md5), encoding="latin1")
 
 
 def _published(path: Path, md5: str) -> bytes:
-    """The bytes of a file, if they are the published ones.
-
-    The file is read once: what is opened is what was checked.
-    """
+    """The bytes of a file, if they are the published ones: what is opened is what was checked."""
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -143,12 +143,9 @@ def torchvision_class(name: str) -> Any:
     try:
         import torchvision.datasets
     except (ImportError, RuntimeError, AttributeError, OSError) as error:  # built for another torch
-        reason = " ".join(str(error).split())
-        raise ImportError(f"torchvision cannot be imported, reinstall it ({reason})") from error
+        raise ImportError(f"torchvision cannot be imported, reinstall it ({error})") from error
     return getattr(torchvision.datasets, name)
 
-
-# -------------------------------------------------------------------------------------------- SVHN
 
 SVHN_FILES = ("train_32x32.mat", "test_32x32.mat")
 
@@ -162,12 +159,10 @@ def read_svhn(folder: Path) -> Decoded:
         _, file, md5 = torchvision_class("SVHN").split_list[which]
         # SciPy's parser is compiled, and a damaged file can bring the whole process down.
         content = loadmat(io.BytesIO(_published(folder / file, md5)), variable_names=("X", "y"))
-        labels = content["y"].ravel().astype(np.int64) % 10
-        splits.append((content["X"].transpose(3, 0, 1, 2), labels))
-    return _decoded(splits, tuple("0123456789"))
+        images = content["X"].transpose(3, 0, 1, 2)
+        splits.append(_labelled(folder / file, images, content["y"] % 10, 10))
+    return Decoded(tuple("0123456789"), *splits)
 
-
-# ---------------------------------------------------------------------------------------- STL-10
 
 STL10_FILES = ("train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin")
 _STL10_CLASSES = (
@@ -178,41 +173,15 @@ _STL10_CLASSES = (
 
 def read_stl10(folder: Path) -> Decoded:
     """Read STL-10's labelled images: bare bytes, 3 planes of 96 columns each, labels from 1."""
-    splits: list[tuple[Array, Array]] = []
-    for images_path, labels_path in (
-        (folder / STL10_FILES[0], folder / STL10_FILES[1]),
-        (folder / STL10_FILES[2], folder / STL10_FILES[3]),
-    ):
+    splits = []
+    for files in (STL10_FILES[:2], STL10_FILES[2:]):
+        images_path, labels_path = (folder / file for file in files)
         try:
-            raw = np.fromfile(images_path, np.uint8)
-            labels = np.fromfile(labels_path, np.uint8)
+            raw, labels = (np.fromfile(path, np.uint8) for path in (images_path, labels_path))
         except OSError as error:
-            raise ValueError(f"{images_path.parent}: cannot be read ({error})") from error
+            raise ValueError(f"{folder}: cannot be read ({error})") from error
         if len(raw) % (3 * 96 * 96):
-            raise ValueError(
-                f"{images_path}: {len(raw)} bytes are no whole number of images of 3×96×96"
-            )
-        columns = raw.reshape(-1, 3, 96, 96)
-        _check_labels(labels_path, labels, len(columns), images_path, 1, 10)
-        splits.append((columns.transpose(0, 3, 2, 1), labels - 1))
-    return _decoded(splits, _STL10_CLASSES)
-
-
-# ------------------------------------------------------------------------------------------ common
-
-
-def _decoded(splits: list[tuple[Array, Array]], classes: tuple[str, ...]) -> Decoded:
-    (train_images, train_labels), (test_images, test_labels) = splits
-    return Decoded(train_images, train_labels, test_images, test_labels, classes)
-
-
-def _check_labels(
-    path: Path, labels: Array, n: int, images_path: Path, lowest: int, highest: int
-) -> None:
-    if n == 0 or len(labels) != n:
-        raise ValueError(f"{path}: {len(labels)} labels for the {n} images of {images_path.name}")
-    for label in (int(labels.min()), int(labels.max())):
-        if not lowest <= label <= highest:
-            raise ValueError(
-                f"{path}: labels must lie in [{lowest}, {highest}], but one is {label}"
-            )
+            raise ValueError(f"{images_path}: {len(raw)} bytes are not whole images of 3×96×96")
+        images = raw.reshape(-1, 3, 96, 96).transpose(0, 3, 2, 1)
+        splits.append(_labelled(f"{labels_path}, less 1", images, labels.astype(int) - 1, 10))
+    return Decoded(_STL10_CLASSES, *splits)

@@ -5,18 +5,19 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mcr2.checks import choice, integer
 from mcr2.data import folder, readers
 from mcr2.data.batching import stratified_subset
-from mcr2.data.cache import cached, stamps
-from mcr2.data.npz import read_npz
+from mcr2.data.cache import cached
+from mcr2.data.npz import AXES, LABELS_ARE, read_npz
 from mcr2.data.readers import plain_or_gz, torchvision_class
-from mcr2.data.splits import Dataset, Decoded, check_integer
+from mcr2.data.splits import Dataset, Decoded
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,9 @@ class Source:
     Args:
         description: one line for a reader.
         read: makes its arrays from the folder in which its files were found.
-        flip: whether mirroring an image left to right preserves its class.
-        shift: by how many pixels images may be shifted in augmentation.
-        files: what must lie in that folder, each as it is or as ``.gz``. Empty for data that come
-            with a dependency: ``read`` then gets the path ``.`` and ignores it.
+        flip, shift: as a ``Dataset`` has them.
+        files: what must lie in that folder, each as it is or as ``.gz``; nothing for data that
+            come with a dependency.
         folders: where in a root that folder may be, first match wins.
         roots: further roots to look in, after the user's.
         download: puts the files somewhere under a given, empty root; any exception is a failure.
@@ -47,6 +47,9 @@ class Source:
     advice: str = ""
 
 
+_INCLUDED = "scikit-learn"
+
+
 class Availability(NamedTuple):
     """Whether a data set is there: ``found`` is its folder or None, ``looked`` every candidate."""
 
@@ -57,13 +60,10 @@ class Availability(NamedTuple):
 
 
 def availability(data_root: str | Path | None = None) -> list[Availability]:
-    """Which of ``DATASETS`` are there. Looks for files; reads, imports and downloads nothing.
+    """Which of ``DATASETS`` are there, in their order; reads, imports and downloads nothing.
 
     Args:
         data_root: looked in first, as by ``load_dataset``.
-
-    Returns:
-        One ``Availability`` for each data set, in the order of ``DATASETS``.
 
     Raises:
         ValueError: ``data_root`` is a file.
@@ -87,64 +87,66 @@ def load_dataset(
     subset: int | None = None,
     subset_seed: int = 0,
     image_size: int | None = None,
+    axes: str | None = None,
+    labels_are: str | None = None,
     download: bool = True,
 ) -> Dataset:
     """Load a named data set, an ``.npz`` file or an image folder.
 
-    Named ones are looked for in ``data_root``, then in ``$MCR2_DATA``, in ``~/.cache/mcr2`` (under
+    Named ones are looked for in ``data_root``, ``$MCR2_DATA``, ``~/.cache/mcr2`` (under
     ``$XDG_CACHE_HOME`` where that is set), and where their ``Source`` says; if they are in none,
-    torchvision downloads them into the first of the three that is given.
+    torchvision downloads them into the first that is given.
 
-    An ``.npz`` file holds ``x_train, y_train, x_test, y_test`` and perhaps ``y_train_clean`` and
-    ``classes``. Images are uint8: (N, C, H, W), or (N, H, W) for one channel, or (N, H, W, C) if C
-    is 1 or 3 and the second size is neither. Labels are integers in [0, K); K is the number of
-    ``classes``, without them the largest label plus one. Without ``y_train_clean`` the training
-    labels are taken as clean.
+    An ``.npz`` file holds ``x_train, y_train, x_test, y_test`` and perhaps ``y_train_clean``,
+    ``classes``, ``axes`` and ``labels_are``. Images are uint8: (N, H, W), (N, C, H, W) or
+    (N, H, W, C), the last two told apart by 1 or 3 channels on one side only, otherwise by
+    ``axes``. Labels lie in [0, K), K the number of ``classes`` or the largest label plus one.
 
-    An image folder holds ``train/CLASS/*`` and ``test/CLASS/*``, the same classes in both, images
-    of one size unless ``image_size`` is given. Labels follow the sorted names of the classes, and
-    samples lie class after class. One channel if all images are grey, otherwise three.
+    An image folder holds ``train/CLASS/*`` and ``test/CLASS/*``, images of one size unless
+    ``image_size`` is given. Samples lie class after class, in the order of names.
 
     Nothing in a user's files is executed. A user's images are never mirrored, and shifted by 4
     pixels from a smaller side of 32 on, by 2 from 16 on, else by 1. What was decompressed or
-    decoded is kept in ``decoded`` under ``~/.cache/mcr2`` and used again while the files' names,
-    sizes and times stay the same.
+    decoded is kept under ``~/.cache/mcr2`` while the files' names, sizes and times stay the same.
 
     Args:
         name_or_path: a name in ``DATASETS``, a path ending in ``.npz``, or a folder.
         data_root: folder to look in first, and to download into.
-        subset: keep that many training images, stratified by the labels trained on (see
-            ``stratified_subset``). The test split stays whole.
-        subset_seed: which ones.
+        subset, subset_seed: how many training images to keep, see ``stratified_subset``.
         image_size: pixels a side that the images of a folder are resized to.
+        axes: "NCHW" or "NHWC", how the images of an ``.npz`` file lie; None asks the file.
+        labels_are: "noisy" where the training labels may be wrong: the true ones are then
+            ``y_train_clean``, or unknown (None). "clean" where they are the true ones. None asks
+            the file, and is "clean" where it does not say. Test labels are taken as clean.
         download: whether to download what is not found.
-
-    Returns:
-        The data set, on the CPU. ``train.clean_labels`` equals ``train.labels`` unless the file
-        says otherwise.
 
     Raises:
         ValueError: unknown name, malformed file (named, with what is wrong), impossible subset, or
-            an ``image_size`` that is not positive or not for a folder.
-        TypeError: subset, its seed or image_size is no integer.
-        FileNotFoundError: not found, and not downloaded: what was looked for, where, what to do.
+            an ``image_size`` or ``axes`` for what does not take it.
+        TypeError: subset, its seed or image_size is not an integer.
+        FileNotFoundError: not found and not downloaded: what was looked for, where, what to do.
 
     Example:
-        >>> digits = load_dataset("digits", subset=100)
-        >>> len(digits.train), len(digits.test), digits.in_channels, digits.image_size
-        (100, 360, 1, (8, 8))
+        >>> load_dataset("digits", subset=100).train
+        Split(100 images of 1×8×8 on cpu, 0 labelled wrong)
     """
     name = str(name_or_path)
     path = Path(name).expanduser()
     is_named, is_npz = name in DATASETS, name.lower().endswith(".npz")
     if image_size is not None:
-        check_integer("image_size", image_size, 1)
+        integer("image_size", image_size, 1)
         if is_named or is_npz:
-            raise ValueError(f"image_size resizes the images of a folder, and {name} is none")
+            raise ValueError(f"image_size resizes the images of a folder, and {name} is not one")
+    if axes is not None:
+        choice("axes", axes, AXES)
+        if not is_npz:
+            raise ValueError(f"axes says how an .npz file's images lie, and {name} is not one")
+    if labels_are is not None:
+        choice("labels_are", labels_are, LABELS_ARE)
     if is_named:
         dataset = _load_named(name, data_root, download)
     elif is_npz:
-        dataset = _own(path, read_npz(path))
+        dataset = _own(path, read_npz(path, axes, labels_are))
     elif name and os.path.isdir(path):
         dataset = _load_folder(path, image_size)
     elif os.sep in name and not os.path.exists(path):
@@ -154,16 +156,17 @@ def load_dataset(
             f"unknown data set {name!r}; allowed are {', '.join(DATASETS)}, a path ending in "
             ".npz, or a folder that holds train/CLASS/* and test/CLASS/*"
         )
-    if subset is None:
-        return dataset
-    chosen = stratified_subset(dataset.train.labels, subset, subset_seed)
-    return replace(dataset, train=dataset.train.select(chosen))
+    train = dataset.train
+    if labels_are == "noisy" and not is_npz:
+        train = train.relabelled(train.labels, None)
+    if subset is not None:
+        train = train.select(stratified_subset(train.labels, subset, subset_seed))
+    return replace(dataset, train=train)
 
 
 def _own(path: Path, decoded: Decoded) -> Dataset:
-    """A user's own data, of which nothing is known but the size of its images."""
-    smaller_side = min(decoded.train_images.shape[1:3])
-    shift = 4 if smaller_side >= 32 else 2 if smaller_side >= 16 else 1
+    side = min(decoded.train.images.shape[1:3])  # all that is known of a user's own data
+    shift = 4 if side >= 32 else 2 if side >= 16 else 1
     return decoded.dataset(path.name, flip=False, shift=shift, source=str(path))
 
 
@@ -173,15 +176,8 @@ def _load_folder(path: Path, image_size: int | None) -> Dataset:
     path = path.resolve()  # so that "." has a name
     files = folder.scan(path)
     variant = (image_size, PIL.__version__)
-    decoded = cached(
-        _cache() / "decoded",
-        path.name,
-        path,
-        files.stamps,
-        variant,
-        lambda: folder.decode(files, image_size),
-    )
-    return _own(path, decoded)
+    read = partial(folder.decode, files, image_size)
+    return _own(path, cached(_cache() / "decoded", path.name, path, files.paths, variant, read))
 
 
 def _load_named(name: str, data_root: str | Path | None, download: bool) -> Dataset:
@@ -190,22 +186,20 @@ def _load_named(name: str, data_root: str | Path | None, download: bool) -> Data
     problem = "downloading is switched off"
     if where is None and download and source.download is not None:
         root = _roots(data_root)[0]
+        problem = f"what was downloaded into {root} is not what was expected"
         try:
-            _download(source, root)
+            _download(source.download, root)
         except Exception as error:  # whatever went wrong, the user needs the same line
             problem = f"the download failed ({' '.join(str(error).split()) or repr(error)})"
-            raise FileNotFoundError(_missing(name, data_root, problem)) from error
         where, _ = _find(source, data_root)
-        problem = f"what was downloaded into {root} is not what was expected"
     if where is None:
         raise FileNotFoundError(_missing(name, data_root, problem))
-    if source.files:
-        found = [path for file in source.files if (path := plain_or_gz(where, file)) is not None]
-        read = partial(source.read, where)
-        decoded = cached(_cache() / "decoded", name, where, stamps(found), None, read)
-        origin = str(where)
-    else:
+    if not source.files:
         decoded, origin = source.read(where), _INCLUDED
+    else:
+        found = [path for file in source.files if (path := plain_or_gz(where, file)) is not None]
+        read, origin = partial(source.read, where), str(where)
+        decoded = cached(_cache() / "decoded", name, where, found, None, read)
     return decoded.dataset(name, flip=source.flip, shift=source.shift, source=origin)
 
 
@@ -215,7 +209,7 @@ def _cache() -> Path:
 
 def _roots(data_root: str | Path | None) -> list[Path]:
     """The user's roots, most specific first; the first is where downloads go."""
-    given = [data_root, os.environ.get("MCR2_DATA") or None, _cache()]
+    given = (data_root, os.environ.get("MCR2_DATA") or None, _cache())
     roots = [Path(root).expanduser() for root in given if root is not None]
     if data_root is not None and roots[0].exists() and not roots[0].is_dir():
         raise ValueError(f"the data root must be a folder, but {roots[0]} is a file")
@@ -244,20 +238,15 @@ def _missing(name: str, data_root: str | Path | None, problem: str) -> str:
     )
 
 
-def _download(source: Source, root: Path) -> None:
-    """Download beside the destination and move what is complete.
-
-    So that an interrupted download leaves no half of a file that a later run would trust, and
-    several processes may try at once.
-    """
-    assert source.download is not None
+def _download(download: Callable[[Path], object], root: Path) -> None:
+    """Download beside the destination and move what is complete: several processes may try."""
     root.mkdir(parents=True, exist_ok=True)
     timeout = socket.getdefaulttimeout()
     with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as staging:
         try:
             socket.setdefaulttimeout(30)  # torchvision sets none, and would wait for minutes
             with contextlib.redirect_stdout(sys.stderr):  # stdout is for tables
-                source.download(Path(staging))
+                download(Path(staging))
         finally:
             socket.setdefaulttimeout(timeout)
         for path in sorted(Path(staging).rglob("*")):
@@ -267,9 +256,9 @@ def _download(source: Source, root: Path) -> None:
                 path.replace(target)
 
 
-def _torchvision(name: str, **kwargs: Any) -> Callable[[Path], object]:
+def _torchvision(name: str) -> Callable[[Path], object]:
     """A download by torchvision, which compares what it fetched with published checksums."""
-    return lambda root: torchvision_class(name)(root, download=True, **kwargs)
+    return lambda root: torchvision_class(name)(root, download=True)
 
 
 def _download_svhn(root: Path) -> None:
@@ -283,8 +272,25 @@ def _download_stl10(root: Path) -> None:
         (root / unused).unlink(missing_ok=True)
 
 
-_INCLUDED = "scikit-learn"
-_DIGITS = tuple("0123456789")
+def _mnist(
+    description: str,
+    classes: Iterable[str],
+    name: str,
+    *folders: str,
+    flip: bool = False,
+    **more: Any,
+) -> Source:
+    read = partial(readers.read_idx_folder, classes=tuple(classes))
+    get, files = _torchvision(name), readers.IDX_FILES
+    return Source(description, read, flip, 2, files, folders, download=get, **more)
+
+
+def _cifar(description: str, name: str, files: tuple[str, ...], where: str, kind: str) -> Source:
+    read = partial(readers.read_cifar, torchvision_name=name, kind=kind)
+    return Source(description, read, True, 4, files, (where,), download=_torchvision(name))
+
+
+_CIFAR100 = ("CIFAR100", readers.CIFAR100_FILES, "cifar-100-python")
 _CLOTHES = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
@@ -293,84 +299,33 @@ _KANA = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
 
 DATASETS: dict[str, Source] = {
     "digits": Source(
-        "1,797 handwritten digits, 8×8 grey, 10 classes",
-        readers.read_digits,
-        flip=False,
-        shift=1,
+        "1,797 handwritten digits, 8×8 grey, 10 classes", readers.read_digits, flip=False, shift=1
     ),
-    "fashion_mnist": Source(
+    "fashion_mnist": _mnist(
         "70,000 pieces of clothing, 28×28 grey, 10 classes",
-        partial(readers.read_idx_folder, classes=_CLOTHES),
-        flip=True,
-        shift=2,
-        files=readers.IDX_FILES,
+        _CLOTHES,
+        "FashionMNIST",
         # The root itself comes last, and only here: MNIST and its kin use the same file names, so
         # that they are known by their folders' names alone.
-        folders=("fashion-mnist", "FashionMNIST/raw", "."),
+        *("fashion-mnist", "FashionMNIST/raw", "."),
+        flip=True,
         roots=("/usr/share/datasets/fashion-mnist",),
-        download=_torchvision("FashionMNIST"),
         advice=", or install Debian's package dataset-fashion-mnist",
     ),
-    "mnist": Source(
+    "mnist": _mnist(
         "70,000 handwritten digits, 28×28 grey, 10 classes",
-        partial(readers.read_idx_folder, classes=_DIGITS),
-        flip=False,
-        shift=2,
-        files=readers.IDX_FILES,
-        folders=("mnist", "MNIST/raw"),
-        download=_torchvision("MNIST"),
+        *("0123456789", "MNIST", "mnist", "MNIST/raw"),
     ),
-    "kmnist": Source(
+    "kmnist": _mnist(
         "70,000 handwritten Japanese characters, 28×28 grey, 10 classes",
-        partial(readers.read_idx_folder, classes=_KANA),
-        flip=False,
-        shift=2,
-        files=readers.IDX_FILES,
-        folders=("kmnist", "KMNIST/raw"),
-        download=_torchvision("KMNIST"),
+        *(_KANA, "KMNIST", "kmnist", "KMNIST/raw"),
     ),
-    "cifar10": Source(
+    "cifar10": _cifar(
         "60,000 photographs, 32×32 colour, 10 classes",
-        partial(
-            readers.read_cifar,
-            torchvision_name="CIFAR10",
-            labels_key="labels",
-            names_key="label_names",
-        ),
-        flip=True,
-        shift=4,
-        files=readers.CIFAR10_FILES,
-        folders=("cifar-10-batches-py",),
-        download=_torchvision("CIFAR10"),
+        *("CIFAR10", readers.CIFAR10_FILES, "cifar-10-batches-py", ""),
     ),
-    "cifar100": Source(
-        "60,000 photographs, 32×32 colour, 100 classes",
-        partial(
-            readers.read_cifar,
-            torchvision_name="CIFAR100",
-            labels_key="fine_labels",
-            names_key="fine_label_names",
-        ),
-        flip=True,
-        shift=4,
-        files=readers.CIFAR100_FILES,
-        folders=("cifar-100-python",),
-        download=_torchvision("CIFAR100"),
-    ),
-    "cifar100_coarse": Source(
-        "the photographs of cifar100, 20 classes",
-        partial(
-            readers.read_cifar,
-            torchvision_name="CIFAR100",
-            labels_key="coarse_labels",
-            names_key="coarse_label_names",
-        ),
-        flip=True,
-        shift=4,
-        files=readers.CIFAR100_FILES,
-        folders=("cifar-100-python",),
-        download=_torchvision("CIFAR100"),
-    ),
+    "cifar100": _cifar("60,000 photographs, 32×32 colour, 100 classes", *_CIFAR100, "fine_"),
+    "cifar100_coarse": _cifar("the photographs of cifar100, 20 classes", *_CIFAR100, "coarse_"),
     "svhn": Source(
         "99,289 digits of house numbers, 32×32 colour, 10 classes",
         readers.read_svhn,

@@ -4,32 +4,22 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-Array = npt.NDArray[Any]
+from mcr2 import checks
+from mcr2.data.files import Array
 
 
-def check_tensor(name: str, value: object, dtype: torch.dtype, ndim: int, shape: str) -> None:
-    """Refuse what is no tensor of that dtype and number of dimensions."""
-    if not isinstance(value, Tensor) or value.dtype != dtype:
-        given = value.dtype if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"{name} must be a tensor of {dtype}, not {given}")
-    if value.ndim != ndim:
-        raise ValueError(f"{name} must have shape {shape}, not {tuple(value.shape)}")
-
-
-def check_integer(name: str, value: object, low: int) -> int:
-    """The value as an int; refuses what is none (bool included) or below ``low``."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name} must be an integer, not {type(value).__name__}")
-    if value < low:
-        raise ValueError(f"{name} must be at least {low}, not {value}")
-    return int(value)
+def check_images(images: object) -> None:
+    """Refuse what is not a uint8 tensor (N, C, H, W) with pixels."""
+    if not isinstance(images, Tensor) or images.dtype != torch.uint8:
+        raise TypeError(f"images must be a uint8 tensor, not {checks.describe(images)}")
+    if images.ndim != 4 or 0 in images.shape[1:]:
+        raise ValueError(f"images has shape {tuple(images.shape)}; it must be (N, C, H, W)")
 
 
 def channels_last(images: Tensor) -> Tensor:
@@ -42,24 +32,23 @@ def channels_first(pixels: Tensor) -> Tensor:
     return pixels.permute(0, 3, 1, 2)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Split:
     """Images with the labels to train on, on one device.
 
     Args:
-        images: (N, C, H, W) uint8. Kept in channels_last memory by this package, so that
-            batches need no transposition; any other layout works and costs one copy an epoch.
-        labels: (N,) int64, non-negative: the labels trained on, possibly noisy.
-        clean_labels: (N,) int64, non-negative: the true labels, or None where they are unknown.
+        images: (N, C, H, W) uint8, best in channels_last memory: others are copied every epoch.
+        labels: (N,) integers, non-negative, kept as int64: those trained on, possibly noisy.
+        clean_labels: (N,) likewise: the true labels, or None where they are unknown.
 
     Raises:
-        TypeError: a dtype is another one, or something is no tensor.
+        TypeError: images are not a uint8 tensor, or labels not integers.
         ValueError: shapes, lengths or devices do not fit, or a label is negative.
 
     Example:
         >>> split = Split(torch.zeros(5, 1, 8, 8, dtype=torch.uint8), torch.arange(5))
-        >>> len(split), split.select([4, 0]).labels
-        (5, tensor([4, 0]))
+        >>> split, split.select([4, 0]).labels
+        (Split(5 images of 1×8×8 on cpu, truth unknown), tensor([4, 0]))
     """
 
     images: Tensor
@@ -67,23 +56,22 @@ class Split:
     clean_labels: Tensor | None = None
 
     def __post_init__(self) -> None:
-        check_tensor("images", self.images, torch.uint8, 4, "(N, C, H, W)")
-        if 0 in self.images.shape[1:]:
-            raise ValueError(f"images have no pixels: shape {tuple(self.images.shape)}")
-        named = {"labels": self.labels}
-        if self.clean_labels is not None:
-            named["clean_labels"] = self.clean_labels
-        for name, labels in named.items():
-            check_tensor(name, labels, torch.int64, 1, "(N,)")
-            if len(labels) != len(self.images):
-                raise ValueError(f"{len(self.images)} images, but {len(labels)} {name}")
+        check_images(self.images)
+        for name in ("labels", "clean_labels") if self.clean_labels is not None else ("labels",):
+            labels = checks.labels(getattr(self, name), count=len(self.images), name=name)
             if labels.device != self.images.device:
                 raise ValueError(f"images lie on {self.images.device}, {name} on {labels.device}")
-            if len(labels) and int(labels.min()) < 0:
-                raise ValueError(f"{name} must not be negative, but one is {int(labels.min())}")
+            object.__setattr__(self, name, labels)
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __repr__(self) -> str:
+        known = "truth unknown"
+        if self.clean_labels is not None:
+            known = f"{int((self.labels != self.clean_labels).sum())} labelled wrong"
+        size = "×".join(map(str, self.images.shape[1:]))
+        return f"Split({len(self)} images of {size} on {self.device}, {known})"
 
     @property
     def device(self) -> torch.device:
@@ -97,17 +85,11 @@ class Split:
 
     def select(self, indices: Tensor | Array | Sequence[int]) -> "Split":
         """The samples at ``indices`` ((n,) integers in [0, N)), in that order."""
-        index = torch.as_tensor(indices)
-        if index.numel() == 0:
-            index = index.long()
-        if index.ndim != 1:
-            raise ValueError(f"indices must have shape (n,), not {tuple(index.shape)}")
-        if index.dtype == torch.bool or index.is_floating_point() or index.is_complex():
-            raise TypeError(f"indices must be integers, not {index.dtype}")
-        index = index.long().to(self.device)
-        outside = index[(index < 0) | (index >= len(self))]
-        if len(outside):
-            raise ValueError(f"indices must lie in [0, {len(self)}), but one is {int(outside[0])}")
+        found = torch.as_tensor(indices)
+        found = found if found.numel() else found.long()
+        index = checks.labels(found, count=found.numel(), name="indices").to(self.device)
+        if len(index) and int(index.max()) >= len(self):
+            raise ValueError(f"indices go up to {int(index.max())}, but there are {len(self)}")
         clean = None if self.clean_labels is None else self.clean_labels.index_select(0, index)
         images = channels_first(channels_last(self.images).index_select(0, index))
         return Split(images, self.labels.index_select(0, index), clean)
@@ -118,14 +100,13 @@ class Split:
         return Split(self.images, labels.to(self.device), clean)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     """A training and a test split of the same classes.
 
     Args:
         name: name in ``DATASETS``, or the file's name.
-        train: training split.
-        test: test split. Its labels are taken as clean.
+        train, test: the splits; test labels are taken as clean.
         classes: names of the K ≥ 2 classes; labels lie in [0, K).
         flip: whether mirroring an image left to right preserves its class.
         shift: by how many pixels images may be shifted in augmentation, by default.
@@ -145,21 +126,24 @@ class Dataset:
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2:
-            raise ValueError(f"{self.name}: at least 2 classes needed, not {len(self.classes)}")
+            raise ValueError(f"{self.name}: {len(self.classes)} classes; at least 2 are needed")
         for which, split in (("training", self.train), ("test", self.test)):
             if len(split) == 0:
                 raise ValueError(f"{self.name}: the {which} split has no images")
             for labels in (split.labels, split.clean_labels):
-                if labels is not None and int(labels.max()) >= len(self.classes):
-                    raise ValueError(
-                        f"{self.name}: {which} labels must lie in [0, {len(self.classes)}), but "
-                        f"one is {int(labels.max())}"
-                    )
-        shapes = [tuple(split.images.shape[1:]) for split in (self.train, self.test)]
-        if shapes[0] != shapes[1]:
-            raise ValueError(
-                f"{self.name}: training images have shape {shapes[0]}, test images {shapes[1]}"
-            )
+                if labels is not None:
+                    checks.labels(labels, self.num_classes, name=f"{self.name}: {which} labels")
+        train, test = (tuple(split.images.shape[1:]) for split in (self.train, self.test))
+        if train != test:
+            raise ValueError(f"{self.name}: training images have shape {train}, test images {test}")
+
+    def __repr__(self) -> str:
+        return f"Dataset({self.name!r}, {self.num_classes} classes: {self.train}, {self.test})"
+
+    @property
+    def truth_known(self) -> bool:
+        """Whether the true labels of the training split are known."""
+        return self.train.clean_labels is not None
 
     @property
     def num_classes(self) -> int:
@@ -177,11 +161,7 @@ class Dataset:
         return self.train.images.shape[2], self.train.images.shape[3]
 
     def content_hash(self) -> str:
-        """SHA-256 of both splits' shapes, images and labels (clean ones too), in hexadecimal.
-
-        It does not depend on device, memory layout, names or where the data were found. Computed
-        once: a data set's tensors are not written to.
-        """
+        """SHA-256 of all shapes, images and labels, whatever their device and memory layout."""
         return self._content_hash
 
     @cached_property
@@ -202,37 +182,29 @@ class Dataset:
         return digest.hexdigest()
 
 
+class Arrays(NamedTuple):
+    """A split as a reader finds it: images (N, H, W, C) uint8, labels (N,), true labels or None."""
+
+    images: Array
+    labels: Array
+    clean_labels: Array | None
+
+
 class Decoded(NamedTuple):
-    """What a reader makes of a data set's files: plain arrays, before they become splits.
+    """What a reader makes of a data set's files."""
 
-    Args:
-        train_images: (N, H, W, C) uint8; ``test_images`` likewise.
-        train_labels: (N,) integers; ``test_labels`` likewise.
-        classes: names of the K classes.
-        train_clean: (N,) integers: the true training labels, None where those given are.
-    """
-
-    train_images: Array
-    train_labels: Array
-    test_images: Array
-    test_labels: Array
     classes: tuple[str, ...]
-    train_clean: Array | None = None
+    train: Arrays
+    test: Arrays
 
     def dataset(self, name: str, *, flip: bool, shift: int, source: str) -> Dataset:
         """The data set on the CPU, its images in channels_last memory, copied only if they must."""
-        train = _split(self.train_images, self.train_labels)
-        if self.train_clean is not None:
-            train = train.relabelled(train.labels, _labels(self.train_clean))
-        test = _split(self.test_images, self.test_labels)
+        train, test = map(_split, (self.train, self.test))
         return Dataset(name, train, test, self.classes, flip, shift, source)
 
 
-def _split(pixels: Array, labels: Array) -> Split:
+def _split(arrays: Arrays) -> Split:
     # Arrays over a file's bytes may be read-only, which torch does not allow.
-    images = torch.from_numpy(np.require(pixels, np.uint8, ["C", "W"]))
-    return Split(channels_first(images), _labels(labels), _labels(labels))
-
-
-def _labels(labels: Array) -> Tensor:
-    return torch.from_numpy(np.array(labels, dtype=np.int64))
+    images = torch.from_numpy(np.require(arrays.images, np.uint8, ["C", "W"]))
+    true = None if arrays.clean_labels is None else checks.labels(arrays.clean_labels)
+    return Split(channels_first(images), checks.labels(arrays.labels), true)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mcr2.data.npz import read_arrays
+from mcr2.data.files import read_arrays
 from mcr2.evaluation.features import Labelled
 
 NEEDED = ("features", "labels")
