@@ -11,9 +11,8 @@ import hashlib
 import importlib
 import inspect
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -34,7 +33,17 @@ from mcr2.readouts import WITH_COMPONENTS, parse_readout
 from mcr2.records import tensors_digest
 from mcr2.redunet import LayerRates
 from mcr2.selection import NEED_VALIDATION, SELECTIONS, Candidate, select
-from mcr2.training import Encoder, Progress, check_accumulation, seeded, train
+from mcr2.training import (
+    Encoder,
+    Feed,
+    History,
+    Progress,
+    TrainingResult,
+    Watch,
+    check_accumulation,
+    seeded,
+    train,
+)
 
 
 @dataclass(frozen=True)
@@ -87,28 +96,6 @@ class Workspace:
     log: Callable[[Mapping[str, Any]], None] | None = None
 
 
-@dataclass
-class Fitted:
-    """What fitting returns: the weights at the selected epochs, and how they came about.
-
-    Attributes:
-        states: by epoch, the tensors that ``load`` makes an encoder of; for a constructed
-            network epochs are layers.
-        history: one entry an evaluation, see :class:`mcr2.training.TrainingResult`.
-        steps, wall_seconds: what it took; ``evaluation_seconds`` of it in evaluations.
-        reason: why it failed, or None.
-        proof: digests of what two runs should share.
-    """
-
-    states: dict[int, dict[str, Tensor]]
-    history: list[dict[str, Any]]
-    steps: int
-    wall_seconds: float
-    evaluation_seconds: float = 0.0
-    reason: str | None = None
-    proof: dict[str, str] = field(default_factory=dict)
-
-
 @dataclass(frozen=True)
 class Method:
     """A named way to fit a spec.
@@ -117,7 +104,7 @@ class Method:
         name: as given on the command line.
         check: ``(spec, sizes)`` raises ValueError or TypeError where the spec does not suit the
             method, before anything is spent.
-        fit: ``(spec, data, workspace) -> Fitted``.
+        fit: ``(spec, data, workspace) -> TrainingResult``.
         load: ``(spec, sizes, state) -> encoder``, from the tensors that ``fit`` kept.
         readout: name of the classifier that its accuracy is reported with by default.
         build: ``(spec, sizes) -> encoder`` before training, as the spec's seed makes it; None for
@@ -129,7 +116,7 @@ class Method:
 
     name: str
     check: Callable[[RunSpec, Sizes], None]
-    fit: Callable[[RunSpec, Prepared, Workspace], Fitted]
+    fit: Callable[[RunSpec, Prepared, Workspace], TrainingResult]
     load: Callable[[RunSpec, Sizes, Mapping[str, Tensor]], ImageEncoder]
     readout: str
     build: Callable[[RunSpec, Sizes], Encoder] | None = None
@@ -185,6 +172,34 @@ def augmentation_for(spec: RunSpec, dataset: Dataset) -> Augmentation:
     return Augmentation(
         shift=dataset.shift if spec.shift is None else spec.shift,
         flip=dataset.flip if spec.flip is None else spec.flip,
+    )
+
+
+def feed_for(spec: RunSpec, dataset: Dataset) -> Feed:
+    """Return what the spec's network is fed."""
+    seeds = spec.streams.seeds(spec.seed)
+    return Feed(
+        sampling_seed=seeds["batches"],
+        augmentation_seed=seeds["augmentation"],
+        objective_seed=seeds["objective"],
+        augmentation=augmentation_for(spec, dataset),
+        shuffle=spec.shuffle,
+    )
+
+
+def watch_for(spec: RunSpec, readout: str, data: Prepared, workspace: Workspace) -> Watch:
+    """Return who looks at the spec's network on its way: evaluation, selection, workspace."""
+    read = reader(data, readout, workspace.device)
+
+    def keep(history: Sequence[Mapping[str, Any]]) -> set[int]:
+        points = candidates(history, readout)
+        return {points[select(rule, points)].epoch for rule in rules_for(spec)}
+
+    return Watch(
+        evaluate=lambda encoder: read(encoder).measures,
+        keep=keep,
+        log=workspace.log,
+        progress=workspace.progress,
     )
 
 
@@ -266,45 +281,22 @@ def trained(name: str, objective: type[Objective], fingerprint: str = "") -> Met
         encoder.load_state_dict(dict(state))
         return encoder
 
-    def fit(spec: RunSpec, data: Prepared, workspace: Workspace) -> Fitted:
-        seeds = spec.streams.seeds(spec.seed)
+    def fit(spec: RunSpec, data: Prepared, workspace: Workspace) -> TrainingResult:
         encoder = build(spec, data.sizes)
-        backbone, loss = encoder.backbone, encoder.objective
-        proof = {"initial_weights": tensors_digest(backbone.state_dict())}
-        readout = readout_for(spec, method)
-        read = reader(data, readout, workspace.device)
-
-        def keep(history: Sequence[Mapping[str, Any]]) -> set[int]:
-            points = candidates(history, readout)
-            return {points[select(rule, points)].epoch for rule in rules_for(spec)}
-
+        initial = tensors_digest(encoder.backbone.state_dict())
         result = train(
-            backbone,
-            loss,
+            encoder.backbone,
+            encoder.objective,
             data.train.to(workspace.device),
             spec.training,
-            sampling_seed=seeds["batches"],
-            augmentation_seed=seeds["augmentation"],
-            objective_seed=seeds["objective"],
-            augmentation=augmentation_for(spec, data.dataset),
-            shuffle=spec.shuffle,
+            feed_for(spec, data.dataset),
+            watch_for(spec, readout_for(spec, method), data, workspace),
             device=workspace.device,
-            evaluate=lambda encoder: read(encoder).measures,
-            keep=keep,
             checkpoint=workspace.checkpoint,
             checkpoint_seconds=workspace.checkpoint_seconds,
-            progress=workspace.progress,
-            log=workspace.log,
         )
-        return Fitted(
-            states=result.kept,
-            history=result.history,
-            steps=result.steps,
-            wall_seconds=result.wall_seconds,
-            evaluation_seconds=result.evaluation_seconds,
-            reason=result.reason,
-            proof=proof | result.digests,
-        )
+        result.proof = {"initial_weights": initial} | result.proof
+        return result
 
     method = Method(
         name=name,
@@ -333,48 +325,34 @@ def constructed() -> Method:
         encoder.load_state_dict(dict(state))
         return encoder
 
-    def fit(spec: RunSpec, data: Prepared, workspace: Workspace) -> Fitted:
-        start = time.perf_counter()
+    def fit(spec: RunSpec, data: Prepared, workspace: Workspace) -> TrainingResult:
         encoder = redunet.make_encoder(spec, data.sizes.in_channels)
         encoder.to(workspace.device)
-        readout = readout_for(spec, method)
-        layers, every = redunet.read_options(spec).layers, spec.training.evaluate_every
-        read = reader(data, readout, workspace.device)
-        fitted = Fitted(states={}, history=[], steps=layers, wall_seconds=0.0)
+        history = History(
+            encoder,
+            watch_for(spec, readout_for(spec, method), data, workspace),
+            epochs=redunet.read_options(spec).layers,
+            evaluate_every=spec.training.evaluate_every,
+            device=workspace.device,
+            copy=False,
+        )
 
-        def take_stock(rates: LayerRates) -> None:
-            depth, seconds = rates.layers, time.perf_counter() - start
+        def record(rates: LayerRates) -> None:
+            depth, loss = rates.layers, -rates.reduction
             terms = {name: value for name, value in rates._asdict().items() if name != "layers"}
-            measures: Mapping[str, Any] = {}
-            if depth % every == 0 or depth == layers:
-                begin = time.perf_counter()
-                measures = read(encoder).measures
-                fitted.evaluation_seconds += time.perf_counter() - begin
-                entry = {"epoch": depth, "step": depth, "lr": None, "loss": -rates.reduction}
-                fitted.history.append(
-                    entry | {"terms": terms, "measures": dict(measures), "seconds": seconds}
-                )
-                points = candidates(fitted.history, readout)
-                wanted = {points[select(rule, points)].epoch for rule in rules_for(spec)}
-                # Layers never change once they are there: what states share is held once.
-                states = fitted.states | {depth: dict(encoder.state_dict())}
-                fitted.states = {e: states[e] for e in wanted}
-                if workspace.log is not None:
-                    workspace.log(fitted.history[-1])
-            if workspace.progress is not None:
-                left = seconds / max(depth, 1) * (layers - depth)
-                told = Progress(depth, layers, -rates.reduction, terms, measures, left)
-                workspace.progress(told)
+            history.result.steps = depth
+            if history.due(depth):
+                history.evaluate_and_record(depth, lr=None, loss=loss, terms=terms)
+            history.tell_progress(depth, loss, terms)
 
         redunet.construct(
             encoder,
             data.train.to(workspace.device),
             spec,
             num_classes=data.sizes.num_classes,
-            progress=take_stock,
+            progress=record,
         )
-        fitted.wall_seconds = time.perf_counter() - start
-        return fitted
+        return history.finish()
 
     method = Method(
         name="redunet",

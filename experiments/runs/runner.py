@@ -282,7 +282,7 @@ def run(
             chosen = make_selection(rule, points, n_validation=held_out)
             weights = f"epoch-{chosen.epoch:05d}.safetensors"
             if chosen.epoch not in readings:
-                state = fitted.states[chosen.epoch]
+                state = fitted.kept[chosen.epoch]
                 save_tensors(folder / weights, state, {"epoch": chosen.epoch})
                 encoder = method.load(spec, data.sizes, state)
                 _to_device(encoder, device)
