@@ -7,10 +7,15 @@ objective's affair, so that every objective shares the same network and initial 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from mcr2.checks import choice, describe, integer
 
 PROJECTIONS = ("mlp", "none")
 
@@ -62,6 +67,7 @@ class ResNet(nn.Module):
         projection: ``"mlp"`` or ``"none"``.
 
     Raises:
+        TypeError: a size that is not an integer.
         ValueError: a size below one, an unknown projection, or a ``feature_dim`` other than the
             pooled width where there is no projection.
 
@@ -85,21 +91,18 @@ class ResNet(nn.Module):
         projection: str = "mlp",
     ) -> None:
         super().__init__()
-        if not blocks or min(*blocks, width, in_channels, stem_stride) < 1:
-            raise ValueError(
-                "blocks, width, in_channels and stem_stride must be at least 1; got "
-                f"blocks={tuple(blocks)}, width={width}, in_channels={in_channels}, "
-                f"stem_stride={stem_stride}"
-            )
-        if projection not in PROJECTIONS:
-            raise ValueError(f"projection is {projection!r}; choose from {', '.join(PROJECTIONS)}")
+        integer("blocks", len(blocks), 1)
+        sizes = {f"blocks[{s}]": depth for s, depth in enumerate(blocks)}
+        sizes |= {"width": width, "in_channels": in_channels, "stem_stride": stem_stride}
+        for name, size in sizes.items():
+            integer(name, size, 1)
+        choice("projection", projection, PROJECTIONS)
         pooled = width * 2 ** (len(blocks) - 1)
-        if feature_dim is None:
-            feature_dim = pooled
-        if feature_dim < 1 or (projection == "none" and feature_dim != pooled):
+        feature_dim = integer("feature_dim", pooled if feature_dim is None else feature_dim, 1)
+        if projection == "none" and feature_dim != pooled:
             raise ValueError(
-                f"feature_dim is {feature_dim}; without a projection it is the pooled width "
-                f"({pooled}), with one any number from 1"
+                f"feature_dim is {feature_dim}; without a projection it must be the pooled width, "
+                f"{pooled}"
             )
         self.in_channels = in_channels
         self.feature_dim = feature_dim
@@ -152,3 +155,118 @@ BACKBONES: dict[str, Callable[..., ResNet]] = {
     "resnet10_w16": partial(ResNet, (1, 1, 1, 1), 16),
     "resnet10_w8": partial(ResNet, (1, 1, 1, 1), 8),
 }
+
+
+def named_stages(module: nn.Module) -> dict[str, nn.Module]:
+    """Return a network's stages by name, in order.
+
+    A :class:`ResNet`'s are those of :meth:`ResNet.stages`, another module's are its named
+    children; those in an ``nn.ModuleList`` or ``nn.ModuleDict`` stand for it: ``blocks.0``.
+
+    Example:
+        >>> list(named_stages(nn.Sequential(nn.Linear(2, 3), nn.ModuleList([nn.ReLU()]))))
+        ['0', '1.0']
+    """
+    if isinstance(module, ResNet):
+        return dict(module.stages())
+    stages: dict[str, nn.Module] = {}
+    for name, child in module.named_children():
+        if isinstance(child, nn.ModuleList | nn.ModuleDict):
+            stages |= {f"{name}.{part}": stage for part, stage in child.named_children()}
+        else:
+            stages[name] = child
+    return stages
+
+
+def stage_features(
+    module: nn.Module, images: Tensor, names: Sequence[str]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return a network's output and, from the same pass, those of its stages as features.
+
+    The output of a stage is averaged over its third and further dimensions: ``(m, C, H, W)``
+    gives ``(m, C)``. A stage that is called several times gives its last output.
+
+    Args:
+        module: images -> anything.
+        images: ``(m, C, H, W)``.
+        names: of :func:`named_stages`.
+
+    Raises:
+        ValueError: a name that is not a stage's, or a stage that was not called or whose output
+            is not a floating tensor ``(m, d, ...)``; the message names those that can be had.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten())
+        >>> output, found = stage_features(net, torch.zeros(2, 1, 5, 5), ["0"])
+        >>> output.shape, found["0"].shape
+        (torch.Size([2, 36]), torch.Size([2, 4]))
+    """
+    stages = named_stages(module)
+    for name in names:
+        choice("layer", name, stages)
+    output, found = _hooked(module, images, {name: stages[name] for name in names})
+    if missing := [name for name in names if name not in found]:
+        able = ", ".join(_hooked(module, images, stages)[1]) or "none"
+        raise ValueError(
+            f"{type(module).__name__} gives no features (m, d, ...) at {', '.join(missing)}; "
+            f"choose from {able}"
+        )
+    return output, found
+
+
+def _hooked(
+    module: nn.Module, images: Tensor, stages: dict[str, nn.Module]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    found: dict[str, Tensor] = {}
+
+    def hook(name: str, _: nn.Module, given: object, output: Any) -> None:
+        fits = isinstance(output, Tensor) and output.is_floating_point() and output.ndim > 1
+        if fits and len(output) == len(images):
+            # A copy in any case: what follows may change the output in place.
+            positions = tuple(range(2, output.ndim))
+            found[name] = output.mean(positions) if positions else output.clone()
+
+    handles = [s.register_forward_hook(partial(hook, name)) for name, s in stages.items()]
+    try:
+        return module(images), found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def check_backbone(
+    module: nn.Module, *, in_channels: int, feature_dim: int, height: int, width: int
+) -> None:
+    """Refuse a module that is not a backbone for such images; the module stays as it is.
+
+    Args:
+        module: float images ``(m, in_channels, height, width)`` -> raw features
+            ``(m, feature_dim)``, in training and in evaluation.
+        in_channels, feature_dim, height, width: the sizes.
+
+    Raises:
+        ValueError: it fails on two images, or returns anything else.
+
+    Example:
+        >>> check_backbone(nn.Flatten(), in_channels=1, feature_dim=5, height=2, width=2)
+        Traceback (most recent call last):
+        ...
+        ValueError: Flatten makes a torch.float32 tensor of shape (2, 4) of images (2, 1, 2, 2);
+        it must be floating features (2, 5)
+    """
+    name, shape = type(module).__name__, (2, in_channels, height, width)
+    trial = copy.deepcopy(module)
+    like = next((p for p in trial.parameters()), torch.zeros(0))
+    for training in (True, False):
+        try:
+            with torch.random.fork_rng(), torch.no_grad():
+                output = trial.train(training)(torch.rand(shape).to(like.device))
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise ValueError(f"{name} cannot take images {shape}: {reason}") from error
+        fits = isinstance(output, Tensor) and output.is_floating_point()
+        if not fits or output.shape != (2, feature_dim):
+            raise ValueError(
+                f"{name} makes {describe(output)} of images {shape}; it must be floating features "
+                f"(2, {feature_dim})"
+            )

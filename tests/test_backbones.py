@@ -4,7 +4,16 @@ import pytest
 import torch
 import torchvision
 
-from mcr2.backbones import BACKBONES, BasicBlock, ResNet
+from mcr2.backbones import (
+    BACKBONES,
+    BasicBlock,
+    ResNet,
+    check_backbone,
+    named_stages,
+    stage_features,
+)
+from mcr2.objectives import RateReduction
+from mcr2.training import Encoder
 
 #: blocks and width of every named backbone, written down a second time
 SHAPES = {
@@ -150,17 +159,114 @@ def test_the_projection_is_linear_norm_relu_linear():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"projection": "linear"}, "'linear'; choose from mlp, none"),
-        ({"projection": "none", "feature_dim": 7}, r"feature_dim is 7; .* pooled width \(8\)"),
-        ({"feature_dim": 0}, "feature_dim is 0"),
-        ({"in_channels": 0}, "at least 1; .*in_channels=0"),
-        ({"stem_stride": 0}, "at least 1; .*stem_stride=0"),
-        ({"width": 0}, "at least 1; .*width=0"),
-        ({"blocks": ()}, r"at least 1; got blocks=\(\)"),
-        ({"blocks": (1, 0)}, r"at least 1; got blocks=\(1, 0\)"),
+        ({"projection": "linear"}, "unknown projection 'linear'; choose from mlp, none"),
+        ({"projection": "none", "feature_dim": 7}, "feature_dim is 7; .* pooled width, 8"),
+        ({"feature_dim": 0}, "feature_dim is 0; it must be at least 1"),
+        ({"in_channels": 0}, "in_channels is 0; it must be at least 1"),
+        ({"stem_stride": 0}, "stem_stride is 0; it must be at least 1"),
+        ({"width": 0}, "width is 0; it must be at least 1"),
+        ({"blocks": ()}, "blocks is 0; it must be at least 1"),
+        ({"blocks": (1, 0)}, r"blocks\[1\] is 0; it must be at least 1"),
     ],
 )
 def test_errors_name_what_was_given_and_what_is_allowed(arguments, message):
     given = {"blocks": (1, 1), "width": 4, "in_channels": 1} | arguments
     with pytest.raises(ValueError, match=message):
         ResNet(given.pop("blocks"), given.pop("width"), **given)
+
+
+# ------------------------------------------------------------------------------------------ layers
+
+
+IMAGES = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def test_the_features_of_a_resnets_stages_are_those_extracted_by_hand():
+    network = settled(ResNet((1, 1), 8, in_channels=1, feature_dim=5))
+    encoder = Encoder(network, RateReduction(2))
+    names = encoder.layer_names()
+    assert names == ("stem", "stage1", "stage2", "pool", "projection")
+    got = encoder.layer_features(IMAGES, ["features", *names])
+    x = IMAGES
+    for name, stage in network.stages():
+        x = stage(x)
+        expected = x.mean((2, 3)) if x.ndim == 4 else x
+        assert got[name].shape == (4, expected.shape[1])
+        assert torch.equal(got[name], expected), name
+    assert torch.equal(got["features"], encoder(IMAGES))
+    assert torch.equal(got["features"], torch.nn.functional.normalize(got["projection"]))
+    assert list(encoder.layer_features(IMAGES, ["pool"])) == ["pool"]
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+class Own(torch.nn.Module):
+    """Branches, a shared and an unused module, a list of blocks, an output that is a tuple."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = torch.nn.Linear(8, 6)
+        self.blocks = torch.nn.ModuleList([torch.nn.Linear(6, 6), torch.nn.Linear(6, 6)])
+        self.relu = torch.nn.ReLU(inplace=True)
+        self.unused = torch.nn.Linear(2, 2)
+        self.pair = torch.nn.MultiheadAttention(6, 1, batch_first=True)
+        self.features = torch.nn.Flatten()
+
+    def forward(self, images):
+        x = self.embed(images[:, 0])
+        for block in self.blocks:
+            x = x + self.relu(block(x))
+        return self.features(self.pair(x, x, x)[0])
+
+
+def test_the_stages_of_any_module_are_its_named_children():
+    network = Own().eval()
+    encoder = Encoder(network, RateReduction(2))
+    assert encoder.layer_names() == ("embed", "blocks.0", "blocks.1", "relu", "unused", "pair")
+    assert list(named_stages(network)) == [*encoder.layer_names(), "features"]
+    output, got = stage_features(network, IMAGES, ["embed", "blocks.1", "features"])
+    x = network.embed(IMAGES[:, 0])
+    x = x + network.blocks[0](x).relu()
+    assert torch.equal(got["embed"], network.embed(IMAGES[:, 0]).mean(2))
+    # As it was before the activation changed it in place.
+    assert torch.equal(got["blocks.1"], network.blocks[1](x).mean(2))
+    assert torch.equal(got["features"], output)
+    assert torch.equal(output, network(IMAGES))
+
+
+def test_stages_that_give_no_features_are_refused_with_those_that_do():
+    able = "choose from embed, blocks.0, relu, blocks.1, features"
+    for name in ("unused", "pair"):
+        with pytest.raises(ValueError, match=f"Own gives no features .* at {name}; {able}"):
+            stage_features(Own(), IMAGES, ["embed", name])
+    with pytest.raises(ValueError, match=r"unknown layer 'stage9'; choose from embed, blocks\.0"):
+        stage_features(Own(), IMAGES, ["stage9"])
+
+
+SIZES = {"in_channels": 1, "height": 8, "width": 8}
+
+
+def test_a_backbone_that_fits_passes_and_is_left_as_it_was():
+    network = ResNet((1,), 4, in_channels=1, feature_dim=5)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    draws = torch.get_rng_state()
+    check_backbone(network, feature_dim=5, **SIZES)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert network.training
+    assert torch.equal(torch.get_rng_state(), draws)
+
+
+@pytest.mark.parametrize(
+    "module, message",
+    [
+        (torch.nn.Flatten(), r"Flatten makes a torch.float32 tensor of shape \(2, 64\) of images"),
+        (torch.nn.Linear(7, 5), "Linear cannot take images .*: RuntimeError"),
+        (torch.nn.Sequential(torch.nn.Flatten(0)), r"must be floating features \(2, 5\)"),
+        (torch.nn.LSTM(8, 5), "LSTM cannot take images"),
+        (BACKBONES["resnet10_w8"](in_channels=3, feature_dim=5), "ResNet cannot take images"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_backbone_that_does_not_fit_is_refused_in_our_words(module, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        check_backbone(module, feature_dim=5, **SIZES)
+    assert "\n" not in str(caught.value)

@@ -114,7 +114,7 @@ def test_all_methods_start_from_the_same_backbone_for_a_seed(small, loss_file):
     starts, proofs = [], []
     for name in ("ce", "mcr2", f"{loss_file}:Pull"):
         got, *_ = fitted(replace(untrained, method=name))
-        starts.append(backbone_of(got.states[0]))
+        starts.append(backbone_of(got.kept[0]))
         proofs.append(got.proof["initial_weights"])
     assert len(starts[0]) > 10
     assert same(starts[0], starts[1])
@@ -139,7 +139,7 @@ def test_all_methods_start_from_the_same_backbone_for_a_seed(small, loss_file):
 def test_initial_weights_follow_their_own_stream_only(small, change, moved):
     untrained = replace(small, method="ce", training=replace(SMALL, epochs=0))
     first, second = (fitted(spec)[0] for spec in (untrained, replace(untrained, **change)))
-    weights = [backbone_of(f.states[0]) for f in (first, second)]
+    weights = [backbone_of(f.kept[0]) for f in (first, second)]
     assert same(*weights) is not moved
     assert (first.proof["initial_weights"] != second.proof["initial_weights"]) is moved
 
@@ -149,7 +149,7 @@ def test_an_objectives_own_parameters_follow_its_stream(small):
     heads = []
     for streams in (Streams(), Streams(backbone=9), Streams(objective=9)):
         got, *_ = fitted(replace(untrained, streams=streams))
-        heads.append(got.states[0]["objective.head.weight"])
+        heads.append(got.kept[0]["objective.head.weight"])
     assert torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[0], heads[2])
 
@@ -183,9 +183,9 @@ def test_load_makes_the_encoder_of_a_state_again(small):
     spec = replace(small, method="ce")
     got, method, data = fitted(spec)
     before = torch.get_rng_state()
-    encoder = method.load(spec, data.sizes, got.states[1])
+    encoder = method.load(spec, data.sizes, got.kept[1])
     assert torch.equal(torch.get_rng_state(), before)
-    assert same(dict(encoder.state_dict()), got.states[1])
+    assert same(dict(encoder.state_dict()), got.kept[1])
     # What it computes is what the history says was measured at that epoch.
     W, b = encoder.classifier()
     encoder.train(False)
@@ -207,7 +207,7 @@ def test_fitting_keeps_the_epochs_that_the_rules_select(small):
         max(points, key=lambda c: c.test_accuracy).epoch,
         4,
     }
-    assert got.states.keys() == best
+    assert got.kept.keys() == best
     assert got.reason is None
     assert got.steps == 4 * 3
 
@@ -268,7 +268,7 @@ def test_a_class_of_a_file_is_a_method_and_runs(small, loss_file):
     got, method, data = fitted(spec)
     assert method.options == {"strength", "mode"}
     assert readout_for(spec, method) == "class_mean"
-    encoder = method.load(spec, data.sizes, got.states[1])
+    encoder = method.load(spec, data.sizes, got.kept[1])
     assert encoder.objective.given == (K, 6, len(data.train), 2.0, "l2")
     # The state kept for each sample, in the order of the split trained on, came with it.
     assert bool((encoder.objective.losses > 0).all())

@@ -16,7 +16,7 @@ from experiments.runs.specs import RunSpec, Streams
 from mcr2.data import Augmentation, Split, batches, mix_seed, stratified_subset
 from mcr2.noise import corrupt
 from mcr2.objectives import RateReduction
-from mcr2.training import TrainingConfig, train
+from mcr2.training import Feed, TrainingConfig, train
 
 SPEC = RunSpec("ce", backbone="resnet10_w8", feature_dim=16, ratio=0.3, seed=10)
 
@@ -112,7 +112,9 @@ def test_the_shifts_and_flips():
 def test_what_the_first_epoch_feeds():
     config = TrainingConfig(epochs=1, batch_size=10, lr=0.0, schedule="constant")
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 4))
-    fed = train(net, RateReduction(2), split(), config, augmentation=Augmentation(1, True)).digests
+    fed = train(
+        net, RateReduction(2), split(), config, Feed(augmentation=Augmentation(1, True))
+    ).proof
     assert {name: value[:16] for name, value in fed.items()} == {
         "sampling": "04278a72807cca5d",
         "augmentation": "d21b523ec86f7b77",

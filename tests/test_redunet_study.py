@@ -54,14 +54,14 @@ def test_the_method_is_the_network_of_the_same_noisy_labels(small, options):
     assert [entry["epoch"] for entry in fitted.history] == [0, 3, 6, 7]
     assert [p.epoch for p in told] == list(range(8))
     assert logged == fitted.history
-    assert 7 in fitted.states
-    assert set(fitted.states) <= {0, 3, 6, 7}
+    assert 7 in fitted.kept
+    assert set(fitted.kept) <= {0, 3, 6, 7}
     # By hand: the same samples, the labels as corrupted.
     by_hand = make_encoder(spec, 1)
     X = by_hand.enter(to_float(data.train.images))
     by_hand.network.fit(X, data.train.labels, num_classes=3)
     images = to_float(data.test.images)
-    for depth, state in fitted.states.items():
+    for depth, state in fitted.kept.items():
         loaded = method.load(spec, data.sizes, state)
         assert len(loaded.network.layers) == depth
         want = by_hand.network(by_hand.enter(images), layers=depth).flatten(1)

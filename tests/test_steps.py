@@ -12,7 +12,7 @@ from ce_baseline import CrossEntropy
 from mcr2.backbones import BACKBONES
 from mcr2.data import Augmentation, Batch, Split
 from mcr2.objectives import Context, Objective, RateReduction
-from mcr2.training import TrainingConfig, backpropagate, seeded, train
+from mcr2.training import Feed, TrainingConfig, Watch, backpropagate, seeded, train
 
 K, D, M = 3, 6, 30
 WHOLE = TrainingConfig(epochs=2, batch_size=M, lr=0.05)
@@ -130,6 +130,16 @@ def test_no_piece_is_a_single_sample():
     for m in (3, 5, 7):
         batch = Batch(*(part[:m] for part in BATCH))
         gradient(net, loss, batch, replace(WHOLE, micro_batch=2))
+
+
+def test_an_odd_number_of_samples_in_pairs_leaves_none_alone():
+    # Batch normalisation refuses one sample; the last batch takes it in.
+    seen = Seen()
+    result = train(
+        network(), seen, Split(SPLIT.images[:7], SPLIT.labels[:7]), replace(WHOLE, batch_size=2)
+    )
+    assert result.reason is None
+    assert [len(labels) for labels, *_ in seen.seen] == [3, 2, 2] * 2
 
 
 class Live:
@@ -266,7 +276,7 @@ def test_training_in_mixed_precision_stays_finite_and_is_evaluated_in_float32(na
         return {}
 
     config = replace(WHOLE, amp=True, batch_size=10)
-    result = train(network(), objective(name), SPLIT, config, evaluate=evaluate)
+    result = train(network(), objective(name), SPLIT, config, watch=Watch(evaluate))
     assert result.reason is None
     assert all(value.isfinite().all() for value in result.kept[2].values())
     assert set(dtypes) == {torch.float32}
@@ -357,9 +367,8 @@ def test_the_loop_reads_no_value_back_however_many_steps_it_takes(changes):
     def reads(batch_size):
         with ReadsBack() as mode:
             config = replace(WHOLE, batch_size=batch_size, **changes)
-            train(
-                network(), Silent(K), SPLIT, config, augmentation=Augmentation(shift=1, flip=True)
-            )
+            feed = Feed(augmentation=Augmentation(shift=1, flip=True))
+            train(network(), Silent(K), SPLIT, config, feed)
         return mode.count
 
     assert reads(batch_size=10) == reads(batch_size=30)

@@ -1,7 +1,9 @@
 """The trainer: schedules, steps, streams, resuming and stopping are what their names promise."""
 
 import copy
+import functools
 import hashlib
+import itertools
 import math
 import random
 
@@ -15,16 +17,21 @@ from mcr2.backbones import BACKBONES
 from mcr2.data import Augmentation, Split, batches
 from mcr2.evaluation import evaluate
 from mcr2.objectives import Objective, RateReduction, VariationalRateReduction
-from mcr2.records import load_tensors
+from mcr2.records import load_tensors, save_tensors
 from mcr2.training import (
     SCHEDULES,
     Encoder,
+    Feed,
+    History,
+    Interrupted,
     TrainingConfig,
+    Watch,
     learning_rate,
     make_optimizer,
     seeded,
     train,
 )
+from mcr2.training.checkpoint import read_checkpoint, write_checkpoint
 
 K, D, N = 3, 6, 30
 SHIFTS = Augmentation(shift=1, flip=True)
@@ -176,7 +183,7 @@ def test_constant_is_constant():
 # ------------------------------------------------------------------------------------- the steps
 
 
-def by_hand(backbone, objective, settings, *, sampling_seed, augmentation_seed, augmentation):
+def by_hand(backbone, objective, settings, feed):
     """The same run once more: explicit gradients, explicit updates, no optimiser."""
     modules = nn.ModuleList([backbone, objective])
     modules.train()
@@ -186,14 +193,7 @@ def by_hand(backbone, objective, settings, *, sampling_seed, augmentation_seed, 
     per_epoch = math.ceil(len(SPLIT) / settings.batch_size)
     step = 0
     for epoch in range(settings.epochs):
-        for images, labels, _ in batches(
-            SPLIT,
-            settings.batch_size,
-            epoch=epoch,
-            sampling_seed=sampling_seed,
-            augmentation_seed=augmentation_seed,
-            augmentation=augmentation,
-        ):
+        for images, labels, _ in feed.epoch(SPLIT, settings.batch_size, epoch):
             lr = learning_rate(settings, step, per_epoch)
             loss, _ = objective(objective.embed(backbone(images)), labels)
             gradients = torch.autograd.grad(loss, parameters)
@@ -224,13 +224,13 @@ def by_hand(backbone, objective, settings, *, sampling_seed, augmentation_seed, 
 )
 def test_training_is_a_loop_written_by_hand(make_network, make_objective, settings):
     settings = config(epochs=2, batch_size=12, **settings)
-    streams = {"sampling_seed": 3, "augmentation_seed": 4, "augmentation": SHIFTS}
+    feed = Feed(sampling_seed=3, augmentation_seed=4, augmentation=SHIFTS)
     # From weights at which no ReLU is about to flip: there, rounding would decide the gradient.
     ours, theirs = make_network(seed=1), make_network(seed=1)
     loss, same_loss = make_objective(), make_objective()
     start = copy.deepcopy(ours.state_dict())
-    result = train(ours, loss, SPLIT, settings, **streams)
-    assert by_hand(theirs, same_loss, settings, **streams) == result.steps == 2 * 3
+    result = train(ours, loss, SPLIT, settings, feed)
+    assert by_hand(theirs, same_loss, settings, feed) == result.steps == 2 * 3
     # Adam divides by the root of a squared gradient: rounding grows where that is tiny.
     tolerance = 1e-6 if make_network is flat and settings.optimizer == "sgd" else 2e-4
     for name, value in ours.state_dict().items():
@@ -246,7 +246,7 @@ def test_the_same_call_gives_the_same_bits():
     results = []
     for _ in range(2):
         net, loss = network(), cross_entropy()
-        result = train(net, loss, SPLIT, config(), augmentation=SHIFTS)
+        result = train(net, loss, SPLIT, config(), Feed(augmentation=SHIFTS))
         results.append((net.state_dict(), [{**e, "seconds": 0} for e in result.history]))
     assert results[0][1] == results[1][1]
     assert all(torch.equal(v, results[1][0][k]) for k, v in results[0][0].items())
@@ -326,7 +326,7 @@ def test_evaluations_stand_at_zero_at_every_nth_epoch_and_at_the_last(epochs, ev
         return {"count": len(seen)}
 
     settings = config(epochs=epochs, evaluate_every=every)
-    result = train(flat(), Spy(), SPLIT, settings, evaluate=count)
+    result = train(flat(), Spy(), SPLIT, settings, watch=Watch(count))
     assert [entry["epoch"] for entry in result.history] == expected
     assert [entry["step"] for entry in result.history] == [3 * epoch for epoch in expected]
     assert [entry["measures"]["count"] for entry in result.history] == [
@@ -375,8 +375,7 @@ def test_exactly_the_weights_that_keep_asks_for_are_kept(wanted):
         cross_entropy(),
         SPLIT,
         config(epochs=6, evaluate_every=2),
-        evaluate=snapshot,
-        keep=lambda _: wanted,
+        watch=Watch(snapshot, keep=lambda _: wanted),
     )
     assert result.kept.keys() == wanted & {0, 2, 4, 6}
     for epoch, kept in result.kept.items():
@@ -397,8 +396,7 @@ def test_keep_may_change_its_mind_and_only_the_last_is_kept_by_default():
         Spy(),
         SPLIT,
         config(epochs=4),
-        evaluate=lambda _: {"score": next(best)},
-        keep=keep,
+        watch=Watch(lambda _: {"score": next(best)}, keep),
     )
     assert result.kept.keys() == {3}
     assert asked == [list(range(n)) for n in range(1, 6)]
@@ -412,8 +410,7 @@ def test_progress_is_told_once_an_epoch():
         Spy(),
         SPLIT,
         config(epochs=4, evaluate_every=2),
-        evaluate=lambda _: {"m": len(told)},
-        progress=told.append,
+        watch=Watch(lambda _: {"m": len(told)}, progress=told.append),
     )
     assert [p.epoch for p in told] == [1, 2, 3, 4]
     assert [p.epochs for p in told] == [4] * 4
@@ -428,7 +425,7 @@ def test_progress_is_told_once_an_epoch():
 
 def test_the_context_says_which_samples_and_when():
     spy = Spy()
-    train(flat(), spy, SPLIT, config(epochs=3), sampling_seed=5)
+    train(flat(), spy, SPLIT, config(epochs=3), Feed(sampling_seed=5))
     contexts = [context for *_, context, _ in spy.calls]
     assert [c.step for c in contexts] == list(range(9))
     assert [c.epoch for c in contexts] == [0] * 3 + [1] * 3 + [2] * 3
@@ -456,7 +453,7 @@ def test_features_arrive_embedded_and_in_the_order_of_the_indices():
 def test_an_objectives_draws_are_a_stream_of_their_own():
     def draws(**seeds):
         spy = Spy()
-        train(flat(), spy, SPLIT, config(epochs=2), **seeds)
+        train(flat(), spy, SPLIT, config(epochs=2), Feed(**seeds))
         return torch.stack([draw for *_, draw in spy.calls])
 
     reference = draws(objective_seed=3)
@@ -484,7 +481,7 @@ def test_on_epoch_sees_all_samples_in_their_order_before_each_epoch():
         return {}
 
     loss = Latched()
-    train(network(), loss, SPLIT, config(epochs=3), augmentation=SHIFTS, evaluate=snapshot)
+    train(network(), loss, SPLIT, config(epochs=3), Feed(augmentation=SHIFTS), Watch(snapshot))
     assert [calls for *_, calls in loss.shown] == [0, 3, 6]
     for (features, labels, _), encoder in zip(loss.shown, states, strict=False):
         with torch.no_grad():
@@ -519,16 +516,13 @@ def digests(loss=None, *, split=SPLIT, augmentation=SHIFTS, **changes):
         loss or Spy(),
         split,
         config(**({"epochs": 1} | changes)),
-        augmentation=augmentation,
-        shuffle=shuffle,
-        **seeds,
-    ).digests
+        Feed(augmentation=augmentation, shuffle=shuffle, **seeds),
+    ).proof
 
 
 def test_digests_are_of_the_first_epochs_order_and_images():
-    fed = list(
-        batches(SPLIT, 10, epoch=0, sampling_seed=1, augmentation_seed=2, augmentation=SHIFTS)
-    )
+    streams = {"sampling_seed": 1, "augmentation_seed": 2, "augmentation": SHIFTS}
+    fed = list(batches(SPLIT, 10, epoch=0, **streams))
     order = np.concatenate([batch.indices.numpy() for batch in fed])
     images = np.empty(SPLIT.images.shape, np.uint8)
     for batch in fed:
@@ -575,7 +569,7 @@ def test_a_digest_changes_with_its_own_stream_only(change, changed):
 def test_the_global_generators_are_left_alone(make_objective):
     torch.manual_seed(11)
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
-    train(network(), make_objective(), SPLIT, config(epochs=1), augmentation=SHIFTS)
+    train(network(), make_objective(), SPLIT, config(epochs=1), Feed(augmentation=SHIFTS))
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.array_equal(np.random.get_state()[1], before[1])
     assert random.getstate() == before[2]
@@ -586,7 +580,7 @@ def test_the_global_generators_have_no_say():
     for seed in (0, 1):
         torch.manual_seed(seed)
         net = network()
-        train(net, cross_entropy(), SPLIT, config(epochs=1), augmentation=SHIFTS)
+        train(net, cross_entropy(), SPLIT, config(epochs=1), Feed(augmentation=SHIFTS))
         results.append(net.state_dict())
     assert all(torch.equal(v, results[1][k]) for k, v in results[0].items())
 
@@ -615,59 +609,55 @@ class Buffered(Objective):
         return pull + spread, {"pull": pull, "spread": spread}
 
 
-class Kill(BaseException):
-    """Like KeyboardInterrupt: nothing in the trainer may catch it."""
+def with_dropout():
+    with seeded(0):
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Dropout(), nn.Linear(16, D))
 
 
 RUNS = {
-    "sgd-ce": (cross_entropy, {}),
-    "sgd-mcr2": (lambda: RateReduction(K), {"batch_size": 15, "schedule": "cosine"}),
-    "micro-batches": (lambda: RateReduction(K), {"batch_size": 15, "micro_batch": 5}),
-    "amp": (lambda: RateReduction(K), {"batch_size": 15, "amp": True}),
-    "adamw-ce": (cross_entropy, {"optimizer": "adamw", "lr": 0.003, "weight_decay": 0.1}),
-    "vmcr2": (lambda: VariationalRateReduction(K, D, latch_every=3), {"batch_size": 15}),
-    "buffered": (Buffered, {"schedule": "steps", "milestones": (3, 5)}),
+    "sgd-ce": (network, cross_entropy, {}),
+    "sgd-mcr2": (network, lambda: RateReduction(K), {"batch_size": 15, "schedule": "cosine"}),
+    "micro-batches": (network, lambda: RateReduction(K), {"batch_size": 15, "micro_batch": 5}),
+    "bfloat16": (lambda: flat().bfloat16(), lambda: RateReduction(K), {"amp": True}),
+    "adamw-ce": (network, cross_entropy, {"optimizer": "adamw", "lr": 0.003}),
+    "vmcr2": (network, lambda: VariationalRateReduction(K, D, latch_every=3), {}),
+    "buffered": (network, Buffered, {"schedule": "steps", "milestones": (3, 5)}),
+    "dropout": (with_dropout, cross_entropy, {}),
 }
 
 
-def resumable(run, checkpoint, **callbacks):
+def resumable(run, checkpoint, *, stop=None, progress=None):
     """A run of seven epochs, evaluated at every second, that keeps its best weights."""
-    make_objective, changes = RUNS[run]
-    net, loss = network(), make_objective()
+    make_network, make_objective, changes = RUNS[run]
+    net, loss = make_network(), make_objective()
 
     def score(encoder):
         encoder.eval()
         with torch.no_grad():
-            features = encoder(SPLIT.images[:9].float() / 255)
+            features = encoder(SPLIT.images[:9].to(next(net.parameters()).dtype) / 255)
         return {"score": float(features.std()), "missing": None}
+
+    def keep(history):
+        best = min(history, key=lambda e: abs(e["measures"]["score"] - 0.4))
+        return {best["epoch"], history[-1]["epoch"]}
 
     result = train(
         net,
         loss,
         SPLIT,
         config(epochs=7, evaluate_every=2, **changes),
-        sampling_seed=1,
-        augmentation_seed=2,
-        objective_seed=3,
-        augmentation=SHIFTS,
-        evaluate=score,
-        keep=lambda history: {
-            min(history, key=lambda e: abs(e["measures"]["score"] - 0.4))["epoch"],
-            history[-1]["epoch"],
-        },
+        Feed(1, 2, 3, SHIFTS),
+        Watch(score, keep, progress=progress),
         checkpoint=checkpoint,
-        checkpoint_seconds=0.0,
-        **callbacks,
+        stop=stop,
     )
     return net, loss, result
 
 
-def killed_at(*epochs):
-    def progress(told):
-        if told.epoch in epochs:
-            raise Kill
-
-    return progress
+def stops_after(*steps):
+    """Asked after every step, says yes the so manieth times."""
+    asked = itertools.count(1)
+    return lambda: next(asked) in steps
 
 
 def assert_same_run(got, expected):
@@ -685,18 +675,19 @@ def assert_same_run(got, expected):
         for name, value in state.items():
             assert ours.kept[epoch][name].dtype == value.dtype
             assert torch.equal(ours.kept[epoch][name], value), name
-    assert (ours.steps, ours.reason, ours.digests) == (theirs.steps, None, theirs.digests)
+    assert (ours.steps, ours.reason, ours.proof) == (theirs.steps, None, theirs.proof)
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_a_killed_run_continues_to_the_same_bits(run, tmp_path):
+def test_a_run_that_is_stopped_at_any_step_continues_to_the_same_bits(run, tmp_path):
     whole = resumable(run, None)
     path = tmp_path / "checkpoint.safetensors"
-    # Between evaluations, with sums half full; at an evaluation; and before the last epoch.
-    for epoch in (3, 4, 6):
-        with pytest.raises(Kill):
-            resumable(run, path, progress=killed_at(epoch))
-        assert load_tensors(path)[1]["epoch"] == epoch
+    per_epoch = whole[2].steps // 7
+    # In the first epoch and a later one, at an epoch's end, before an evaluation, at the very end.
+    steps = [1, per_epoch, 2 * per_epoch, 3 * per_epoch + 1, whole[2].steps - 1, whole[2].steps]
+    for before, step in itertools.pairwise([0, *steps]):
+        with pytest.raises(Interrupted, match=f"stopped after step {step}"):
+            resumable(run, path, stop=stops_after(step - before))
     told = []
     continued = resumable(run, path, progress=told.append)
     assert [p.epoch for p in told] == [7]
@@ -706,48 +697,160 @@ def test_a_killed_run_continues_to_the_same_bits(run, tmp_path):
     assert continued[2].wall_seconds >= seconds[-1]
 
 
-def test_a_run_killed_in_the_middle_of_an_epoch_repeats_that_epoch(tmp_path, monkeypatch):
-    whole = resumable("buffered", None)
-    path = tmp_path / "checkpoint.safetensors"
-    original = Buffered.loss
+def test_a_run_stopped_at_every_single_step_takes_each_once(tmp_path):
+    whole, path = resumable("buffered", None), tmp_path / "checkpoint"
+    for _ in range(whole[2].steps):
+        with pytest.raises(Interrupted):
+            resumable("buffered", path, stop=lambda: True)
+    continued = resumable("buffered", path)
+    assert_same_run(continued, whole)
+    assert torch.equal(continued[1].seen, torch.full((N,), 7))
+
+
+class Kill(BaseException):
+    """Like KeyboardInterrupt: nothing in the trainer may catch it."""
+
+
+def test_a_killed_run_continues_from_the_checkpoint_it_wrote_last(tmp_path, monkeypatch):
+    whole, path = resumable("buffered", None), tmp_path / "checkpoint"
+    original, train_often = Buffered.loss, functools.partial(train, checkpoint_seconds=0.0)
 
     def deadly(self, features, labels, context):
         if context.step == 13:
             raise Kill
         return original(self, features, labels, context)
 
+    monkeypatch.setitem(globals(), "train", train_often)
     monkeypatch.setattr(Buffered, "loss", deadly)
     with pytest.raises(Kill):
         resumable("buffered", path)
-    monkeypatch.undo()
-    continued = resumable("buffered", path)
-    assert_same_run(continued, whole)
-    assert torch.equal(continued[1].seen, torch.full((N,), 7))
+    monkeypatch.setattr(Buffered, "loss", original)
+    assert load_tensors(path)[1]["values"]["result"]["steps"] == 13
+    assert_same_run(resumable("buffered", path), whole)
 
 
 def test_a_checkpoint_is_written_no_more_often_than_asked(tmp_path):
-    train(
-        flat(),
-        Spy(),
-        SPLIT,
-        config(epochs=3),
-        checkpoint=tmp_path / "checkpoint",
-        checkpoint_seconds=1e9,
-    )
+    settings = config(epochs=3)
+    train(flat(), Spy(), SPLIT, settings, checkpoint=tmp_path / "c", checkpoint_seconds=1e9)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_checkpoint_of_another_network_is_refused_by_name(tmp_path):
+def test_without_a_checkpoint_a_run_stops_all_the_same():
+    with pytest.raises(Interrupted):
+        train(flat(), Spy(), SPLIT, config(), stop=lambda: True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"backbone": network(d=5), "objective": CrossEntropy(K, 5)},
+        {"objective": RateReduction(K)},
+        {"config": config(lr=0.1)},
+        {"feed": Feed(sampling_seed=1)},
+        {"split": Split(SPLIT.images, SPLIT.labels.flip(0))},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_the_checkpoint_of_another_run_is_refused_by_name_and_left_alone(change, tmp_path):
     path = tmp_path / "mine.safetensors"
-    with pytest.raises(Kill):
-        resumable("sgd-ce", path, progress=killed_at(2))
-    whole = path.read_bytes()
-    for net, loss in ((network(d=5), CrossEntropy(K, 5)), (network(), RateReduction(K))):
-        with pytest.raises(ValueError, match=r"mine\.safetensors is the checkpoint of another"):
-            train(net, loss, SPLIT, config(), checkpoint=path)
-    path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"mine\.safetensors"):
-        train(network(), cross_entropy(), SPLIT, config(), checkpoint=path)
+    given = {"backbone": network(), "objective": cross_entropy(), "split": SPLIT}
+    given |= {"config": config(), "checkpoint": path}
+    with pytest.raises(Interrupted):
+        train(**given, stop=lambda: True)
+    content = path.read_bytes()
+    with pytest.raises(ValueError, match=r"mine\.safetensors is the checkpoint of another run"):
+        train(**given | change)
+    assert path.read_bytes() == content
+
+
+def flipped(at, bit):
+    def flip(content):
+        place = at(len(content))
+        return content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :]
+
+    return flip
+
+
+def altered(change):
+    """Write the file again with other tensors or values, under the digest of before."""
+
+    def alter(content, path):
+        tensors, values = load_tensors(path)
+        change(tensors, values["values"])
+        save_tensors(path, tensors, values)
+
+    return alter
+
+
+def zero(tensors, values):
+    tensors["encoder/0/backbone.linear.weight"].zero_()
+
+
+DAMAGES = {
+    "data": flipped(lambda n: n - 40, 3),
+    "last bit": flipped(lambda n: n - 1, 7),
+    "length of the header": flipped(lambda n: 0, 2),
+    "header": flipped(lambda n: 300, 0),
+    "truncated": lambda content: content[: len(content) // 2],
+    "empty": lambda content: b"",
+    "text": lambda content: b"not a checkpoint",
+    "zeros": altered(zero),
+    "a tensor less": altered(lambda tensors, _: tensors.pop("optimizer/0/momentum_buffer")),
+    "epoch": altered(lambda _, values: values.update(epoch=2)),
+    "step": altered(lambda _, values: values["result"].update(steps=7)),
+    "history": altered(lambda _, values: values["result"]["history"][0].update(lr=0.5)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_set_aside_and_the_run_begins_again(damage, tmp_path, caplog):
+    whole, net = flat(), flat()
+    expected = train(whole, cross_entropy(), SPLIT, config())
+    path = tmp_path / "mine.safetensors"
+    with pytest.raises(Interrupted):
+        train(flat(), cross_entropy(), SPLIT, config(), checkpoint=path, stop=stops_after(4))
+    content, do = path.read_bytes(), DAMAGES[damage]
+    if do.__code__.co_argcount == 2:
+        do(content, path)
+    else:
+        path.write_bytes(do(content))
+    damaged = path.read_bytes()
+    assert damaged != content
+    result = train(net, cross_entropy(), SPLIT, config(), checkpoint=path)
+    assert_same_run((net, net, result), (whole, whole, expected))
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.safetensors.damaged"]
+    assert (tmp_path / "mine.safetensors.damaged").read_bytes() == damaged
+    (record,) = caplog.records
+    assert "mine.safetensors is damaged" in record.getMessage()
+    assert "\n" not in record.getMessage()
+
+
+def test_no_bit_of_a_checkpoint_can_be_flipped_unseen(tmp_path):
+    path = tmp_path / "small"
+    groups = {"encoder": {0: {"W": torch.ones(2), "half": torch.ones(1).bfloat16()}}}
+    write_checkpoint(path, "run", groups, {"epoch": 3, "loss": 0.1})
+    content = path.read_bytes()
+    assert read_checkpoint(path, "run")[1] == {"epoch": 3, "loss": 0.1}
+    silent = []
+    for place, bit in itertools.product(range(len(content)), range(8)):
+        path.write_bytes(flipped(lambda n, place=place: place, bit)(content))
+        if read_checkpoint(path, "run") != ({}, {}):
+            silent.append((place, bit))
+    # JSON reads some texts alike: 1e-05 and 1E-05. None of them is a value that changed.
+    assert not silent
+
+
+# ----------------------------------------------------------------------------- the recorder alone
+
+
+def test_a_recorder_that_does_not_copy_keeps_the_tensors_themselves():
+    for copied in (True, False):
+        net = nn.Linear(2, 2)
+        history = History(net, Watch(), epochs=1, evaluate_every=1, copy=copied)
+        history.evaluate_and_record(1, lr=None, loss=None, terms={})
+        with torch.no_grad():
+            net.weight.zero_()
+        assert bool(history.result.kept[1]["weight"].any()) == copied
 
 
 # ------------------------------------------------------------------------------------- not finite
@@ -774,7 +877,7 @@ class Broken(Objective):
 @pytest.mark.parametrize("how", ["nan", "inf", "-inf"])
 @pytest.mark.parametrize("step", [3, 4, 5])
 def test_a_loss_that_is_not_finite_ends_the_run_with_a_reason(how, step):
-    result = train(flat(), Broken(step, how), SPLIT, config(epochs=4), evaluate=lambda _: {})
+    result = train(flat(), Broken(step, how), SPLIT, config(epochs=4), watch=Watch(lambda _: {}))
     assert result.reason.startswith("the loss stopped being finite in epoch 2")
     assert [entry["epoch"] for entry in result.history] == [0, 1]
     assert result.kept.keys() == {1}
@@ -814,7 +917,7 @@ def test_a_run_that_diverges_ends_with_a_reason_under_the_real_evaluator(make_ob
         return evaluate(encoder, SPLIT, SPLIT, num_classes=K, readout="ridge", full=False).measures
 
     settings = config(epochs=4, lr=lr, schedule="constant")
-    result = train(network(), make_objective(), SPLIT, settings, evaluate=measures)
+    result = train(network(), make_objective(), SPLIT, settings, watch=Watch(measures))
     assert result.reason is not None
     assert "finite" in result.reason
     assert len(result.history) < 5
@@ -826,7 +929,7 @@ def test_a_run_that_diverges_ends_with_a_reason_under_the_real_evaluator(make_ob
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"optimizer": "lbfgs"}, "optimizer is 'lbfgs'; choose from sgd, adamw"),
+        ({"optimizer": "lbfgs"}, "unknown optimizer 'lbfgs'; choose from sgd, adamw"),
         ({"schedule": "linear"}, "'linear'; choose from one_cycle, cosine, steps, constant"),
         ({"epochs": -1}, "epochs is -1; it must be at least 0"),
         ({"batch_size": 1}, "batch_size is 1; it must be at least 2"),

@@ -198,7 +198,7 @@ def compare(
     if epochs is not None:
         plain = vary(plain, "epochs", str(epochs))
     fitted = METHODS["ce"].fit(plain, data, Workspace(torch.device("cpu")))
-    encoder = METHODS["ce"].load(plain, data.sizes, fitted.states[fitted.history[-1]["epoch"]])
+    encoder = METHODS["ce"].load(plain, data.sizes, fitted.kept[fitted.history[-1]["epoch"]])
     head = encoder.classifier()
     assert head is not None
     weight, bias = head

@@ -1,0 +1,365 @@
+"""The one trainer: a backbone and an objective, optimised together, whichever objective it is.
+
+Images stay uint8 on the device until a batch is cut, the learning rate is a pure function of the
+step, and every random draw comes from a stream that is seeded anew each epoch or step: a run that
+was stopped, wherever that was, continues from its checkpoint to the same bits. Nothing in the loop
+reads a value back from the device at a step; what an objective reads is its own affair.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mcr2.backbones import named_stages, stage_features
+from mcr2.data import Batch, Split, mix_seed, num_batches
+from mcr2.objectives import Context, Objective
+from mcr2.records import content_key, tensors_digest
+from mcr2.training.checkpoint import Groups, read_checkpoint, write_checkpoint
+from mcr2.training.config import Feed, TrainingConfig, check_accumulation, learning_rate
+from mcr2.training.history import History, TrainingResult, Watch
+from mcr2.training.step import FeaturesNotFiniteError, backpropagate, make_optimizer
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch's generators inside the block and leave them as they were behind it.
+
+    Modules draw their initial weights from the global generator; this is how a run makes that
+    draw a stream of its own.
+
+    Example:
+        >>> with seeded(3):
+        ...     a = nn.Linear(2, 2).weight
+        >>> with seeded(3):
+        ...     b = nn.Linear(2, 2).weight
+        >>> torch.equal(a, b)
+        True
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+class Encoder(nn.Module):
+    """What training yields: images -> the features that the objective scores.
+
+    Args:
+        backbone: images ``(m, C, H, W)`` -> raw features ``(m, d)``.
+        objective: its ``embed`` makes the features, its ``classifier`` is the own head.
+    """
+
+    def __init__(self, backbone: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.objective = objective
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map float images to features ``(m, d)``."""
+        return self.objective.embed(self.backbone(images))
+
+    def classifier(self) -> tuple[Tensor, Tensor | None] | None:
+        """Return the objective's own linear head (W, b), or None."""
+        return self.objective.classifier()
+
+    def layer_names(self) -> tuple[str, ...]:
+        """Return the names of the backbone's stages, see :func:`mcr2.backbones.named_stages`."""
+        return tuple(name for name in named_stages(self.backbone) if name != "features")
+
+    def layer_features(self, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """Return the outputs of stages, each ``(m, d_l)``, from one pass.
+
+        Args:
+            images: float images ``(m, C, H, W)``.
+            names: of :meth:`layer_names`; ``"features"`` is the encoder's own output.
+
+        Raises:
+            ValueError: what :func:`mcr2.backbones.stage_features` refuses.
+        """
+        stages = [name for name in names if name != "features"]
+        raw, found = stage_features(self.backbone, images, stages)
+        return {n: self.objective.embed(raw) if n == "features" else found[n] for n in names}
+
+
+class Interrupted(Exception):  # noqa: N818 - nothing went wrong
+    """A run was asked to stop; what it had done is in its checkpoint, if it has one."""
+
+
+def train(
+    backbone: nn.Module,
+    objective: Objective,
+    split: Split,
+    config: TrainingConfig,
+    feed: Feed | None = None,
+    watch: Watch | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    checkpoint: str | Path | None = None,
+    checkpoint_seconds: float = 20.0,
+    stop: Callable[[], bool] | None = None,
+) -> TrainingResult:
+    """Optimise backbone and objective together on a split.
+
+    Args:
+        backbone: images -> raw features; trained in place, on ``device``.
+        objective: scores features and labels; trained in place.
+        split: the images and the labels to train on.
+        config: epochs, batches, optimiser, schedule.
+        feed: order of samples, augmentation, and the seeds of all draws.
+        watch: who evaluates (at epoch 0, every ``evaluate_every`` epochs and at the end), says
+            which weights are kept, and is told.
+        device: where to train.
+        checkpoint: file to continue from where it exists, and to write while training; a damaged
+            one is set aside with a warning, see :mod:`mcr2.training.checkpoint`.
+        checkpoint_seconds: how often to write it, at the most.
+        stop: asked after every step; True writes the checkpoint and ends the run.
+
+    Returns:
+        The history, the kept weights and what was spent. A loss that is not finite ends the
+        run with a ``reason``, not an exception.
+
+    Raises:
+        Interrupted: ``stop`` said so; the same call continues.
+        ValueError: a split of fewer than two samples, a checkpoint of another run, or what
+            :func:`~mcr2.training.check_accumulation` refuses.
+
+    Example:
+        >>> from mcr2.backbones import BACKBONES
+        >>> from mcr2.objectives import RateReduction
+        >>> split = Split(torch.randint(0, 255, (20, 1, 8, 8)).byte(), torch.arange(20) % 2)
+        >>> net = BACKBONES["resnet10_w8"](in_channels=1, feature_dim=4)
+        >>> result = train(net, RateReduction(2), split, TrainingConfig(epochs=2, batch_size=10))
+        >>> [entry["epoch"] for entry in result.history], result.steps
+        ([0, 2], 4)
+    """
+    if len(split) < 2:
+        raise ValueError(f"training needs at least two samples; the split has {len(split)}")
+    check_accumulation(config, objective)
+    device = torch.device(device)
+    backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    encoder = Encoder(backbone, objective.to(device))
+    path = None if checkpoint is None else Path(checkpoint)
+    training = _Training(
+        encoder,
+        split.to(device),
+        config,
+        feed or Feed(),
+        watch or Watch(),
+        device,
+        path,
+        checkpoint_seconds,
+        stop,
+    )
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        return training.run()
+
+
+#: The counters of a run on its way that its checkpoint holds.
+COUNTERS = ("epoch", "done", "count")
+
+
+@dataclass
+class _Training:
+    """A run on its way: what its steps, its evaluations and its checkpoint share."""
+
+    encoder: Encoder
+    split: Split
+    config: TrainingConfig
+    feed: Feed
+    watch: Watch
+    device: torch.device
+    checkpoint: Path | None
+    checkpoint_seconds: float
+    stop: Callable[[], bool] | None
+
+    def __post_init__(self) -> None:
+        config, encoder = self.config, self.encoder
+        # Beside the backbone, not in its place: weights keep their names, and evaluations run as
+        # ever. Batches differ by one sample at most: fixed shapes cost two compilations.
+        self.network = encoder.backbone
+        if config.compile:
+            self.network = torch.compile(encoder.backbone, dynamic=False)  # type: ignore[assignment]
+        self.optimizer = make_optimizer(config, encoder.backbone, encoder.objective)
+        self.per_epoch = num_batches(len(self.split), config.batch_size)
+        self.history = History(
+            encoder,
+            replace(self.watch, evaluate=self._measures),
+            epochs=config.epochs,
+            evaluate_every=config.evaluate_every,
+            device=self.device,
+        )
+        self.totals: dict[str, Tensor] = {}  # of loss and terms, since the last evaluation
+        self.count = 0  # of steps in them
+        self.latest: dict[str, Tensor] = {}
+        self.generator = torch.Generator()
+        self.epoch = 0  # finished
+        self.done = 0  # steps of the epoch that is not
+        self.saved = time.perf_counter()
+
+    @property
+    def result(self) -> TrainingResult:
+        """The history so far, steps and reason among it."""
+        return self.history.result
+
+    def run(self) -> TrainingResult:
+        """Continue from the checkpoint, or begin, and go on to the end."""
+        if self.checkpoint is not None:
+            self._restore(self.checkpoint)
+        if not self.result.history:
+            self._evaluate_and_record()
+        while self.epoch < self.config.epochs and self.result.reason is None:
+            self._take_steps()
+            self._end_epoch()
+        if self.config.epochs:
+            self.result.proof = self.feed.digests(self.split, self.config.batch_size)
+        return self.history.finish()
+
+    def _take_steps(self) -> None:
+        """Take the steps of an epoch that are left."""
+        objective = self.encoder.objective
+        if self.done == 0:
+            self.generator.manual_seed(mix_seed(self.feed.objective_seed, self.epoch))
+            if objective.needs_epoch_features:
+                objective.on_epoch(self._all_features(), self.split.labels)
+        self.encoder.train()
+        fed = self.feed.epoch(self.split, self.config.batch_size, self.epoch)
+        for batch in islice(fed, self.done, None):
+            try:
+                self._take_step(batch)
+            except FeaturesNotFiniteError:
+                self._fail("features", self.epoch + 1)
+                break
+            if time.perf_counter() - self.saved >= self.checkpoint_seconds:
+                self._save()
+            if self.stop is not None and self.stop():
+                self._save()
+                raise Interrupted(f"stopped after step {self.result.steps}")
+
+    def _take_step(self, batch: Batch) -> None:
+        step, config, objective = self.result.steps, self.config, self.encoder.objective
+        context = Context(
+            indices=batch.indices,
+            step=step,
+            epoch=self.epoch,
+            progress=step / (config.epochs * self.per_epoch),
+            generator=self.generator,
+        )
+        seed = mix_seed("layers", self.feed.objective_seed, step)
+        if self.device.type == "cpu":
+            torch.default_generator.manual_seed(seed)  # manual_seed looks for other devices, too
+        else:
+            torch.manual_seed(seed)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(config, step, self.per_epoch)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, terms = backpropagate(self.network, objective, batch, context, config)
+        self.optimizer.step()
+        self.result.steps, self.done, self.count = step + 1, self.done + 1, self.count + 1
+        self.latest = {"loss": loss, **terms}
+        for name, value in self.latest.items():
+            # In float64 where it exists: the sum is over thousands of steps.
+            value = value if value.device.type == "mps" else value.double()
+            self.totals[name] = self.totals[name] + value if name in self.totals else value
+
+    def _end_epoch(self) -> None:
+        self.epoch, self.done = self.epoch + 1, 0
+        # One sum over all: a step can leave infinite weights behind a finite loss.
+        weights = torch.stack([p.detach().sum() for p in self.encoder.parameters()]).sum()
+        if self.result.reason is None:
+            if "loss" in self.totals and not bool(self.totals["loss"].isfinite()):
+                self._fail("loss", self.epoch)
+            elif not bool(weights.isfinite()):
+                self._fail("weights", self.epoch)
+            elif self.history.due(self.epoch):
+                self._evaluate_and_record()
+        if self.result.reason is None:
+            if time.perf_counter() - self.saved >= self.checkpoint_seconds:
+                self._save()
+            terms = {name: float(value) for name, value in self.latest.items()}
+            self.history.tell_progress(self.epoch, terms.pop("loss", math.nan), terms)
+
+    def _fail(self, what: str, epoch: int) -> None:
+        self.result.reason = (
+            f"the {what} stopped being finite in epoch {epoch}, by step {self.result.steps}"
+        )
+
+    def _evaluate_and_record(self) -> None:
+        lr = learning_rate(self.config, max(self.result.steps - 1, 0), self.per_epoch)
+        terms = {name: float(value) / self.count for name, value in self.totals.items()}
+        self.totals, self.count = {}, 0
+        try:
+            self.history.evaluate_and_record(
+                self.epoch, lr=lr, loss=terms.pop("loss", None), terms=terms
+            )
+        except FeaturesNotFiniteError:
+            self._fail("features", self.epoch)
+
+    def _measures(self, encoder: Encoder) -> Mapping[str, Any]:
+        try:
+            return {} if self.watch.evaluate is None else self.watch.evaluate(encoder)
+        except ValueError as error:
+            # Loss and weights can be finite and the features in evaluation mode not.
+            if bool(self._all_features().isfinite().all()):
+                raise
+            raise FeaturesNotFiniteError(str(error)) from error
+
+    @torch.no_grad()
+    def _all_features(self) -> Tensor:
+        """Features of all training samples in their own order, not augmented, as in evaluation."""
+        self.encoder.eval()
+        parts = Feed(shuffle=False).epoch(self.split, self.config.batch_size, 0)
+        return torch.cat([self.encoder(batch.images) for batch in parts])
+
+    def _identity(self) -> str:
+        """Return what tells this run from another whose checkpoint may lie in its place."""
+        shapes = {name: list(value.shape) for name, value in self.encoder.state_dict().items()}
+        objective = type(self.encoder.objective).__qualname__
+        labels = tensors_digest({"labels": self.split.labels})
+        return content_key(asdict(self.config), asdict(self.feed), shapes, objective, labels)
+
+    def _save(self) -> None:
+        if self.checkpoint is None:
+            return
+        slots = self.optimizer.state_dict()["state"]
+        groups: Groups = {
+            "encoder": {0: self.encoder.state_dict()},
+            "optimizer": {
+                i: {k: v for k, v in named.items() if v is not None} for i, named in slots.items()
+            },
+            "kept": self.result.kept,
+            "totals": {0: self.totals},
+            "generator": {0: {"state": self.generator.get_state()}},
+        }
+        result = vars(self.result) | {"kept": {}, "wall_seconds": self.history.seconds()}
+        values = {"result": result, **{name: getattr(self, name) for name in COUNTERS}}
+        write_checkpoint(self.checkpoint, self._identity(), groups, values)
+        self.saved = time.perf_counter()
+
+    def _restore(self, path: Path) -> None:
+        groups, values = read_checkpoint(path, self._identity())
+        if not groups:
+            return
+        self.encoder.load_state_dict(groups["encoder"][0])
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        slots = groups.get("optimizer", {})
+        for index, named in slots.items():
+            for slot, value in named.items():
+                if value.shape == parameters[index].shape:
+                    # In the parameter's memory format, which the file does not know.
+                    named[slot] = torch.empty_like(parameters[index]).copy_(value)
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": slots})
+        totals = groups.get("totals", {0: {}})[0]
+        self.totals = {name: value.to(self.device) for name, value in totals.items()}
+        self.generator.set_state(groups["generator"][0]["state"])
+        self.history.result = TrainingResult(**values.pop("result"))
+        self.result.kept = groups.get("kept", {})
+        self.epoch, self.done, self.count = (values[name] for name in COUNTERS)
