@@ -71,7 +71,7 @@ def reading(method, ratio, seed, epoch, full):
         for name in ("nc1", "cdnv", "nc2_etf", "mean_energy", "coherence", "class_dim95"):
             at(f"features/{split}/{labels}/-/{name}")
         at(f"features/{split}/{labels}/-/reduction")
-        measures[f"features/{split}/{labels}/-/believable"] = 1
+        measures[f"features/{split}/{labels}/-/means_reliable"] = 1
         for by in linear:
             at(f"features/{split}/{labels}/{by}/nc3")
             at(f"features/{split}/{labels}/{by}/nc4")
@@ -601,7 +601,7 @@ def test_spectra_are_means_over_classes_and_seeds():
 )
 def test_collapse_that_is_not_believed_is_faint(doubted, stretches):
     cells, records = STUDIES["three seeds"]
-    key = "features/train/noisy/-/believable"
+    key = "features/train/noisy/-/means_reliable"
 
     def doubt(entry):
         return {**entry, "measures": entry["measures"] | {key: int(entry["epoch"] not in doubted)}}

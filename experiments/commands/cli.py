@@ -539,7 +539,7 @@ def _evaluate(command: EvaluateCommand) -> Any:
 
     def go() -> int:
         from experiments.report import measures_table, run_table
-        from experiments.report.readings import agreement, reading_tables
+        from experiments.report.evaluation import agreement, evaluation_tables
         from mcr2.records import write_json
 
         measures = {rule: dict(reading.measures) for rule, reading in readings.items()}
@@ -549,9 +549,10 @@ def _evaluate(command: EvaluateCommand) -> Any:
             print(run_table(record).text())
             if rule is not None:
                 print(f"\nAt the selection {rule}, epoch {record.selections[rule]['epoch']}:")
-                for table in reading_tables(measures[rule]):
+                for table in evaluation_tables(measures[rule]):
                     print(f"\n{table.text()}")
-                print("\n" + "\n".join(agreement(record.selections, measures)))
+                lines = (*readings[rule].notes, *agreement(record.selections, measures))
+                print("\n" + "\n".join(lines))
             else:
                 print(f"failed: {record.reason}")
         if command.json is not None:
@@ -572,25 +573,25 @@ def _evaluate(command: EvaluateCommand) -> Any:
 def _measure(command: MeasureCommand) -> Any:
     import torch
 
+    from mcr2 import checks
     from mcr2.evaluation import COMMON_READOUT, evaluate_features, read_features, standard_readouts
     from mcr2.readouts import parse_readout
 
     _check_json(command.json)
-    if command.threads < 1:
-        raise ValueError(f"threads is {command.threads}; it must be at least 1")
+    checks.integer("threads", command.threads, 1, os.cpu_count() or 1)
     for name in command.readouts or ():
         if parse_readout(name)[0] == "head":
-            raise ValueError("readout 'head' is the weight in the file, and always read")
+            raise ValueError("readout 'head' is the weight in the file, and always measured")
     arrays = read_features(command.file, num_classes=command.num_classes)
     N, d = arrays.train.features.shape
     torch.set_num_threads(command.threads)
 
     def go() -> int:
-        from experiments.report.readings import reading_tables
+        from experiments.report.evaluation import evaluation_tables
         from mcr2.records import write_json
 
         names = standard_readouts(d) if command.readouts is None else command.readouts
-        reading = evaluate_features(
+        evaluation = evaluate_features(
             arrays.train,
             arrays.test,
             num_classes=arrays.num_classes,
@@ -599,10 +600,16 @@ def _measure(command: MeasureCommand) -> Any:
             head=arrays.head,
         )
         print(f"{command.file}: {N} samples of {arrays.num_classes} classes in {d} dimensions")
-        for table in reading_tables(reading.measures):
+        for table in evaluation_tables(evaluation.measures):
             print(f"\n{table.text()}")
+        if evaluation.notes:
+            print("\n" + "\n".join(evaluation.notes))
         if command.json is not None:
-            found = {"measures": dict(reading.measures), "profiles": dict(reading.profiles)}
+            found = {
+                "measures": dict(evaluation.measures),
+                "profiles": dict(evaluation.profiles),
+                "notes": list(evaluation.notes),
+            }
             head = {"file": command.file, "num_classes": arrays.num_classes, "samples": N, "dim": d}
             write_json(command.json, {**head, **found})
         return OK

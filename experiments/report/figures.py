@@ -307,7 +307,7 @@ def draw_collapse(study: Study) -> Any:
                     points = curve(runs, _same(measure, split, labels, readout))
                     doubted = {
                         p.epoch
-                        for p in curve(runs, _same("believable", split, labels))
+                        for p in curve(runs, _same("means_reliable", split, labels))
                         if p.low < 1
                     }
                     # Faint where class means hold too little of the features to be believed.

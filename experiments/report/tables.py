@@ -95,7 +95,7 @@ COLLAPSE = (
 )
 
 #: Stand beside them: where class means hold too little of the features, collapse is 0/0.
-BELIEF = (Scalar("mean_energy"), Scalar("believable"))
+BELIEF = (Scalar("mean_energy"), Scalar("means_reliable"))
 
 
 def shown_measures(measures: Mapping[str, Any]) -> dict[str, Any]:
