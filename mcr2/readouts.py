@@ -1,24 +1,24 @@
 """Classifiers on frozen features, fitted once on ``(features, labels)``.
 
-A readout turns features ``(N, d)`` into class scores ``(N, K)``. :data:`READOUTS` maps a name to
-its fit function; :func:`fit_readout` fits by name, with the number that some kinds need behind an
-``@`` (``nearest_subspace@3`` components, ``knn@5`` neighbours), and also knows ``head``, the
-objective's own linear classifier. Fit on the *noisy* training labels, as a user would have them;
-on clean labels only as a named diagnostic. Those in :data:`FINAL_ONLY` cost too much for every
-evaluation of a training run; the others take milliseconds.
+A readout turns features ``(N, d)``, tensors or NumPy arrays, into class scores ``(N, K)``.
+:data:`READOUTS` maps a name to its fit function; :func:`fit_readout` fits by name, with the number
+that some kinds need behind an ``@`` (``nearest_subspace@3`` components, ``knn@5`` neighbours), and
+also knows ``head``, the objective's own linear classifier. Fit on the *noisy* training labels, as a
+user would have them; on clean labels only as a named diagnostic.
 
-All of it is computed in float64, on the features' device: features of a collapsed network differ
-from their class mean by less than float32 resolves. (MPS has no float64; there the readout lives
-on the CPU and predictions are brought back.) A class without a training sample scores -inf and is
-never predicted.
+All of it is computed in float64, on the features' device (of MPS, which has none, on the CPU):
+features of a collapsed network differ from their class mean by less than float32 resolves. A class
+without a training sample scores -inf and is never predicted.
 """
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from functools import partial
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +26,9 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-FloatArray: TypeAlias = npt.NDArray[np.float64]
-IntArray: TypeAlias = npt.NDArray[np.int64]
+from mcr2 import checks
+
+Array: TypeAlias = Tensor | npt.NDArray[Any]
 
 #: The penalty of the linear classifiers in units of the features' mean variance.
 RIDGE = 1e-3
@@ -40,15 +41,15 @@ class Readout(ABC):
     """What every readout offers: ``scores`` and the class that scores highest."""
 
     @abstractmethod
-    def scores(self, features: Tensor) -> Tensor:
+    def scores(self, features: Array) -> Tensor:
         """Map features ``(N, d)`` to float64 scores ``(N, K)``; higher is better."""
 
-    def predict(self, features: Tensor) -> Tensor:
+    def predict(self, features: Array) -> Tensor:
         """Return the best-scoring class of each sample, int64 ``(N,)`` on the features' device."""
-        return self.scores(features).argmax(dim=1).to(features.device)
+        return _best(self.scores(features), features)
 
-    def predict_training(self, features: Tensor) -> Tensor:
-        """Return the classes of the very samples fitted on, in the same order.
+    def predict_training(self, features: Array) -> Tensor:
+        """Return the classes of the very samples fitted on, in the order of the fit.
 
         It is :meth:`predict` for all but the nearest neighbours, which leave each sample out.
         """
@@ -63,9 +64,6 @@ class LinearClassifier(Readout):
         weight: W, ``(K, d)``.
         bias: b, ``(K,)``; -inf for a class never to be predicted.
 
-    Raises:
-        ValueError: shapes that do not fit each other.
-
     Example:
         >>> head = LinearClassifier(torch.eye(2), torch.tensor([0.0, 3.0]))
         >>> head.predict(torch.tensor([[5.0, 1.0], [1.0, 0.0]]))
@@ -75,50 +73,20 @@ class LinearClassifier(Readout):
     weight: Tensor
     bias: Tensor
 
-    def __post_init__(self) -> None:
-        if self.weight.ndim != 2 or self.bias.shape != self.weight.shape[:1]:
-            raise ValueError(
-                "weight must be (K, d) and bias (K,); got "
-                f"{tuple(self.weight.shape)} and {tuple(self.bias.shape)}"
-            )
-
-    def scores(self, features: Tensor) -> Tensor:
+    def scores(self, features: Array) -> Tensor:
         """Return ``H Wᵀ + b``."""
-        H = _features(features, self.weight.shape[1])
+        H = _exact(features, self.weight.shape[1])
         return H @ self.weight.to(H).T + self.bias.to(H)
 
 
 @dataclass(frozen=True, eq=False)
-class ClassMeans(Readout):
-    """Scores ``-‖h - μ_k‖²``: the nearest class mean.
-
-    Args:
-        means: ``(K, d)``.
-        present: bool ``(K,)``; False for a class without training samples.
-
-    Example:
-        >>> means = ClassMeans(torch.tensor([[0.0], [4.0]]), torch.tensor([True, True]))
-        >>> means.scores(torch.tensor([[1.0]]))
-        tensor([[-1., -9.]], dtype=torch.float64)
-    """
-
-    means: Tensor
-    present: Tensor
-
-    def scores(self, features: Tensor) -> Tensor:
-        """Return minus the squared distances to the class means."""
-        H, M, present = _about_centre(features, self.means, self.present)
-        return (-_sq_distances(H, M)).masked_fill_(~present, -torch.inf)
-
-
-@dataclass(frozen=True, eq=False)
 class ClassSubspaces(Readout):
-    """Scores ``-‖(I - U_k U_kᵀ)(h - μ_k)‖²``: the nearest class subspace.
+    """Scores ``-‖(I - U_k U_kᵀ)(h - μ_k)‖²``: the nearest class subspace, or class mean.
 
     Args:
         means: the points μ_k the subspaces pass through, ``(K, d)``; zero where uncentred.
         bases: U_k, ``(K, d, n)``; columns are orthonormal, or zero where the class has fewer
-            than n directions.
+            than n directions. With n = 0 a class is its mean.
         present: bool ``(K,)``; False for a class without training samples.
 
     Example:
@@ -132,19 +100,33 @@ class ClassSubspaces(Readout):
     bases: Tensor
     present: Tensor
 
-    def scores(self, features: Tensor) -> Tensor:
+    def scores(self, features: Array) -> Tensor:
         """Return minus the squared residuals ``‖h - μ_k‖² - ‖U_kᵀ(h - μ_k)‖²``."""
-        H, M, present = _about_centre(features, self.means, self.present)
         K, d, n = self.bases.shape
-        U = self.bases.to(H)
+        H = _exact(features, d)
+        M, present, U = self.means.to(H), self.present.to(H.device), self.bases.to(H)
+        # Distances are expanded into products; about the origin those cancel for large means.
+        centre = M[present].mean(dim=0)
+        H, M = H - centre, M - centre
         columns = U.transpose(0, 1).reshape(d, K * n)
         offsets = torch.einsum("kd,kdn->kn", M, U)
         residuals = torch.empty(len(H), K, dtype=H.dtype, device=H.device)
-        rows = max(1, _CHUNK // (K * n))
+        rows = max(1, _CHUNK // max(1, K * n))
         for part, out in zip(torch.split(H, rows), torch.split(residuals, rows), strict=True):
-            inside = ((part @ columns).view(-1, K, n) - offsets).square_().sum(dim=2)
+            inside = ((part @ columns).view(len(part), K, n) - offsets).square_().sum(dim=2)
             torch.sub(_sq_distances(part, M), inside, out=out)
         return residuals.clamp_(min=0).neg_().masked_fill_(~present, -torch.inf)
+
+    def leading(self, n_components: int) -> ClassSubspaces:
+        """Return the subspaces of the first directions; a class of lower rank keeps what it has.
+
+        Raises:
+            ValueError: ``n_components`` outside 1 ... d - 1; with d of them nothing is left over
+                and every class fits every sample.
+        """
+        checks.integer("n_components", n_components, 1, self.bases.shape[1] - 1)
+        # A copy, so that a kept readout does not keep all directions alive.
+        return ClassSubspaces(self.means, self.bases[:, :, :n_components].clone(), self.present)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,8 +137,7 @@ class NearestNeighbours(Readout):
     less than half a vote. A zero feature has cosine 0 with everything.
 
     Args:
-        directions: training samples at unit norm, float64 ``(N, d)``.
-        labels: their classes, int64 ``(N,)``.
+        directions, labels: training samples at unit norm, float64 ``(N, d)``; their classes.
         present: bool ``(K,)``; False for a class without training samples.
         k: number of neighbours, below N.
 
@@ -174,32 +155,18 @@ class NearestNeighbours(Readout):
     present: Tensor
     k: int
 
-    def scores(self, features: Tensor) -> Tensor:
-        """Return the votes of the neighbours, and less than half a vote for their cosines."""
-        return self._votes(features, leave_one_out=False)
-
-    def predict_training(self, features: Tensor) -> Tensor:
-        """Return the classes of the samples fitted on, none being its own neighbour.
-
-        Args:
-            features: the training features ``(N, d)``, in the order of the fit.
-
-        Raises:
-            ValueError: another number of samples than were fitted.
-        """
+    def predict_training(self, features: Array) -> Tensor:
+        """Return the classes of the samples fitted on, none being its own neighbour."""
         if len(features) != len(self.labels):
-            raise ValueError(
-                f"fitted on {len(self.labels)} samples; predict_training got {len(features)}"
-            )
-        votes = self._votes(features, leave_one_out=True)
-        return votes.argmax(dim=1).to(features.device)
+            raise ValueError(f"fitted on {len(self.labels)} samples, not on {len(features)}")
+        return _best(self.scores(features, leave_one_out=True), features)
 
-    def _votes(self, features: Tensor, *, leave_one_out: bool) -> Tensor:
-        H = _directions(_features(features, self.directions.shape[1]))
+    def scores(self, features: Array, *, leave_one_out: bool = False) -> Tensor:
+        """Return the votes of the neighbours, and less than half a vote for their cosines."""
+        H = _directions(_exact(features, self.directions.shape[1]))
         directions, labels = self.directions.to(H), self.labels.to(H.device)
         votes = H.new_zeros(len(H), len(self.present))
-        rows = max(1, _CHUNK // len(labels))
-        start = 0
+        rows, start = max(1, _CHUNK // len(labels)), 0
         for part, out in zip(torch.split(H, rows), torch.split(votes, rows), strict=True):
             cosines = part @ directions.T
             if leave_one_out:
@@ -211,58 +178,22 @@ class NearestNeighbours(Readout):
         return votes.masked_fill_(~self.present.to(H.device), -torch.inf)
 
 
-@dataclass(frozen=True, eq=False)
-class ClassBases:
-    """All principal directions of every class, from which any ``n_components`` is a slice.
-
-    Args:
-        means: class means ``(K, d)``, or zeros where uncentred.
-        bases: ``(K, d, d)``, columns by falling energy; zero past the rank of the class.
-        energies: eigenvalues of the class second moments ``(K, d)``, falling.
-        present: bool ``(K,)``.
-    """
-
-    means: Tensor
-    bases: Tensor
-    energies: Tensor
-    present: Tensor
-
-    def subspaces(self, n_components: int) -> ClassSubspaces:
-        """Return the nearest-subspace readout on the leading ``n_components`` directions.
-
-        A class of lower rank keeps the directions it has.
-
-        Raises:
-            ValueError: ``n_components`` outside 1 ... d - 1; with d of them nothing is left over
-                and every class fits every sample.
-        """
-        d = self.bases.shape[1]
-        if not 1 <= n_components < d:
-            raise ValueError(
-                f"n_components is {n_components}; with {d}-dimensional features it must be at "
-                f"least 1 and below {d}"
-            )
-        # A copy, so that a kept readout does not keep the full bases alive.
-        leading = self.bases[:, :, :n_components].clone()
-        return ClassSubspaces(self.means, leading, self.present)
-
-
 def class_bases(
-    features: Tensor, labels: Tensor, *, num_classes: int, centred: bool = False
-) -> ClassBases:
-    """Diagonalise the second moment of every class.
+    features: Array, labels: Array, *, num_classes: int, centred: bool = False
+) -> ClassSubspaces:
+    """Diagonalise the second moment of every class, ``S_k = (1/n_k) Σ (h - μ_k)(h - μ_k)ᵀ``.
 
-    ``S_k = (1/n_k) Σ_{y=k} (h - μ_k)(h - μ_k)ᵀ``, with ``μ_k = 0`` where not ``centred``. One
-    eigendecomposition serves every number of components (a sensitivity curve is free).
+    One decomposition serves every number of components (a sensitivity curve is free).
 
     Args:
         features: ``(N, d)``, floating.
         labels: ``(N,)``, integers in 0 ... num_classes - 1.
         num_classes: K.
-        centred: subtract class means first (PCA); otherwise subspaces through the origin.
+        centred: about class means μ_k (PCA); otherwise about the origin, μ_k = 0.
 
     Returns:
-        ``ClassBases``, float64.
+        All d directions of every class, by falling energy, zero past its rank: what
+        :meth:`ClassSubspaces.leading` takes the first ones of.
 
     Raises:
         TypeError: features not floating or labels not integers.
@@ -271,9 +202,7 @@ def class_bases(
     Example:
         >>> H = torch.tensor([[2.0, 0.0], [-2.0, 0.0], [1.0, 1.0]])
         >>> bases = class_bases(H, torch.tensor([0, 0, 1]), num_classes=2)
-        >>> bases.energies
-        tensor([[4., 0.], [2., 0.]], dtype=torch.float64)
-        >>> bases.subspaces(1).predict(torch.tensor([[-3.0, 0.1], [-1.0, -1.2]]))
+        >>> bases.leading(1).predict(torch.tensor([[-3.0, 0.1], [-1.0, -1.2]]))
         tensor([0, 1])
     """
     H, y = _training_set(features, labels, num_classes)
@@ -286,60 +215,38 @@ def class_bases(
         means = torch.zeros_like(means)
     by_class = torch.split(H[torch.argsort(y)], counts.tolist())
     moments = torch.stack([block.T @ block for block in by_class])
-    energies, bases = torch.linalg.eigh(moments / counts.clamp(min=1).view(-1, 1, 1))
-    energies, bases = energies.flip(1).clamp_(min=0), bases.flip(2)
+    rising, bases = torch.linalg.eigh(moments / counts.clamp(min=1).view(-1, 1, 1))
+    energies, bases = rising.flip(1).clamp_(min=0), bases.flip(2)
     # Past the rank of a class the eigenvectors are arbitrary and would absorb test samples.
-    eps = torch.finfo(energies.dtype).eps
-    order = torch.arange(d, device=H.device)
+    floor = d * torch.finfo(energies.dtype).eps * energies[:, :1]
     rank = (counts - int(centred)).view(-1, 1)
-    real = (energies > d * eps * energies[:, :1]) & (order < rank)
-    return ClassBases(means, bases * real.unsqueeze(1), energies * real, counts > 0)
+    real = (energies > floor) & (torch.arange(d, device=H.device) < rank)
+    return ClassSubspaces(means, bases * real.unsqueeze(1), counts > 0)
 
 
 def fit_nearest_subspace(
-    features: Tensor, labels: Tensor, *, num_classes: int, n_components: int
+    features: Array, labels: Array, *, num_classes: int, n_components: int, centred: bool = False
 ) -> ClassSubspaces:
-    """Fit subspaces through the origin: the leading right singular vectors of each class.
+    """Fit a subspace a class: its leading right singular vectors, or principal components.
 
-    ``score_k(h) = -‖(I - U_k U_kᵀ) h‖²``, as in Yu et al. (2020), "Learning Diverse and
-    Discriminative Representations via the Principle of Maximal Coding Rate Reduction".
+    ``score_k(h) = -‖(I - U_k U_kᵀ) h‖²`` through the origin as in Yu et al. (2020), "Learning
+    Diverse and Discriminative Representations via the Principle of Maximal Coding Rate
+    Reduction"; where ``centred``, of ``h - μ_k``, the variant with PCA.
 
-    Arguments and errors as :func:`class_bases`; ``n_components`` from 1 to d - 1, and a class of
-    lower rank keeps the directions it has.
+    Arguments and errors as :func:`class_bases` and :meth:`ClassSubspaces.leading`.
 
     Example:
         >>> H = torch.tensor([[2.0, 0.0], [-2.0, 0.0], [0.0, 1.0]])
-        >>> readout = fit_nearest_subspace(
-        ...     H, torch.tensor([0, 0, 1]), num_classes=2, n_components=1
-        ... )
+        >>> y = torch.tensor([0, 0, 1])
+        >>> readout = fit_nearest_subspace(H, y, num_classes=2, n_components=1)
         >>> readout.predict(torch.tensor([[-5.0, 1.0], [1.0, -5.0]]))
         tensor([0, 1])
     """
-    return class_bases(features, labels, num_classes=num_classes).subspaces(n_components)
+    bases = class_bases(features, labels, num_classes=num_classes, centred=centred)
+    return bases.leading(n_components)
 
 
-def fit_nearest_subspace_centred(
-    features: Tensor, labels: Tensor, *, num_classes: int, n_components: int
-) -> ClassSubspaces:
-    """Fit affine subspaces: the class mean and the leading PCA directions about it.
-
-    ``score_k(h) = -‖(I - U_k U_kᵀ)(h - μ_k)‖²``, the variant with PCA. Arguments and errors as
-    :func:`class_bases`; ``n_components`` from 1 to d - 1.
-
-    Example:
-        >>> H = torch.tensor([[-1.0, 1.0], [1.0, 1.0], [-1.0, 3.0], [1.0, 3.0]])
-        >>> H += torch.tensor([[0.0, 0.1], [0.0, 0.1], [0.0, 0.0], [0.0, 0.0]])
-        >>> readout = fit_nearest_subspace_centred(
-        ...     H, torch.tensor([0, 0, 1, 1]), num_classes=2, n_components=1
-        ... )
-        >>> readout.predict(torch.tensor([[9.0, 1.0], [-9.0, 3.0]]))
-        tensor([0, 1])
-    """
-    bases = class_bases(features, labels, num_classes=num_classes, centred=True)
-    return bases.subspaces(n_components)
-
-
-def fit_class_mean(features: Tensor, labels: Tensor, *, num_classes: int) -> ClassMeans:
+def fit_class_mean(features: Array, labels: Array, *, num_classes: int) -> ClassSubspaces:
     """Fit the nearest-class-mean classifier, ``score_k(h) = -‖h - μ_k‖²``.
 
     Arguments and errors as :func:`class_bases`.
@@ -351,18 +258,18 @@ def fit_class_mean(features: Tensor, labels: Tensor, *, num_classes: int) -> Cla
     """
     H, y = _training_set(features, labels, num_classes)
     means, counts = _class_means(H, y, num_classes)
-    return ClassMeans(means, counts > 0)
+    return ClassSubspaces(means, means.new_zeros(*means.shape, 0), counts > 0)
 
 
-def fit_ridge(features: Tensor, labels: Tensor, *, num_classes: int) -> LinearClassifier:
+def fit_ridge(features: Array, labels: Array, *, num_classes: int) -> LinearClassifier:
     """Fit ridge regression on one-hot labels, bias unpenalised.
 
     ``min_{W,b} (1/N) ‖H Wᵀ + 1 bᵀ - Y‖_F² + λ ‖W‖_F²`` with ``λ = 1e-3 · tr(H̄ᵀH̄)/(N d)``: the
     penalty is a thousandth of the features' mean variance, so that scaling the features changes
     no prediction and copying the data set changes nothing. Solved by
     ``(H̄ᵀH̄/N + λI) Wᵀ = H̄ᵀȲ/N``, ``b = ȳ - W h̄``, bars for "minus the mean over samples".
-    (scikit-learn's ``Ridge(alpha)`` has ``alpha = λ N``.) A class without samples has W = 0
-    and b = -inf. Arguments and errors as :func:`class_bases`.
+    (scikit-learn's ``Ridge(alpha)`` has ``alpha = λ N``.) Arguments and errors as
+    :func:`class_bases`.
 
     Example:
         >>> H = torch.tensor([[0.0], [1.0], [4.0], [5.0]])
@@ -387,7 +294,7 @@ def fit_ridge(features: Tensor, labels: Tensor, *, num_classes: int) -> LinearCl
 
 
 def fit_logistic_regression(
-    features: Tensor, labels: Tensor, *, num_classes: int
+    features: Array, labels: Array, *, num_classes: int
 ) -> LinearClassifier:
     """Fit multinomial logistic regression with scikit-learn, bias unpenalised.
 
@@ -404,19 +311,16 @@ def fit_logistic_regression(
     """
     from sklearn.linear_model import LogisticRegression
 
-    def solve(H: FloatArray, y: IntArray, C: float) -> tuple[FloatArray, FloatArray]:
-        binary = int(y.max()) == 1
+    def solve(H: Any, y: Any, C: float) -> tuple[Any, Any]:
         # Two classes have one row w, which stands for the rows -w/2 and w/2, half as long.
-        model = LogisticRegression(C=2 * C if binary else C, tol=1e-6, max_iter=5000).fit(H, y)
-        rows, offsets = model.coef_, model.intercept_
-        if binary:
-            return np.concatenate([-rows, rows]) / 2, np.concatenate([-offsets, offsets]) / 2
-        return rows, offsets
+        rows = 2 if int(y.max()) == 1 else 1
+        model = LogisticRegression(C=rows * C, tol=1e-6, max_iter=5000).fit(H, y)
+        return model.coef_ / rows, model.intercept_ / rows
 
     return _fit_standardised(solve, features, labels, num_classes)
 
 
-def fit_linear_svm(features: Tensor, labels: Tensor, *, num_classes: int) -> LinearClassifier:
+def fit_linear_svm(features: Array, labels: Array, *, num_classes: int) -> LinearClassifier:
     """Fit a linear support vector machine a class, against the others, with scikit-learn.
 
     For each class ``min_{w,b} (1/N) Σ_i max(0, 1 - t_i (wᵀh_i + b))² + λ/2 (‖w‖² + (b/10)²)``,
@@ -433,17 +337,14 @@ def fit_linear_svm(features: Tensor, labels: Tensor, *, num_classes: int) -> Lin
     """
     from sklearn.svm import LinearSVC
 
-    def solve(H: FloatArray, y: IntArray, C: float) -> tuple[FloatArray, FloatArray]:
+    def solve(H: Any, y: Any, C: float) -> tuple[Any, Any]:
         model = LinearSVC(C=C, dual=False, intercept_scaling=10, tol=1e-6, max_iter=5000).fit(H, y)
-        rows, offsets = model.coef_, model.intercept_
-        if len(rows) == 1:  # of two classes only the second one's is kept
-            return np.concatenate([-rows, rows]), np.concatenate([-offsets, offsets])
-        return rows, offsets
+        return model.coef_, model.intercept_
 
     return _fit_standardised(solve, features, labels, num_classes)
 
 
-def fit_knn(features: Tensor, labels: Tensor, *, num_classes: int, k: int) -> NearestNeighbours:
+def fit_knn(features: Array, labels: Array, *, num_classes: int, k: int) -> NearestNeighbours:
     """Keep the training samples as neighbours by cosine.
 
     Arguments and errors as :func:`class_bases`; ``k`` from 1 to N - 1, because a training sample
@@ -456,18 +357,15 @@ def fit_knn(features: Tensor, labels: Tensor, *, num_classes: int, k: int) -> Ne
         tensor([0, 0, 1, 1])
     """
     H, y = _training_set(features, labels, num_classes)
-    if not 1 <= k < len(H):
-        raise ValueError(
-            f"k is {k}; with {len(H)} samples it must be at least 1 and below {len(H)}"
-        )
+    checks.integer(f"k of {len(H)} samples", k, 1, len(H) - 1)
     present = torch.bincount(y, minlength=num_classes) > 0
     return NearestNeighbours(_directions(H), y, present, k)
 
 
-#: Fit functions by name, ``fit(features, labels, *, num_classes[, n_components or k])``.
+#: Fit functions by name: ``fit(features, labels, *, num_classes)``, perhaps with a number more.
 READOUTS: dict[str, Callable[..., Readout]] = {
     "nearest_subspace": fit_nearest_subspace,
-    "nearest_subspace_centred": fit_nearest_subspace_centred,
+    "nearest_subspace_centred": partial(fit_nearest_subspace, centred=True),
     "class_mean": fit_class_mean,
     "ridge": fit_ridge,
     "logistic_regression": fit_logistic_regression,
@@ -477,76 +375,61 @@ READOUTS: dict[str, Callable[..., Readout]] = {
 
 #: The members of :data:`READOUTS` that need a number behind an ``@``, and what it is a number of.
 NUMBERED = {
-    "nearest_subspace": "n_components",
-    "nearest_subspace_centred": "n_components",
-    "knn": "k",
+    kind: name
+    for kind, fit in READOUTS.items()
+    for name, given in inspect.signature(fit).parameters.items()
+    if name not in ("features", "labels", "num_classes") and given.default is given.empty
 }
 
 #: Those whose number is one of components.
-WITH_COMPONENTS = frozenset(kind for kind, of in NUMBERED.items() if of == "n_components")
-
-#: Kinds too slow for every evaluation of a training run: seconds where the others take
-#: milliseconds.
-FINAL_ONLY = frozenset({"logistic_regression", "linear_svm", "knn"})
+WITH_COMPONENTS = tuple(kind for kind, of in NUMBERED.items() if of == "n_components")
 
 
 def parse_readout(name: str) -> tuple[str, int | None]:
     """Split a readout's name into its kind and its number, of components or neighbours.
 
-    Args:
-        name: ``"head"``, a member of :data:`READOUTS`, or for those in :data:`NUMBERED`
-            ``"kind@n"``.
-
-    Returns:
-        The kind, and n or None.
+    It is ``head``, a member of :data:`READOUTS`, or ``kind@n`` of those in :data:`NUMBERED`.
 
     Raises:
         TypeError: not a string.
-        ValueError: an unknown kind; a number missing, unwanted, or no positive integer. That n
-            is not too large is checked at the fit.
+        ValueError: an unknown kind; a number that is missing, unwanted, or not a positive
+            integer. That n is not too large is checked at the fit.
 
     Example:
         >>> parse_readout("nearest_subspace@3"), parse_readout("head")
         (('nearest_subspace', 3), ('head', None))
     """
     if not isinstance(name, str):
-        raise TypeError(f"a readout's name is a string; got {type(name).__name__}")
+        raise TypeError(f"a readout's name must be a string, not {checks.describe(name)}")
     kind, at, number = name.partition("@")
     if kind not in READOUTS and kind != "head":
-        allowed = ["head", *(k + "@n" * (k in NUMBERED) for k in READOUTS)]
-        raise ValueError(f"unknown readout {name!r}; choose from {', '.join(allowed)}")
+        checks.choice("readout", name, ["head", *(k + "@n" * (k in NUMBERED) for k in READOUTS)])
     if kind not in NUMBERED:
         if at:
             raise ValueError(f"readout {name!r}: {kind} takes no number")
         return kind, None
     # One spelling for one readout, since names are keys in records: no sign, no leading zero.
     if not (number.isascii() and number.isdigit() and number[0] != "0"):
-        raise ValueError(
-            f"readout {name!r}: {kind} needs a number from 1 ({NUMBERED[kind]}), as in {kind}@3"
-        )
+        wanted = f"needs a number from 1 ({NUMBERED[kind]}), as in {kind}@3"
+        raise ValueError(f"readout {name!r}: {kind} {wanted}")
     return kind, int(number)
 
 
 def fit_readout(
     name: str,
-    features: Tensor,
-    labels: Tensor,
+    features: Array,
+    labels: Array,
     *,
     num_classes: int,
-    head: tuple[Tensor, Tensor | None] | None = None,
+    head: tuple[Array, Array | None] | None = None,
 ) -> Readout:
     """Fit the named readout.
 
     Args:
         name: as for :func:`parse_readout`.
-        features: training features ``(N, d)``.
-        labels: their labels ``(N,)``, as trained on.
-        num_classes: K.
-        head: the objective's own ``(W, b)``, ``(K, d)`` and ``(K,)`` or None for no bias; read by
+        features, labels, num_classes: ``(N, d)``; ``(N,)``, as trained on; K.
+        head: the objective's own ``(W, b)``, ``(K, d)`` and ``(K,)`` or None for no bias; used by
             ``"head"`` only.
-
-    Returns:
-        A :class:`Readout`.
 
     Raises:
         TypeError, ValueError: as :func:`parse_readout` and the fit functions; ``"head"`` without
@@ -559,53 +442,36 @@ def fit_readout(
         tensor([0, 0, 1])
     """
     kind, number = parse_readout(name)
-    if number is not None:
-        return READOUTS[kind](features, labels, num_classes=num_classes, **{NUMBERED[kind]: number})
     if kind != "head":
-        return READOUTS[kind](features, labels, num_classes=num_classes)
+        numbers = {} if number is None else {NUMBERED[kind]: number}
+        return READOUTS[kind](features, labels, num_classes=num_classes, **numbers)
     if head is None:
         raise ValueError("readout 'head' needs the objective's own classifier (W, b); it has none")
-    weight, bias = head
-    _training_set(features, labels, num_classes)
-    if weight.shape != (num_classes, features.shape[1]):
-        raise ValueError(
-            f"the head's weight must be {(num_classes, features.shape[1])}; "
-            f"got {tuple(weight.shape)}"
-        )
-    bias = weight.new_zeros(num_classes) if bias is None else bias
+    H, _ = _training_set(features, labels, num_classes)
+    weight = checks.floating("the head's weight", head[0], num_classes, H.shape[1])
+    bias = weight.new_zeros(num_classes)
+    if head[1] is not None:
+        bias = checks.floating("the head's bias", head[1], num_classes, finite=False)
     # Cloned: a readout keeps its answer when training goes on.
     return LinearClassifier(weight.detach().clone(), bias.detach().clone())
 
 
-def _features(features: Tensor, width: int | None = None) -> Tensor:
+def _best(scores: Tensor, features: Array) -> Tensor:
+    """Return the best-scoring class, on the features' device."""
+    guesses = scores.argmax(dim=1)
+    return guesses.to(features.device) if isinstance(features, Tensor) else guesses
+
+
+def _exact(features: Array, width: int) -> Tensor:
     """Check features ``(N, d)`` and return them in float64."""
-    if not isinstance(features, Tensor) or not features.is_floating_point():
-        given = features.dtype if isinstance(features, Tensor) else type(features).__name__
-        raise TypeError(f"features must be a floating tensor; got {given}")
-    if features.ndim != 2 or (width is not None and features.shape[1] != width):
-        wanted = "(N, d)" if width is None else f"(N, {width})"
-        raise ValueError(f"features must have shape {wanted}; got {tuple(features.shape)}")
-    if not bool(torch.isfinite(features).all()):
-        raise ValueError("features must be finite; got NaN or infinity")
-    features = features.detach()
-    return (features.cpu() if features.device.type == "mps" else features).double()
+    H = checks.floating("features", features, "N", width).detach()
+    return (H.cpu() if H.device.type == "mps" else H).double()
 
 
-def _training_set(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+def _training_set(features: Array, labels: Array, num_classes: int) -> tuple[Tensor, Tensor]:
     """Check a training set and return float64 features and int64 labels on one device."""
-    H = _features(features)
-    if min(H.shape) < 1:
-        raise ValueError(f"features need a sample and a dimension; got shape {tuple(H.shape)}")
-    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
-        given = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-        raise TypeError(f"labels must be an integer tensor; got {given}")
-    if labels.shape != H.shape[:1]:
-        raise ValueError(f"labels must have shape ({len(H)},); got {tuple(labels.shape)}")
-    y = labels.to(H.device, torch.int64)
-    low, high = int(y.min()), int(y.max())
-    if low < 0 or high >= num_classes:
-        raise ValueError(f"labels must be in 0 ... {num_classes - 1}; got {low} ... {high}")
-    return H, y
+    H, y = checks.samples(features, labels, num_classes)
+    return H.double(), y
 
 
 def _class_means(H: Tensor, y: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
@@ -613,6 +479,12 @@ def _class_means(H: Tensor, y: Tensor, num_classes: int) -> tuple[Tensor, Tensor
     counts = torch.bincount(y, minlength=num_classes)
     sums = H.new_zeros(num_classes, H.shape[1]).index_add_(0, y, H)
     return sums / counts.clamp(min=1).unsqueeze(1), counts
+
+
+def _sq_distances(H: Tensor, M: Tensor) -> Tensor:
+    """Return ``‖h_i - m_k‖²``, ``(N, K)``."""
+    sq = H.square().sum(dim=1, keepdim=True) + M.square().sum(dim=1) - 2 * (H @ M.T)
+    return sq.clamp_(min=0)
 
 
 def _directions(H: Tensor) -> Tensor:
@@ -624,16 +496,16 @@ def _directions(H: Tensor) -> Tensor:
 
 
 def _fit_standardised(
-    solve: Callable[[FloatArray, IntArray, float], tuple[FloatArray, FloatArray]],
-    features: Tensor,
-    labels: Tensor,
+    solve: Callable[[Any, Any, float], tuple[Any, Any]],
+    features: Array,
+    labels: Array,
     num_classes: int,
 ) -> LinearClassifier:
     """Fit a linear model on centred features of mean variance 1.
 
-    ``solve(H, y, C)`` returns a row and an offset a class, y counting the present classes and C
-    being scikit-learn's weight of the summed loss against ½ ‖W‖². A class without samples has
-    W = 0 and b = -inf; one class alone is always predicted.
+    ``solve(H, y, C)`` returns a row and an offset a class (of two classes those of the second), y
+    counting the present classes and C being scikit-learn's weight of the summed loss against
+    ½ ‖W‖². A class without samples has W = 0, b = -inf; one class alone is always predicted.
     """
     H, y = _training_set(features, labels, num_classes)
     mean = H.mean(dim=0)
@@ -642,33 +514,15 @@ def _fit_standardised(
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     counts = torch.bincount(y, minlength=num_classes)
     present = counts.nonzero().squeeze(1)
-    weight = H.new_zeros(num_classes, H.shape[1])
-    bias = H.new_zeros(num_classes)
+    weight, bias = H.new_zeros(num_classes, H.shape[1]), H.new_zeros(num_classes)
     if len(present) > 1:
         ranks = torch.searchsorted(present, y)
-        # The BLAS behind scikit-learn has threads of its own, and takes all processors for
-        # products that are too small for two.
+        # scikit-learn's BLAS has threads of its own, and takes all for products too small for two.
+        C = 1 / (RIDGE * len(H))
         with threadpool_limits(torch.get_num_threads()):
-            rows, offsets = solve(
-                (H / scale).cpu().numpy(), ranks.cpu().numpy(), 1 / (RIDGE * len(H))
-            )
+            rows, offsets = solve((H / scale).cpu().numpy(), ranks.cpu().numpy(), C)
+        if len(rows) == 1:
+            rows, offsets = np.concatenate([-rows, rows]), np.concatenate([-offsets, offsets])
         weight[present] = torch.as_tensor(rows).to(H) / scale
         bias[present] = torch.as_tensor(offsets).to(H)
     return LinearClassifier(weight, (bias - weight @ mean).masked_fill(counts == 0, -torch.inf))
-
-
-def _about_centre(
-    features: Tensor, means: Tensor, present: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return features and means relative to the mean of the present means, on one device."""
-    H = _features(features, means.shape[1])
-    M, present = means.to(H), present.to(H.device)
-    # Distances are expanded into products below; about the origin those cancel for large means.
-    centre = M[present].mean(dim=0)
-    return H - centre, M - centre, present
-
-
-def _sq_distances(H: Tensor, M: Tensor) -> Tensor:
-    """Return ``‖h_i - m_k‖²``, ``(N, K)``."""
-    sq = H.square().sum(dim=1, keepdim=True) + M.square().sum(dim=1) - 2 * (H @ M.T)
-    return sq.clamp_(min=0)

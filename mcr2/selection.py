@@ -1,10 +1,10 @@
 """Which evaluation of a run's history is reported: :data:`SELECTIONS`, by name.
 
 A history is the sequence of a run's evaluations, oldest first, the one before training (epoch 0)
-among them. A rule maps it to an index. Rules run *online*: on a history that has grown by one
-evaluation a rule returns either the newest index or the one it returned before, so a trainer
-needs to keep only the checkpoints selected so far. A new rule is one function, its entry in
-:data:`SELECTIONS`, and a docstring that says what it may know.
+among them. A rule maps what it may see of it to an index. Rules run *online*: on a history that
+has grown by one evaluation a rule returns either the newest index or the one it returned before,
+so that a trainer needs to keep only the checkpoints selected so far. A new rule is one function
+of a sequence of accuracies and its entry in :data:`SELECTIONS`, which says what it may know.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from mcr2 import checks
 from mcr2.metrics.accuracy import standard_error
 
 
@@ -36,87 +37,67 @@ class Candidate:
     validation_clean_accuracy: float | None = None
 
 
-Rule = Callable[[Sequence[Candidate]], int]
+#: Accuracies of a history, None or NaN where there is none.
+Accuracies = Sequence[float | None]
 
 #: Evaluations without improvement after which :func:`patience` stops. A convention, not tuned.
 PATIENCE = 5
 
 
-def last(history: Sequence[Candidate]) -> int:
-    """Select the last evaluation. May know: nothing."""
-    return len(history) - 1
+def last(accuracies: Accuracies) -> int:
+    """Return the last evaluation."""
+    return len(accuracies) - 1
 
 
-def noisy_validation(history: Sequence[Candidate]) -> int:
-    """Select the best noisy validation accuracy, the earliest of equals: early stopping.
-
-    May know: the labels of the held-out share as the user has them, noise included; no clean
-    label and no test sample.
-    """
-    best = _first_best([c.validation_accuracy for c in history])
-    if best is None:
-        raise ValueError(_without_validation("noisy_validation", "a validation accuracy"))
-    return best
+def best(accuracies: Accuracies) -> int | None:
+    """Return the first of the largest accuracies, or None where there is none."""
+    numbers = [(a, -i) for i, a in enumerate(accuracies) if a is not None and not math.isnan(a)]
+    return -max(numbers)[1] if numbers else None
 
 
-def patience(history: Sequence[Candidate]) -> int:
-    """Select the best noisy validation accuracy up to a stop: early stopping as it saves time.
+def patience(accuracies: Accuracies) -> int | None:
+    """Return the best one up to a stop: early stopping as it saves time.
 
     The run would be stopped at the first evaluation that is :data:`PATIENCE` evaluations past
-    the best one so far, and that best one is selected, the earliest of equals. What comes after
-    the stop is not looked at, however good.
-
-    May know: what ``noisy_validation`` may, and of that only what came before the stop.
+    the best one so far. What comes after the stop is not looked at, however good.
     """
-    accuracies = [c.validation_accuracy for c in history]
     for end in range(1, len(accuracies) + 1):
-        best = _first_best(accuracies[:end])
-        if best is not None and end - 1 - best >= PATIENCE:
-            return best
-    best = _first_best(accuracies)
-    if best is None:
-        raise ValueError(_without_validation("patience", "a validation accuracy"))
-    return best
+        found = best(accuracies[:end])
+        if found is not None and end - 1 - found >= PATIENCE:
+            return found
+    return best(accuracies)
 
 
-def clean_validation(history: Sequence[Candidate]) -> int:
-    """Select the best validation accuracy by *true* labels, the earliest of equals: a diagnostic.
+@dataclass(frozen=True)
+class Rule:
+    """A selection rule: ``choose`` an index by the accuracies that it ``sees``.
 
-    Beside ``noisy_validation`` it says what the noise in the held-out labels costs the choice.
-
-    May know: the true labels of the held-out share, which a user with noisy labels does not
-    have; no test sample.
+    Args:
+        choose: a function of accuracies, which returns None where it has nothing to go by.
+        sees: the field of :class:`Candidate` that it is given.
+        may_know: what that is, and what a user could know of it.
     """
-    best = _first_best([c.validation_clean_accuracy for c in history])
-    if best is None:
-        raise ValueError(
-            _without_validation("clean_validation", "a validation accuracy by clean labels")
-        )
-    return best
+
+    choose: Callable[[Accuracies], int | None]
+    sees: str
+    may_know: str
 
 
-def oracle(history: Sequence[Candidate]) -> int:
-    """Select the best test accuracy, the earliest of equals: for reference only.
-
-    May know: the test labels. What no honest rule can beat, never a method's result.
-    """
-    best = _first_best([c.test_accuracy for c in history])
-    if best is None:
-        raise ValueError("selection 'oracle' needs a test accuracy; no evaluation has one")
-    return best
-
-
-#: Selection rules by name.
+#: Selection rules by name. Of equal accuracies they take the earliest.
 SELECTIONS: dict[str, Rule] = {
-    "last": last,
-    "noisy_validation": noisy_validation,
-    "patience": patience,
-    "clean_validation": clean_validation,
-    "oracle": oracle,
+    "last": Rule(last, "epoch", "nothing"),
+    "noisy_validation": Rule(
+        best, "validation_accuracy", "the held-out labels as a user has them, noise included"
+    ),
+    "patience": Rule(patience, "validation_accuracy", "what noisy_validation may, up to the stop"),
+    "clean_validation": Rule(
+        best, "validation_clean_accuracy", "the true held-out labels: a diagnostic"
+    ),
+    "oracle": Rule(best, "test_accuracy", "the test labels: what no honest rule beats"),
 }
 
 #: Those that need a held-out share.
-NEED_VALIDATION = ("noisy_validation", "patience", "clean_validation")
+NEED_VALIDATION = tuple(n for n, rule in SELECTIONS.items() if rule.sees.startswith("validation"))
 
 
 def select(rule: str, history: Sequence[Candidate]) -> int:
@@ -139,14 +120,18 @@ def select(rule: str, history: Sequence[Candidate]) -> int:
         >>> [select(rule, history) for rule in ("last", "noisy_validation", "oracle")]
         [2, 1, 2]
     """
-    if rule not in SELECTIONS:
-        raise ValueError(f"unknown selection {rule!r}; choose from {', '.join(SELECTIONS)}")
+    checks.choice("selection", rule, SELECTIONS)
     if not history:
         raise ValueError("the history is empty: there is no evaluation to select")
     epochs = [c.epoch for c in history]
     if any(b <= a for a, b in pairwise(epochs)):
         raise ValueError(f"epochs must rise along the history; got {epochs}")
-    return SELECTIONS[rule](history)
+    sees = SELECTIONS[rule].sees
+    found = SELECTIONS[rule].choose([getattr(c, sees) for c in history])
+    if found is None:
+        held = " (was a validation share held out?)" if rule in NEED_VALIDATION else ""
+        raise ValueError(f"selection {rule!r} needs a {sees}; no evaluation has one{held}")
+    return found
 
 
 @dataclass(frozen=True)
@@ -156,7 +141,6 @@ class Selection:
     Args:
         rule: name in :data:`SELECTIONS`.
         epoch: epoch of the selected evaluation.
-        index: its place in the history.
         validation_accuracy: its noisy validation accuracy a, or None.
         standard_error: binomial, ``sqrt(a (1 - a) / n)`` for n held-out samples, or None. Epochs
             within about one of it cannot be told apart by the rule.
@@ -164,7 +148,6 @@ class Selection:
 
     rule: str
     epoch: int
-    index: int
     validation_accuracy: float | None
     standard_error: float | None
 
@@ -173,40 +156,18 @@ def make_selection(rule: str, history: Sequence[Candidate], *, n_validation: int
     """Apply a rule and describe what it selected.
 
     Args:
-        rule: a name in :data:`SELECTIONS`.
-        history: evaluations, epochs rising.
+        rule, history: as for :func:`select`.
         n_validation: held-out samples; 0 where nothing is held out.
 
     Raises:
-        ValueError: as :func:`select`; a negative ``n_validation``, or none held out beside a
-            validation accuracy.
+        ValueError: as :func:`select`; none held out beside a validation accuracy.
 
     Example:
         >>> history = [Candidate(0, 0.1, 0.1), Candidate(5, 0.5, 0.7)]
         >>> make_selection("noisy_validation", history, n_validation=100)
-        Selection(rule='noisy_validation', epoch=5, index=1, validation_accuracy=0.5,
-                  standard_error=0.05)
+        Selection(rule='noisy_validation', epoch=5, validation_accuracy=0.5, standard_error=0.05)
     """
-    index = select(rule, history)
-    chosen = history[index]
+    chosen = history[select(rule, history)]
     accuracy = chosen.validation_accuracy
-    if n_validation < 0 or (accuracy is not None and n_validation == 0):
-        raise ValueError(
-            f"n_validation is {n_validation} beside a validation accuracy of {accuracy}; it is "
-            "the number of held-out samples"
-        )
     error = None if accuracy is None else standard_error(accuracy, n_validation)
-    return Selection(rule, chosen.epoch, index, accuracy, error)
-
-
-def _without_validation(rule: str, accuracy: str) -> str:
-    return (
-        f"selection {rule!r} needs {accuracy}; no evaluation has one "
-        "(was a validation share held out?)"
-    )
-
-
-def _first_best(values: Sequence[float | None]) -> int | None:
-    """Return the index of the first largest number, or None where there is none."""
-    numbers = [(v, -i) for i, v in enumerate(values) if v is not None and not math.isnan(v)]
-    return -max(numbers)[1] if numbers else None
+    return Selection(rule, chosen.epoch, accuracy, error)

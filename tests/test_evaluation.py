@@ -145,13 +145,13 @@ def test_memorization_and_accuracies_are_counted_against_the_right_labels():
     train_split = predicted_as(guess, noisy, clean)
     validation = predicted_as([0, 1, 2, 2, 1], [0, 2, 2, 2, 0], [0, 1, 1, 1, 0])
     test = predicted_as([0, 1, 2, 0], [0, 1, 2, 1], None)
-    reading = evaluate(
+    evaluation = evaluate(
         Oracle(), train_split, test, validation, num_classes=K, readout="head", full=False
     )
     accuracies = ("accuracy", "fit_noisy", "fit_corrupted", "recovered")
     assert {
         key: value
-        for key, value in reading.measures.items()
+        for key, value in evaluation.measures.items()
         if "/head/" in key and key.endswith(accuracies)
     } == {
         "features/train/noisy/head/fit_noisy": 3 / 6,
@@ -166,18 +166,18 @@ def test_memorization_and_accuracies_are_counted_against_the_right_labels():
 
 def test_without_wrong_labels_there_is_nothing_to_memorise():
     split = predicted_as([0, 1, 2], [0, 1, 1], [0, 1, 1])
-    reading = evaluate(Oracle(), split, split, num_classes=K, readout="head", full=False)
-    assert reading.get("fit_noisy", split="train", labels="noisy") == pytest.approx(2 / 3)
-    assert reading.get("fit_corrupted", split="train", labels="noisy") is None
-    assert reading.get("recovered", split="train", labels="noisy") is None
+    evaluation = evaluate(Oracle(), split, split, num_classes=K, readout="head", full=False)
+    assert evaluation.get("fit_noisy", split="train", labels="noisy") == pytest.approx(2 / 3)
+    assert evaluation.get("fit_corrupted", split="train", labels="noisy") is None
+    assert evaluation.get("recovered", split="train", labels="noisy") is None
 
 
 def test_without_clean_labels_nothing_is_said_about_them():
     split = predicted_as([0, 1, 2], [0, 1, 1], None)
-    reading = evaluate(Oracle(), split, split, num_classes=K, readout="head")
-    assert not [k for k in reading.measures if k.startswith("features/train/clean")]
-    assert reading.get("fit_corrupted", split="train", labels="noisy") is None
-    assert not [k for k in reading.measures if "/validation/" in k]
+    evaluation = evaluate(Oracle(), split, split, num_classes=K, readout="head")
+    assert not [k for k in evaluation.measures if k.startswith("features/train/clean")]
+    assert evaluation.get("fit_corrupted", split="train", labels="noisy") is None
+    assert not [k for k in evaluation.measures if "/validation/" in k]
 
 
 # -------------------------------------------------------------------- readouts on a trained network
@@ -205,7 +205,7 @@ READERS = {
 
 
 @pytest.fixture(scope="module")
-def reading(encoder):
+def evaluation(encoder):
     return evaluate(
         encoder,
         TRAIN,
@@ -218,7 +218,7 @@ def reading(encoder):
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_readouts_are_fitted_on_the_noisy_labels_of_the_training_features(name, reading, features):
+def test_readouts_are_fitted_on_the_noisy_labels_of_the_training_features(name, evaluation, features):
     H, H_validation, H_test = (f.double().numpy() for f in features)
     noisy, clean = TRAIN.labels.numpy(), TRAIN.clean_labels.numpy()
     wrong = noisy != clean
@@ -235,7 +235,7 @@ def test_readouts_are_fitted_on_the_noisy_labels_of_the_training_features(name, 
         ("recovered", "train", "noisy"): share(guesses["train"][wrong], clean[wrong]),
     }
     got = {
-        (measure, split, labels): reading.get(measure, split=split, labels=labels, readout=name)
+        (measure, split, labels): evaluation.get(measure, split=split, labels=labels, readout=name)
         for measure, split, labels in expected
     }
     assert got == pytest.approx(expected)
@@ -243,24 +243,24 @@ def test_readouts_are_fitted_on_the_noisy_labels_of_the_training_features(name, 
     assert share(READERS[name](H, clean, H), noisy) != got["fit_noisy", "train", "noisy"]
 
 
-def test_the_head_is_read_as_it_was_trained(encoder, reading, features):
+def test_the_head_is_read_as_it_was_trained(encoder, evaluation, features):
     W, b = (p.detach().double().numpy() for p in encoder.objective.head.parameters())
     guesses = (features[2].double().numpy() @ W.T + b).argmax(1)
-    assert reading.get("accuracy", split="test", labels="clean") == share(guesses, TEST.labels)
+    assert evaluation.get("accuracy", split="test", labels="clean") == share(guesses, TEST.labels)
     guesses = (features[0].double().numpy() @ W.T + b).argmax(1)
-    assert reading.get("fit_noisy", split="train", labels="noisy") == share(guesses, TRAIN.labels)
+    assert evaluation.get("fit_noisy", split="train", labels="noisy") == share(guesses, TRAIN.labels)
 
 
-def test_the_held_out_accuracy_is_against_noisy_labels(encoder, reading, features):
+def test_the_held_out_accuracy_is_against_noisy_labels(encoder, evaluation, features):
     W, b = (p.detach().double().numpy() for p in encoder.objective.head.parameters())
     guesses = (features[1].double().numpy() @ W.T + b).argmax(1)
-    accuracy = reading.get("accuracy", split="validation", labels="noisy")
+    accuracy = evaluation.get("accuracy", split="validation", labels="noisy")
     assert accuracy == share(guesses, VALIDATION.labels)
-    clean = reading.get("accuracy", split="validation", labels="clean")
+    clean = evaluation.get("accuracy", split="validation", labels="clean")
     assert clean == share(guesses, VALIDATION.clean_labels) != accuracy
 
 
-def test_rates_are_of_unit_norm_features_by_either_labels(reading, features):
+def test_rates_are_of_unit_norm_features_by_either_labels(evaluation, features):
     def logdet(Z, scale):
         return np.linalg.slogdet(np.eye(D) + scale * Z.T @ Z)[1] / 2
 
@@ -277,12 +277,12 @@ def test_rates_are_of_unit_norm_features_by_either_labels(reading, features):
         ("test", features[2], TEST.labels, "clean"),
     ):
         expected = rates(H.double().numpy(), labels.numpy())
-        got = {m: reading.get(m, split=split, labels=kind, readout="-") for m in expected}
+        got = {m: evaluation.get(m, split=split, labels=kind, readout="-") for m in expected}
         assert got == pytest.approx(expected, rel=1e-4)
-    assert not [k for k in reading.measures if k.startswith("features/test/noisy")]
+    assert not [k for k in evaluation.measures if k.startswith("features/test/noisy")]
 
 
-def test_rank_measures_are_of_the_centred_features(reading, features):
+def test_rank_measures_are_of_the_centred_features(evaluation, features):
     for split, H in (("train", features[0]), ("test", features[2])):
         H = H.double().numpy()
         energies = np.linalg.svd(H - H.mean(0), compute_uv=False) ** 2
@@ -291,11 +291,11 @@ def test_rank_measures_are_of_the_centred_features(reading, features):
             "participation_ratio": energies.sum() ** 2 / (energies**2).sum(),
             "effective_rank": np.exp(-(p * np.log(p)).sum()),
         }
-        got = {m: reading.get(m, split=split) for m in expected}
+        got = {m: evaluation.get(m, split=split) for m in expected}
         assert got == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_short_reading_is_a_part_of_the_full_one(encoder, reading):
+def test_a_short_evaluation_is_a_part_of_the_full_one(encoder, evaluation):
     short = evaluate(
         encoder,
         TRAIN,
@@ -306,30 +306,30 @@ def test_a_short_reading_is_a_part_of_the_full_one(encoder, reading):
         readouts=tuple(READERS),
         full=False,
     )
-    assert short.measures.items() <= reading.measures.items()
+    assert short.measures.items() <= evaluation.measures.items()
     assert not short.profiles
     assert "features/train/noisy/ridge/nc3" in short.measures
-    left = reading.measures.keys() - short.measures.keys()
+    left = evaluation.measures.keys() - short.measures.keys()
     assert {"features/train/clean/-/nc1", "features/train/noisy/-/smallest_angle"} & left
     assert not [k for k in left if k.endswith(("fit_noisy", "fit_corrupted", "recovered"))]
 
 
-def test_every_key_names_layer_split_labels_readout_and_measure(reading):
-    for key in reading.measures:
+def test_every_key_names_layer_split_labels_readout_and_measure(evaluation):
+    for key in evaluation.measures:
         layer, split, labels, readout, measure = key.split("/")
         assert layer == "features"
-        assert split in {"train", "train_wrong", "train_untouched", "validation", "test"}
+        assert split in {"train", "train_wrong", "train_correct", "validation", "test"}
         assert labels in {"noisy", "clean", "-"}
         assert readout.removesuffix("+clean") in {"head", *READERS, "-"}
         assert measure_key(measure, split=split, labels=labels, readout=readout) == key
 
 
-def test_evaluating_changes_nothing_and_repeats(encoder, reading):
+def test_evaluating_changes_nothing_and_repeats(encoder, evaluation):
     before = copy.deepcopy(encoder.state_dict())
     random = torch.get_rng_state()
     encoder.train()
     again = evaluate(encoder, TRAIN, TEST, VALIDATION, num_classes=K, readout="head")
-    assert again.measures.items() <= reading.measures.items()
+    assert again.measures.items() <= evaluation.measures.items()
     assert encoder.training
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
@@ -350,7 +350,7 @@ def test_an_unknown_readout_is_named(encoder, name):
 
 
 def test_a_measure_that_was_not_taken_is_answered_with_those_that_were():
-    reading = Evaluation("ridge", {"features/test/clean/head/accuracy": 0.5})
+    evaluation = Evaluation("ridge", {"features/test/clean/head/accuracy": 0.5})
     with pytest.raises(KeyError, match=r"test/clean/ridge/accuracy was not .*test/clean/head"):
-        reading.get("accuracy", split="test", labels="clean")
-    assert reading.get("accuracy", split="test", labels="clean", readout="head") == 0.5
+        evaluation.get("accuracy", split="test", labels="clean")
+    assert evaluation.get("accuracy", split="test", labels="clean", readout="head") == 0.5

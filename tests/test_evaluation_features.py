@@ -47,7 +47,7 @@ def read(train, test, validation, head):
 
 
 @pytest.fixture(scope="module")
-def reading(data):
+def evaluation(data):
     return read(*data)
 
 
@@ -59,8 +59,8 @@ def views(data):
         ("train", "clean"): (train.features, train.clean_labels),
         ("train_wrong", "noisy"): (train.features[wrong], train.labels[wrong]),
         ("train_wrong", "clean"): (train.features[wrong], train.clean_labels[wrong]),
-        ("train_untouched", "noisy"): (train.features[~wrong], train.labels[~wrong]),
-        ("train_untouched", "clean"): (train.features[~wrong], train.labels[~wrong]),
+        ("train_correct", "noisy"): (train.features[~wrong], train.labels[~wrong]),
+        ("train_correct", "clean"): (train.features[~wrong], train.labels[~wrong]),
         ("test", "clean"): (test.features, test.labels),
     }
 
@@ -84,25 +84,25 @@ def class_means(H, y):
     return np.stack([H[y == k].double().numpy().mean(0) for k in range(K)])
 
 
-def test_collapse_is_that_of_each_set_of_samples_by_each_kind_of_labels(data, reading):
+def test_collapse_is_that_of_each_set_of_samples_by_each_kind_of_labels(data, evaluation):
     for (split, labels), (H, y) in views(data).items():
         expected = variability(H, y, class_means(H, y))
-        got = {m: reading.get(m, split=split, labels=labels, readout="-") for m in expected}
+        got = {m: evaluation.get(m, split=split, labels=labels, readout="-") for m in expected}
         assert got == pytest.approx(expected, rel=1e-4), (split, labels)
-        smallest = reading.get("smallest_class", split=split, labels=labels, readout="-")
+        smallest = evaluation.get("smallest_class", split=split, labels=labels, readout="-")
         assert smallest == int(torch.bincount(y).min())
 
 
-def test_collapse_about_training_means_takes_those_of_the_labels_trained_on(data, reading):
+def test_collapse_about_training_means_takes_those_of_the_labels_trained_on(data, evaluation):
     train = data[0]
     means = class_means(train.features, train.labels)
     for (split, labels), (H, y) in views(data).items():
         if split == "train":
             continue
         for name, value in variability(H, y, means).items():
-            got = reading.get(f"{name}_about_train", split=split, labels=labels, readout="-")
+            got = evaluation.get(f"{name}_about_train", split=split, labels=labels, readout="-")
             assert got == pytest.approx(value, rel=1e-4), (split, labels, name)
-    assert not [k for k in reading.measures if k.startswith("features/train/") and "about" in k]
+    assert not [k for k in evaluation.measures if k.startswith("features/train/") and "about" in k]
 
 
 def ridge(data, labels):
@@ -111,7 +111,7 @@ def ridge(data, labels):
     return Ridge(alpha=penalty * len(H)).fit(H, np.eye(K)[labels.numpy()])
 
 
-def test_measures_of_a_classifier_take_the_head_or_the_ridge_of_the_noisy_labels(data, reading):
+def test_measures_of_a_classifier_take_the_head_or_the_ridge_of_the_noisy_labels(data, evaluation):
     train, _, _, (W, b) = data
     model = ridge(data, train.labels)
     centres = class_means(train.features, train.labels)
@@ -144,16 +144,16 @@ def test_measures_of_a_classifier_take_the_head_or_the_ridge_of_the_noisy_labels
                 at = f"margin_normalised_q{round(100 * place):02d}"
                 expected[at] = np.quantile(q, place) / scale
             expected |= {"margin_mean": q.mean(), "margin_positive": (q > 0).mean()}
-            got = {m: reading.get(m, split=split, labels=labels, readout=name) for m in expected}
+            got = {m: evaluation.get(m, split=split, labels=labels, readout=name) for m in expected}
             assert got == pytest.approx(expected, rel=1e-4, abs=1e-6), (name, split, labels)
             if (split, labels) == ("train", "noisy"):
-                profile = reading.profiles[f"features/train/noisy/{name}/margin_quantiles"]
+                profile = evaluation.profiles[f"features/train/noisy/{name}/margin_quantiles"]
                 np.testing.assert_allclose(
                     profile, np.quantile(q, np.linspace(0, 1, 41)) / scale, rtol=1e-3, atol=1e-6
                 )
 
 
-def test_readouts_called_clean_were_fitted_on_clean_labels(data, reading):
+def test_readouts_called_clean_were_fitted_on_clean_labels(data, evaluation):
     train, test, *_ = data
     H, queries = train.features.double().numpy(), test.features.double().numpy()
     clean, noisy = train.clean_labels.numpy(), train.labels.numpy()
@@ -166,22 +166,22 @@ def test_readouts_called_clean_were_fitted_on_clean_labels(data, reading):
     differ = 0
     for name, predict in readers.items():
         for readout, labels in ((name, noisy), (f"{name}+clean", clean)):
-            got = reading.get("accuracy", split="test", labels="clean", readout=readout)
+            got = evaluation.get("accuracy", split="test", labels="clean", readout=readout)
             # Neighbours tie, which scikit-learn breaks by the smallest class.
             slack = 2.5 / M if name == "knn@5" else 0
             expected = np.mean(predict(labels) == test.labels.numpy())
             assert got == pytest.approx(expected, abs=slack + 1e-12)
         pair = [
-            reading.get("accuracy", split="test", labels="clean", readout=r)
+            evaluation.get("accuracy", split="test", labels="clean", readout=r)
             for r in (name, f"{name}+clean")
         ]
         differ += pair[0] != pair[1]
     assert differ
-    fitted_clean = {k.split("/")[3] for k in reading.measures if "+clean" in k}
+    fitted_clean = {k.split("/")[3] for k in evaluation.measures if "+clean" in k}
     assert fitted_clean == {f"{name}+clean" for name in standard_readouts(D)}
 
 
-def test_the_alignment_is_with_the_svm_of_the_noisy_labels(data, reading):
+def test_the_alignment_is_with_the_svm_of_the_noisy_labels(data, evaluation):
     from sklearn.svm import LinearSVC
 
     train, _, _, (W, _) = data
@@ -192,11 +192,11 @@ def test_the_alignment_is_with_the_svm_of_the_noisy_labels(data, reading):
     for name, weight in (("head", W.double().numpy()), ("ridge", ridge(data, train.labels).coef_)):
         a, b = weight - weight.mean(0), V - V.mean(0)
         norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-        got = reading.get("svm_alignment", split="train", labels="noisy", readout=name)
+        got = evaluation.get("svm_alignment", split="train", labels="noisy", readout=name)
         assert got == pytest.approx(np.mean((a * b).sum(1) / norms), abs=1e-4)
 
 
-def test_ranks_of_classes_are_means_over_classes(data, reading):
+def test_ranks_of_classes_are_means_over_classes(data, evaluation):
     for (split, labels), (H, y) in views(data).items():
         if split not in ("train", "test"):
             continue
@@ -206,37 +206,37 @@ def test_ranks_of_classes_are_means_over_classes(data, reading):
         ratio = np.mean([e.sum() ** 2 / (e**2).sum() for e in energies])
         dim95 = np.mean([(np.cumsum(e) < 0.95 * e.sum()).sum() + 1 for e in energies])
         get = {"split": split, "labels": labels, "readout": "-"}
-        assert reading.get("class_participation_ratio", **get) == pytest.approx(ratio, rel=1e-4)
-        assert reading.get("class_dim95", **get) == dim95
-        spectra = reading.profiles[f"features/{split}/{labels}/-/class_spectra"]
+        assert evaluation.get("class_participation_ratio", **get) == pytest.approx(ratio, rel=1e-4)
+        assert evaluation.get("class_dim95", **get) == dim95
+        spectra = evaluation.profiles[f"features/{split}/{labels}/-/class_spectra"]
         expected = [e / e.sum() for e in energies]
         np.testing.assert_allclose(spectra, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_the_profiles_of_all_features(data, reading):
+def test_the_profiles_of_all_features(data, evaluation):
     train, test, *_ = data
     values = np.linalg.eigvalsh(np.cov(train.features.double().numpy().T))[::-1]
-    spectrum = reading.profiles["features/train/-/-/spectrum"]
+    spectrum = evaluation.profiles["features/train/-/-/spectrum"]
     np.testing.assert_allclose(spectrum, values / values.sum(), rtol=1e-4)
-    labels = reading.profiles["features/test/clean/-/abs_cosine_labels"]
+    labels = evaluation.profiles["features/test/clean/-/abs_cosine_labels"]
     assert labels == sorted(labels)
     assert labels.count(0) == 12
     first = torch.cat([(test.labels == k).nonzero().flatten()[:12] for k in range(K)])
     Z = test.features[first].double().numpy()
     Z /= np.linalg.norm(Z, axis=1, keepdims=True)
-    cosines = reading.profiles["features/test/clean/-/abs_cosine"]
+    cosines = evaluation.profiles["features/test/clean/-/abs_cosine"]
     np.testing.assert_allclose(cosines, np.abs(Z @ Z.T), atol=6e-4)
     assert max(len(str(v)) for row in cosines for v in row) <= len("0.123")
 
 
 def test_the_mean_class_rate_is_over_the_classes_there_are():
     H = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
-    reading = evaluate_features(
+    evaluation = evaluate_features(
         Labelled(H, torch.tensor([0, 0, 2])), num_classes=3, readouts=(), full=False
     )
     # R_0 = 2 · ½ log(1 + 2/(2 · ½)), R_2 = ½ log(1 + 2/(1 · ½)), and no class 1.
     expected = (math.log(3) + math.log(5) / 2) / 2
-    got = reading.get("class_rate_mean", split="train", labels="noisy", readout="-")
+    got = evaluation.get("class_rate_mean", split="train", labels="noisy", readout="-")
     assert got == pytest.approx(expected)
 
 
@@ -254,7 +254,7 @@ def simplex(repeats, K=5, d=7, scale=3.0, seed=0):
 def test_an_exact_simplex_is_collapsed_in_every_measure():
     H, y, corners = simplex(20)
     head = (2.5 * corners, None)
-    reading = evaluate_features(
+    evaluation = evaluate_features(
         Labelled(H, y, y), Labelled(H[:50], y[:50]), num_classes=5, readout="head", head=head
     )
     means = ("nc1", "nc1_ratio", "cdnv", "nc2_equinorm", "nc2_equiangular", "nc2_maxangle")
@@ -267,7 +267,7 @@ def test_an_exact_simplex_is_collapsed_in_every_measure():
         *(("test", "clean", C, m) for C in ("head", "ridge") for m in (*of_w, "nc4_about_train")),
     ]
     for split, labels, readout, measure in zero:
-        value = reading.get(measure, split=split, labels=labels, readout=readout)
+        value = evaluation.get(measure, split=split, labels=labels, readout=readout)
         assert abs(value) < 1e-6, (split, labels, readout, measure)
     expected = {
         ("train", "-", "-", "participation_ratio"): 4,
@@ -283,15 +283,15 @@ def test_an_exact_simplex_is_collapsed_in_every_measure():
         ("test", "clean", "ridge", "accuracy"): 1,
     }
     for (split, labels, readout, measure), value in expected.items():
-        got = reading.get(measure, split=split, labels=labels, readout=readout)
+        got = evaluation.get(measure, split=split, labels=labels, readout=readout)
         assert got == pytest.approx(value), measure
-    spectrum = reading.profiles["features/train/-/-/spectrum"]
+    spectrum = evaluation.profiles["features/train/-/-/spectrum"]
     assert spectrum == pytest.approx([0.25] * 4 + [0] * 3, abs=1e-6)
-    # Equal labels are one reading under two names, and nothing is wrong or fitted otherwise.
-    for key, value in reading.measures.items():
+    # Equal labels are one evaluation under two names, and nothing is wrong or fitted otherwise.
+    for key, value in evaluation.measures.items():
         if key.startswith("features/train/noisy/-/"):
-            assert reading.measures[key.replace("noisy", "clean")] == value
-    assert not [k for k in reading.measures if "wrong" in k or "untouched" in k or "+clean" in k]
+            assert evaluation.measures[key.replace("noisy", "clean")] == value
+    assert not [k for k in evaluation.measures if "wrong" in k or "correct" in k or "+clean" in k]
 
 
 def test_gaussian_clusters_have_their_closed_forms():
@@ -299,7 +299,7 @@ def test_gaussian_clusters_have_their_closed_forms():
     y = torch.arange(n) % K
     H = size * torch.eye(K, d, dtype=torch.float64)[y]
     H = H + spread * torch.randn(H.shape, generator=torch.Generator().manual_seed(3)).double()
-    reading = evaluate_features(Labelled(H, y), num_classes=K)
+    evaluation = evaluate_features(Labelled(H, y), num_classes=K)
     ratio = spread**2 / size**2
     expected = {
         "nc1": (K - 1) * ratio,
@@ -308,7 +308,7 @@ def test_gaussian_clusters_have_their_closed_forms():
         "mean_energy": 1 / (1 + d * ratio),
         "class_participation_ratio": (1 + d * ratio) ** 2 / ((1 + ratio) ** 2 + (d - 1) * ratio**2),
     }
-    got = {m: reading.get(m, split="train", labels="noisy", readout="-") for m in expected}
+    got = {m: evaluation.get(m, split="train", labels="noisy", readout="-") for m in expected}
     assert got == pytest.approx(expected, rel=0.02)
 
 
@@ -320,23 +320,23 @@ def test_a_class_without_wrong_samples_leaves_their_collapse_undefined():
     H, clean = clusters(60, generator)
     noisy = clean.clone()
     noisy[0] = (clean[0] + 1) % K
-    reading = evaluate_features(Labelled(H, noisy, clean), num_classes=K)
+    evaluation = evaluate_features(Labelled(H, noisy, clean), num_classes=K)
     for labels in ("noisy", "clean"):
         get = {"split": "train_wrong", "labels": labels, "readout": "-"}
-        assert reading.get("nc1", **get) is None
-        assert reading.get("means_reliable", **get) is None
-        assert reading.get("smallest_class", **get) == 0
+        assert evaluation.get("nc1", **get) is None
+        assert evaluation.get("means_reliable", **get) is None
+        assert evaluation.get("smallest_class", **get) == 0
         # About given means one sample has a distance.
-        assert reading.get("nc1_ratio_about_train", **get) > 0
-        assert reading.get("cdnv_about_train", **get) is None
-    assert reading.get("nc1", split="train_untouched", labels="noisy", readout="-") > 0
+        assert evaluation.get("nc1_ratio_about_train", **get) > 0
+        assert evaluation.get("cdnv_about_train", **get) is None
+    assert evaluation.get("nc1", split="train_correct", labels="noisy", readout="-") > 0
 
 
-def test_where_every_label_is_wrong_none_is_untouched():
+def test_where_every_label_is_wrong_none_is_correct():
     H, clean = clusters(40, torch.Generator().manual_seed(0))
-    reading = evaluate_features(Labelled(H, (clean + 1) % K, clean), num_classes=K)
-    assert not [k for k in reading.measures if "untouched" in k]
-    assert reading.get("fit_corrupted", split="train", labels="noisy") == reading.get(
+    evaluation = evaluate_features(Labelled(H, (clean + 1) % K, clean), num_classes=K)
+    assert not [k for k in evaluation.measures if "correct" in k]
+    assert evaluation.get("fit_corrupted", split="train", labels="noisy") == evaluation.get(
         "fit_noisy", split="train", labels="noisy"
     )
 
@@ -347,51 +347,51 @@ def test_a_class_that_no_training_label_names_leaves_collapse_and_margins_undefi
     H, clean = clusters(80, generator)
     noisy = torch.where(clean == 2, 0, clean)
     test = Labelled(*clusters(40, generator))
-    reading = evaluate_features(
+    evaluation = evaluate_features(
         Labelled(H, noisy, clean), test, num_classes=K, readouts=standard_readouts(D), full=full
     )
-    assert reading.get("nc1", split="train", labels="noisy", readout="-") is None
-    assert reading.get("nc3", split="train", labels="noisy", readout="ridge") is None
+    assert evaluation.get("nc1", split="train", labels="noisy", readout="-") is None
+    assert evaluation.get("nc3", split="train", labels="noisy", readout="ridge") is None
     name = "margin_normalised_mean"
-    assert reading.get(name, split="train", labels="noisy", readout="ridge") is None
-    assert reading.get("nc1", split="test", labels="clean", readout="-") > 0
-    assert reading.get("accuracy", split="test", labels="clean") > 0.5
+    assert evaluation.get(name, split="train", labels="noisy", readout="ridge") is None
+    assert evaluation.get("nc1", split="test", labels="clean", readout="-") > 0
+    assert evaluation.get("accuracy", split="test", labels="clean") > 0.5
     if full:
-        assert reading.get("nc1_about_train", split="test", labels="clean", readout="-") is None
-        assert reading.get("nc1", split="train", labels="clean", readout="-") > 0
-        assert reading.get("accuracy", split="test", labels="clean", readout="ridge+clean") > 0.9
+        assert evaluation.get("nc1_about_train", split="test", labels="clean", readout="-") is None
+        assert evaluation.get("nc1", split="train", labels="clean", readout="-") > 0
+        assert evaluation.get("accuracy", split="test", labels="clean", readout="ridge+clean") > 0.9
 
 
 def test_a_class_of_one_sample_is_measured_and_flagged():
     H, y = clusters(41, torch.Generator().manual_seed(0))
     y[y == 3] = 2
     y[0] = 3
-    reading = evaluate_features(Labelled(H, y), num_classes=K)
-    assert reading.get("smallest_class", split="train", labels="noisy", readout="-") == 1
-    assert reading.get("nc1", split="train", labels="noisy", readout="-") > 0
+    evaluation = evaluate_features(Labelled(H, y), num_classes=K)
+    assert evaluation.get("smallest_class", split="train", labels="noisy", readout="-") == 1
+    assert evaluation.get("nc1", split="train", labels="noisy", readout="-") > 0
 
 
 def test_features_without_spread_are_measured():
     y = torch.arange(20) % 2
     for H in (torch.zeros(20, 3), torch.ones(20, 3)):
-        reading = evaluate_features(
+        evaluation = evaluate_features(
             Labelled(H, y, 1 - y), Labelled(H, y), num_classes=2, readouts=standard_readouts(3)
         )
-        assert reading.get("nc1", split="train", labels="noisy", readout="-") is None
-        assert reading.get("participation_ratio", split="train") == 0
-        assert "features/train/-/-/spectrum" not in reading.profiles
+        assert evaluation.get("nc1", split="train", labels="noisy", readout="-") is None
+        assert evaluation.get("participation_ratio", split="train") == 0
+        assert "features/train/-/-/spectrum" not in evaluation.profiles
 
 
 def test_a_readout_that_cannot_be_fitted_costs_only_its_own_measures():
     H, y = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)), torch.arange(5) % 2
     names = ("knn@5", "nearest_subspace@3", "class_mean")
     train, test = Labelled(H, 1 - y, y), Labelled(H, y)
-    reading = evaluate_features(train, test, test, num_classes=2, readouts=names)
+    evaluation = evaluate_features(train, test, test, num_classes=2, readouts=names)
     for name in names[:2]:
-        own = [v for k, v in reading.measures.items() if f"/{name}" in k]
+        own = [v for k, v in evaluation.measures.items() if f"/{name}" in k]
         assert len(own) == 7
         assert set(own) == {None}
-    own = [v for k, v in reading.measures.items() if "/class_mean/" in k]
+    own = [v for k, v in evaluation.measures.items() if "/class_mean/" in k]
     assert len(own) == 6
     assert None not in own
     with pytest.raises(ValueError, match="k is 5"):
@@ -406,33 +406,33 @@ def test_a_solver_that_breaks_costs_only_its_own_measures(monkeypatch, data):
 
     monkeypatch.setitem(readouts.READOUTS, "linear_svm", breaks)
     train, test, _, head = data
-    reading = evaluate_features(
+    evaluation = evaluate_features(
         train, test, num_classes=K, head=head, readouts=("linear_svm", "class_mean")
     )
-    assert reading.get("accuracy", split="test", labels="clean", readout="linear_svm") is None
+    assert evaluation.get("accuracy", split="test", labels="clean", readout="linear_svm") is None
     for name in ("head", "ridge"):
-        assert reading.get("svm_alignment", split="train", labels="noisy", readout=name) is None
-    assert reading.get("accuracy", split="test", labels="clean", readout="class_mean") > 0.5
+        assert evaluation.get("svm_alignment", split="train", labels="noisy", readout=name) is None
+    assert evaluation.get("accuracy", split="test", labels="clean", readout="class_mean") > 0.5
 
 
 def test_many_classes_make_no_endless_profiles():
     K, d = 130, 4
     y = torch.arange(2 * K) % K
     H = torch.randn(2 * K, d, generator=torch.Generator().manual_seed(0))
-    reading = evaluate_features(Labelled(H, y), Labelled(H, y), num_classes=K)
-    assert len(reading.profiles["features/test/clean/-/abs_cosine"]) == K
-    assert len(reading.profiles["features/train/noisy/-/class_spectra"]) == 100
+    evaluation = evaluate_features(Labelled(H, y), Labelled(H, y), num_classes=K)
+    assert len(evaluation.profiles["features/test/clean/-/abs_cosine"]) == K
+    assert len(evaluation.profiles["features/train/noisy/-/class_spectra"]) == 100
 
 
-# --------------------------------------------------------------------- reading less, refusing more
+# --------------------------------------------------------------------- evaluation less, refusing more
 
 
-def test_the_cheap_reading_is_a_part_of_the_full_one(data, reading):
+def test_the_cheap_evaluation_is_a_part_of_the_full_one(data, evaluation):
     train, test, validation, head = data
     short = evaluate_features(
         train, test, validation, num_classes=K, readout="head", head=head, full=False
     )
-    assert short.measures.items() <= reading.measures.items()
+    assert short.measures.items() <= evaluation.measures.items()
     assert not short.profiles
     # What trajectories are drawn of.
     for key in (
@@ -447,12 +447,12 @@ def test_the_cheap_reading_is_a_part_of_the_full_one(data, reading):
         assert f"features/{key}" in short.measures, key
 
 
-def test_reading_changes_nothing_and_repeats(data, reading):
+def test_evaluation_changes_nothing_and_repeats(data, evaluation):
     train, test, validation, head = data
     before = [t.clone() for t in (train.features, train.labels, test.features, *head)]
     random = torch.get_rng_state()
     again = read(train, test, validation, head)
-    assert again == reading
+    assert again == evaluation
     assert torch.equal(torch.get_rng_state(), random)
     after = (train.features, train.labels, test.features, *head)
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
@@ -466,11 +466,11 @@ GOOD = Labelled(torch.randn(12, 3), torch.arange(12) % 2)
     [
         ({"num_classes": 1}, ValueError, "at least two classes; got num_classes=1"),
         ({"train": Labelled(GOOD.features.long(), GOOD.labels)}, TypeError, "features must be"),
-        ({"train": Labelled(GOOD.features, GOOD.labels + 1)}, ValueError, r"must be in 0"),
+        ({"train": Labelled(GOOD.features, GOOD.labels + 1)}, ValueError, r"labels must be in 0"),
         (
             {"train": Labelled(GOOD.features, GOOD.labels, GOOD.labels - 1)},
             ValueError,
-            "clean labels run from -1 to 0",
+            "clean labels must be in 0 ... 1; got -1",
         ),
         ({"train": Labelled(GOOD.features / 0, GOOD.labels)}, ValueError, "must be finite"),
         ({"test": Labelled(GOOD.features, GOOD.labels[:5])}, ValueError, "shape"),
@@ -488,7 +488,7 @@ def test_bad_input_is_refused_by_name(change, error, message):
 
 
 def test_quantiles_of_margins_lie_in_the_unit_interval():
-    with pytest.raises(ValueError, match="quantiles is 1"):
+    with pytest.raises(ValueError, match=r"quantiles lie in \[0, 1\]"):
         margins.margins(GOOD.features, GOOD.labels, torch.ones(2, 3), quantiles=(0.5, 1.5))
 
 
@@ -506,7 +506,7 @@ def test_coherence_is_that_of_the_angles():
     assert rank.coherence(bases[:1]) is None
 
 
-def test_names_of_measures_are_those_of_the_metrics(reading):
-    names = {key.rpartition("/")[2] for key in reading.measures}
-    assert set(collapse.NeuralCollapse.__dataclass_fields__) - {"classes", "absent"} <= names
+def test_names_of_measures_are_those_of_the_metrics(evaluation):
+    names = {key.rpartition("/")[2] for key in evaluation.measures}
+    assert set(collapse.NeuralCollapse.__dataclass_fields__) <= names
     assert set(rank.FeatureRank.__dataclass_fields__) <= names

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from experiments.commands.cli import main
-from experiments.report.readings import agreement, reading_tables
+from experiments.report.evaluation import agreement, evaluation_tables
 from mcr2.evaluation import evaluate_features, read_features, standard_readouts
 
 RNG = np.random.RandomState(0)
@@ -61,7 +61,7 @@ def test_what_is_measured_is_what_evaluate_features_measures(place, capsys):
     np.savez("fine.npz", **FINE)
     printed, value = measured(capsys, "fine.npz")
     arrays = read_features("fine.npz")
-    reading = evaluate_features(
+    evaluation = evaluate_features(
         arrays.train,
         arrays.test,
         num_classes=3,
@@ -69,8 +69,8 @@ def test_what_is_measured_is_what_evaluate_features_measures(place, capsys):
         readouts=standard_readouts(5),
         head=arrays.head,
     )
-    assert value["measures"] == dict(reading.measures)
-    assert value["profiles"] == dict(reading.profiles)
+    assert value["measures"] == dict(evaluation.measures)
+    assert value["profiles"] == dict(evaluation.profiles)
     # A person sees every family, each measure in a row, and not one line a key.
     for family in ("Accuracy", "Rank and dimension of all", "Collapse of class", "Margins", "Cod"):
         assert f"\n{family}" in printed
@@ -84,14 +84,14 @@ def test_what_is_measured_is_what_evaluate_features_measures(place, capsys):
 def test_every_measure_is_in_a_table(place):
     np.savez("fine.npz", **FINE)
     arrays = read_features("fine.npz")
-    reading = evaluate_features(
+    evaluation = evaluate_features(
         arrays.train, arrays.test, arrays.test, num_classes=3, readout="head", head=arrays.head
     )
-    tables = reading_tables(reading.measures)
+    tables = evaluation_tables(evaluation.measures)
     shown = {row[0] for table in tables for row in table.rows}
     columns = set(tables[0].header)
     shown |= {"accuracy"} | ({"fit_noisy", "fit_corrupted", "recovered"} & columns)
-    assert {key.rpartition("/")[2] for key in reading.measures} <= shown
+    assert {key.rpartition("/")[2] for key in evaluation.measures} <= shown
     for table in tables:
         assert {len(row) for row in table.rows} == {len(table.header)}
 

@@ -117,9 +117,9 @@ def test_rules_see_no_more_than_they_may(values):
 def test_a_selection_carries_the_standard_error_of_the_validation_accuracy():
     h = history([0.1, 0.8, 0.5])
     got = make_selection("noisy_validation", h, n_validation=100)
-    assert got == Selection("noisy_validation", 5, 1, 0.8, pytest.approx(0.04))
+    assert got == Selection("noisy_validation", 5, 0.8, pytest.approx(0.04))
     unheld = make_selection("last", history([None, None], [0.1, 0.2]), n_validation=0)
-    assert unheld == Selection("last", 5, 1, None, None)
+    assert unheld == Selection("last", 5, None, None)
 
 
 @pytest.mark.parametrize(
@@ -129,10 +129,10 @@ def test_a_selection_carries_the_standard_error_of_the_validation_accuracy():
         ("last", [], "empty"),
         ("last", [Candidate(5), Candidate(5)], "rise"),
         ("noisy_validation", history([None, None], [0.1, 0.2]), "held out"),
-        ("noisy_validation", history([math.nan]), "validation accuracy"),
+        ("noisy_validation", history([math.nan]), "needs a validation_accuracy"),
         ("patience", history([None, math.nan], [0.1, 0.2]), "'patience'.* held out"),
-        ("clean_validation", [Candidate(0, 0.5, 0.5)], "'clean_validation'.* clean labels"),
-        ("oracle", [Candidate(0, 0.5)], "test accuracy"),
+        ("clean_validation", [Candidate(0, 0.5)], "'clean_validation' needs a validation_clean"),
+        ("oracle", [Candidate(0, 0.5)], "needs a test_accuracy"),
     ],
 )
 def test_what_cannot_be_selected_is_named(rule, h, message):
@@ -142,5 +142,5 @@ def test_what_cannot_be_selected_is_named(rule, h, message):
 
 @pytest.mark.parametrize("n", [0, -1])
 def test_a_validation_accuracy_needs_validation_samples(n):
-    with pytest.raises(ValueError, match="n_validation"):
+    with pytest.raises(ValueError, match="n is at least 1"):
         make_selection("last", history([0.5]), n_validation=n)

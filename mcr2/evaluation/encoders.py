@@ -1,16 +1,17 @@
-"""Encoders read on images: features first, then :mod:`mcr2.evaluation.features`."""
+"""Encoders of images: their features first, then :mod:`mcr2.evaluation.features`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from mcr2 import checks
 from mcr2.data import Split, to_float
 from mcr2.evaluation.features import Labelled, evaluate_features
-from mcr2.evaluation.results import Evaluation
+from mcr2.evaluation.results import COMMON_READOUT, FEATURES, Evaluation
 
 
 class ImageEncoder(Protocol):
@@ -28,26 +29,60 @@ class ImageEncoder(Protocol):
         """Return the own linear head, or None."""
 
 
-@torch.no_grad()
+@runtime_checkable
+class LayeredEncoder(ImageEncoder, Protocol):
+    """An encoder with named stages, whose outputs are ``(m, d_l)``."""
+
+    def layer_names(self) -> tuple[str, ...]:
+        """Return the stages in order, without ``features``."""
+
+    def layer_features(self, images: Tensor, names: Sequence[str]) -> Mapping[str, Tensor]:
+        """Return the outputs of named stages; ``features`` is the encoder's own."""
+
+
 def encode(encoder: ImageEncoder, images: Tensor, *, batch_size: int = 500) -> Tensor:
-    """Return the features of uint8 images, in evaluation mode, in pieces of ``batch_size``.
+    """Return the features ``(N, d)`` of images, as :func:`encode_layers` does."""
+    return encode_layers(encoder, images, batch_size=batch_size)[FEATURES]
+
+
+@torch.no_grad()
+def encode_layers(
+    encoder: ImageEncoder, images: Tensor, layers: Sequence[str] = (), *, batch_size: int = 500
+) -> dict[str, Tensor]:
+    """Return the features of images, and the outputs of named stages, in one pass over them.
 
     Args:
-        encoder: maps float images to features.
+        encoder: maps float images to features; it is set to evaluation mode meanwhile.
         images: uint8 images ``(N, C, H, W)``.
+        layers: names of stages of the encoder.
         batch_size: images at a time; memory grows with it, the result does not change.
 
     Returns:
-        Features ``(N, d)`` in at least float32, on the images' device.
+        ``(N, d_l)`` by name, ``features`` first, in at least float32, on the images' device.
+
+    Raises:
+        ValueError: a stage that the encoder does not have.
     """
+    names = tuple(dict.fromkeys((FEATURES, *layers)))
+    layered = encoder if isinstance(encoder, LayeredEncoder) else None
+    known = () if layered is None else layered.layer_names()
+    for name in names:
+        checks.choice("layer", name, (FEATURES, *known))
+
+    def forward(batch: Tensor) -> Mapping[str, Tensor]:
+        if layered is None or len(names) == 1:
+            return {FEATURES: encoder(batch)}
+        return layered.layer_features(batch, names)
+
     mode = encoder.training
     encoder.train(False)
     try:
-        parts = [encoder(to_float(part)) for part in torch.split(images, batch_size)]
+        parts = [forward(to_float(batch)) for batch in torch.split(images, batch_size)]
     finally:
         encoder.train(mode)
-    features = torch.cat(parts)
-    return features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
+    whole = {name: torch.cat([part[name] for part in parts]) for name in names}
+    half = (torch.float16, torch.bfloat16)
+    return {name: H.float() if H.dtype in half else H for name, H in whole.items()}
 
 
 def evaluate(
@@ -60,37 +95,43 @@ def evaluate(
     readout: str,
     readouts: Sequence[str] = (),
     full: bool = True,
+    layers: Sequence[str] = (),
 ) -> Evaluation:
-    """Read one encoder: its features of all splits, as :func:`evaluate_features` reads them.
+    """Measure one encoder by its features of all splits.
 
     Args:
         encoder: images -> features.
-        train: the split trained on; its ``labels`` may be wrong, ``clean_labels`` tell where.
-        test: the test split; its labels are taken as clean.
-        validation: samples held out, with labels as noisy as the training ones.
-        num_classes: K.
-        readout: the classifier to report by default, a name of :mod:`mcr2.readouts`.
-        readouts: further classifiers to read by.
-        full: False takes the cheap subset, for evaluations during training.
-
-    Returns:
-        What :func:`evaluate_features` returns.
+        train, test, validation: as for :func:`evaluate_features`, with images for features.
+        num_classes, readout, readouts, full: as for :func:`evaluate_features`.
+        layers: named stages to measure too. There is no head in them, and a note names the
+            readouts that do not fit their width.
 
     Raises:
-        ValueError: an unknown readout, ``head`` for an encoder without one, or features that
-            are not finite.
+        ValueError: as :func:`evaluate_features` and :func:`encode_layers`.
     """
-
-    def read(split: Split) -> Labelled:
-        return Labelled(encode(encoder, split.images), split.labels, split.clean_labels)
-
-    return evaluate_features(
-        read(train),
-        read(test),
-        None if validation is None else read(validation),
-        num_classes=num_classes,
-        readout=readout,
-        readouts=readouts,
-        head=encoder.classifier(),
-        full=full,
+    splits = [split for split in (train, test, validation) if split is not None]
+    encoded = [encode_layers(encoder, split.images, layers) for split in splits]
+    found = []
+    for layer in encoded[0]:
+        own, names = layer == FEATURES, (readout, *readouts)
+        labelled = [
+            Labelled(by_layer[layer], split.labels, split.clean_labels)
+            for by_layer, split in zip(encoded, splits, strict=True)
+        ]
+        found.append(
+            evaluate_features(
+                *labelled,
+                num_classes=num_classes,
+                readout=readout if own else COMMON_READOUT,
+                readouts=names if own else [name for name in names if name != "head"],
+                head=encoder.classifier() if own else None,
+                full=full,
+                layer=layer,
+            )
+        )
+    return Evaluation(
+        readout,
+        {key: value for part in found for key, value in part.measures.items()},
+        {key: value for part in found for key, value in part.profiles.items()},
+        tuple(dict.fromkeys(note for part in found for note in part.notes)),
     )
