@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from mcr2 import checks
 from mcr2.objectives import Context, Objective
 
 
@@ -24,7 +25,8 @@ class CrossEntropy(Objective):
 
     Raises:
         TypeError: an argument that is not a number of its kind.
-        ValueError: an argument that is out of its range.
+        ValueError: an argument that is out of its range; features of another d or, on the CPU,
+            features that are not finite.
 
     Reference: Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR
     2016, Section 7, for label smoothing.
@@ -42,40 +44,28 @@ class CrossEntropy(Objective):
 
     def __init__(self, num_classes: int, feature_dim: int, label_smoothing: float = 0.0) -> None:
         super().__init__(num_classes)
-        if not isinstance(feature_dim, int):
-            raise TypeError(f"feature_dim must be an integer, not {type(feature_dim).__name__}")
-        if feature_dim < 1:
-            raise ValueError(f"feature_dim is {feature_dim}; it must be at least 1")
-        if not isinstance(label_smoothing, int | float):
-            raise TypeError(
-                f"label_smoothing must be a number, not {type(label_smoothing).__name__}"
-            )
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing is {label_smoothing}; it must lie in [0, 1)")
-        self.label_smoothing = label_smoothing
-        self.head = nn.Linear(feature_dim, num_classes)
+        self.feature_dim = checks.integer("feature_dim", feature_dim, 1)
+        self.label_smoothing = checks.number("label_smoothing", label_smoothing, 0, 1)
+        if self.label_smoothing == 1:
+            raise ValueError("label_smoothing is 1; it must be below 1")
+        self.head = nn.Linear(self.feature_dim, self.num_classes)
 
     def loss(
         self, features: Tensor, labels: Tensor, context: Context
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean cross-entropy and the terms ``cross_entropy``, ``batch_accuracy``."""
-        if features.shape[1] != self.head.in_features:
-            raise ValueError(
-                f"features have {features.shape[1]} dimensions; the head was made for "
-                f"feature_dim={self.head.in_features}"
-            )
+        checks.floating("features", features, "m", self.feature_dim, finite=False)
         # In the head's precision: the sum of exponentials wants float32, whatever the backbone.
         logits = self.head(features.to(self.head.weight.dtype))
         labels = labels.long()
         loss = nn.functional.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        # Read on the CPU alone, where it is free: elsewhere it would wait for the device.
+        if loss.device.type == "cpu" and not loss.isfinite():
+            checks.floating("features", features)
         with torch.no_grad():
             accuracy = (logits.argmax(1) == labels).to(loss.dtype).mean()
         return loss, {"cross_entropy": loss, "batch_accuracy": accuracy}
 
     def classifier(self) -> tuple[Tensor, Tensor | None] | None:
-        """Return the head's weight ``(K, d)`` and bias ``(K,)``, detached: they are to be read."""
+        """Return the head's weight ``(K, d)`` and bias ``(K,)``, detached."""
         return self.head.weight.detach(), self.head.bias.detach()
-
-    def extra_repr(self) -> str:
-        """Name the arguments in ``repr`` that the head does not show."""
-        return f"label_smoothing={self.label_smoothing}"

@@ -33,7 +33,9 @@ def describe(value: object) -> str:
         ('a torch.float32 tensor of shape (2, 3)', "str 'ten'")
     """
     if isinstance(value, Tensor):
-        return f"a {value.dtype} tensor of shape {tuple(value.shape)}"
+        layout = "" if value.layout == torch.strided else str(value.layout).split(".")[-1] + " "
+        layout = "meta " if value.is_meta else layout
+        return f"a {layout}{value.dtype} tensor of shape {tuple(value.shape)}"
     if isinstance(value, np.ndarray):
         return f"a {value.dtype} array of shape {value.shape}"
     text = f"{type(value).__name__} {value!r}"

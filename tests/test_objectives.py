@@ -82,6 +82,7 @@ def test_defaults_without_parameters_and_state():
     objective = RateReduction(3)
     assert objective.param_groups() == []
     assert objective.classifier() is None
+    assert objective.membership() is None
     assert not objective.needs_epoch_features
     objective.on_epoch(*batch())
 
@@ -117,9 +118,9 @@ SCALAR = torch.tensor(1.0)
         ((1.0, {}), "floating scalar tensor first, not float 1.0"),
         ((torch.tensor(1), {}), "torch.int64"),
         ((SCALAR, [SCALAR]), "dict of named scalars second, not list"),
-        ((SCALAR, {"z": torch.ones(2)}), "term 'z': a torch.float32 tensor of shape (2,)"),
-        ((SCALAR, {1: SCALAR}), "term 1"),
-        ((SCALAR, {"z": "high"}), "term 'z': str 'high'"),
+        ((SCALAR, {"z": torch.ones(2)}), "named scalars as terms, not 'z': a torch.float32 tensor"),
+        ((SCALAR, {1: SCALAR}), "terms, not 1"),
+        ((SCALAR, {"z": "high"}), "terms, not 'z': str 'high'"),
     ],
 )
 def test_a_loss_that_returns_something_else_is_refused_by_name(returned, message):
@@ -130,11 +131,14 @@ def test_a_loss_that_returns_something_else_is_refused_by_name(returned, message
 @pytest.mark.parametrize(
     "features, labels, error, message",
     [
-        (np.ones((4, 2)), torch.zeros(4).long(), TypeError, "ndarray"),
+        ("four", torch.zeros(4).long(), TypeError, "str 'four'"),
+        (torch.ones(4, 2).to_sparse(), torch.zeros(4).long(), TypeError, "sparse_coo"),
+        (torch.ones(4, 2, device="meta"), torch.zeros(4).long(), TypeError, "a meta"),
+        (torch.ones(4, 2).to(torch.float8_e5m2), torch.zeros(4).long(), TypeError, "float8"),
         (torch.ones(4, 2).long(), torch.zeros(4).long(), TypeError, "torch.int64"),
         (torch.ones(4, 2), torch.zeros(4), TypeError, "torch.float32"),
         (torch.ones(4, 2), torch.zeros(4).bool(), TypeError, "torch.bool"),
-        (torch.ones(4, 2), [0, 1, 0, 1], TypeError, "list"),
+        (torch.ones(4, 2), [0.0, 1.0, 0.0, 1.0], TypeError, "list"),
         (torch.ones(4), torch.zeros(4).long(), ValueError, "(4,)"),
         (torch.ones(0, 2), torch.zeros(0).long(), ValueError, "(0, 2)"),
         (torch.ones(4, 2), torch.zeros(3).long(), ValueError, "(3,)"),
@@ -171,7 +175,11 @@ def test_bad_batches_are_named(objective, features, labels, error, message):
         (lambda: RateReduction(3, gamma2="1"), TypeError, "gamma2 must be a number, not str"),
         (lambda: RateReduction(3, eps_sq=True), TypeError, "eps_sq must be a number, not bool"),
         (lambda: TotalCodingRate(3, eps_sq=-1), ValueError, "eps_sq is -1; it must be positive"),
-        (lambda: OrthogonalLowRank(3, delta=-1), ValueError, "delta is -1; it must be non-neg"),
+        (
+            lambda: OrthogonalLowRank(3, delta=-1),
+            ValueError,
+            "delta is -1.0; it must be at least 0",
+        ),
         (lambda: OrthogonalLowRank(3, delta="0"), TypeError, "delta must be a number, not str"),
         (lambda: VariationalRateReduction(3, 0), ValueError, "feature_dim is 0"),
         (lambda: VariationalRateReduction(3, 5.0), TypeError, "feature_dim must be an integer"),
@@ -182,12 +190,51 @@ def test_bad_batches_are_named(objective, features, labels, error, message):
         (lambda: CrossEntropy(3, 0), ValueError, "feature_dim is 0"),
         (lambda: CrossEntropy(3, 2.0), TypeError, "feature_dim must be an integer, not float"),
         (lambda: CrossEntropy(3, 2, label_smoothing=1), ValueError, "label_smoothing is 1"),
+        (lambda: RateReduction(True), TypeError, "num_classes must be an integer, not bool"),
         (lambda: CrossEntropy(3, 2, label_smoothing=None), TypeError, "NoneType"),
     ],
 )
 def test_bad_arguments_are_named(make, error, message):
     with pytest.raises(error, match=re.escape(message)):
         make()
+
+
+ALL = [
+    RateReduction(2),
+    CrossEntropy(2, 2),
+    VariationalRateReduction(2, 2),
+    TotalCodingRate(2),
+    OrthogonalLowRank(2),
+]
+
+
+@pytest.mark.parametrize("objective", ALL)
+def test_features_that_are_not_finite_are_refused_and_overflow_does_not_pass_for_zero(objective):
+    y = torch.tensor([0, 1])
+    for Z in (
+        torch.tensor([[1.0, 0.0], [math.nan, 0.0]]),
+        objective.embed(torch.eye(2) * math.inf),
+    ):
+        with pytest.raises(ValueError, match="must be finite"):
+            objective(Z, y)
+    large = objective.embed(torch.full((2, 2), 1e30))
+    assert torch.isnan(large).all() or isinstance(objective, CrossEntropy)
+
+
+@pytest.mark.parametrize("objective", ALL)
+@pytest.mark.parametrize(
+    "raw", ["raw", None, torch.ones(3).long(), torch.ones(3), np.ones((2, 2, 2))]
+)
+def test_raw_features_of_another_kind_are_refused(objective, raw):
+    with pytest.raises((TypeError, ValueError), match="raw features"):
+        objective.embed(raw)
+
+
+def test_arrays_are_features_and_labels_too():
+    Z, y = batch()
+    for objective in (RateReduction(3), CrossEntropy(3, 5).double()):
+        given = objective(objective.embed(Z.numpy()), y.tolist())[0]
+        assert torch.equal(given, objective(objective.embed(Z), y)[0])
 
 
 def test_objectives_are_named_in_visible_dictionaries():
@@ -501,12 +548,6 @@ def test_the_subgradient_of_the_nuclear_norm_leaves_the_null_space_alone():
     assert not zero.grad.any()
 
 
-def test_ole_refuses_features_that_are_not_finite():
-    Z = torch.tensor([[1.0, 0.0], [math.nan, 0.0]])
-    with pytest.raises(ValueError, match="finite"):
-        OrthogonalLowRank(2)(Z, torch.tensor([0, 1]))
-
-
 # --- cross-entropy ------------------------------------------------------------------------------
 
 
@@ -556,6 +597,10 @@ def test_cross_entropy_of_half_precision_features_and_short_labels():
     torch.testing.assert_close(objective(Z.bfloat16(), y.to(torch.uint8))[0], full)
 
 
-def test_features_of_another_dimension_are_refused():
-    with pytest.raises(ValueError, match="feature_dim=4"):
-        CrossEntropy(3, 4).double()(*batch())
+@pytest.mark.parametrize("objective", [CrossEntropy(3, 4), VariationalRateReduction(3, 4)])
+def test_features_of_another_dimension_are_refused(objective):
+    with pytest.raises(ValueError, match=r"features has shape \(24, 5\); it must be \(m, 4\)"):
+        objective.double()(*batch())
+    if objective.needs_epoch_features:
+        with pytest.raises(ValueError, match=r"must be \(m, 4\)"):
+            objective.on_epoch(*batch())

@@ -330,8 +330,18 @@ def test_edges_are_handled():
         (ValueError, "eps_sq is -1", {"eps_sq": -1}),
         (ValueError, "lam is -1", {"lam": -1}),
         (TypeError, "lam must be a number", {"lam": "1"}),
-        (ValueError, "membership is 'true'; choose from estimated, given", {"membership": "true"}),
+        (
+            ValueError,
+            "unknown membership 'true'; choose from estimated, given",
+            {"membership": "true"},
+        ),
         (ValueError, "patience is 0", {"patience": 0}),
+        (TypeError, "patience must be an integer, not bool", {"patience": True}),
+        (
+            ValueError,
+            "unknown fft_norm 'forward'; choose from backward, ortho",
+            {"fft_norm": "forward"},
+        ),
     ],
 )
 def test_settings_are_checked(error, message, setting):
@@ -344,13 +354,13 @@ def test_what_is_fitted_is_checked():
     net = ReduNet(layers=1)
     with pytest.raises(RuntimeError, match="no layers yet"):
         net(X)
-    with pytest.raises(TypeError, match=r"X must be a real floating tensor .*, not torch.int64"):
+    with pytest.raises(TypeError, match=r"X must be a floating tensor .*, not a torch.int64"):
         net.fit(labels, labels)
     with pytest.raises(ValueError, match=r"X has shape \(6,\)"):
         net.fit(X[0], labels)
-    with pytest.raises(ValueError, match="19 labels for 20 samples"):
+    with pytest.raises(ValueError, match=r"labels has shape \(19,\); it must be \(20,\)"):
         net.fit(X, labels[1:])
-    with pytest.raises(TypeError, match="membership matrix"):
+    with pytest.raises(TypeError, match="labels must be integers, one a sample"):
         net.fit(X, torch.eye(3, dtype=X.dtype)[labels])
     with pytest.raises(ValueError, match="labels run from 0 to 2; with 2 classes"):
         net.fit(X, labels, num_classes=2)
@@ -358,6 +368,11 @@ def test_what_is_fitted_is_checked():
         net.fit(X, labels - 1)
     with pytest.raises(ValueError, match="batch_size is 0"):
         net.fit(X, labels, batch_size=0)
+    with pytest.raises(TypeError, match="batch_size must be an integer, not bool"):
+        net.fit(X, labels, batch_size=True)
+    for bad in (X.to_sparse(), X.to("meta"), X.to(torch.float8_e5m2), "X"):
+        with pytest.raises(TypeError, match="X must be a floating tensor"):
+            net.fit(bad, labels)
     with pytest.raises(ValueError, match="choose from memory, disk, recompute"):
         net.fit(X, labels, store="cloud")
     for bad in (torch.nan, torch.inf):
@@ -366,8 +381,80 @@ def test_what_is_fitted_is_checked():
     net.fit(X, labels)
     with pytest.raises(ValueError, match=r"X has shape \(20, 5\)"):
         net(X[:, 1:])
-    with pytest.raises(ValueError, match="layers is 2; there are 1"):
+    with pytest.raises(ValueError, match="layers is 2; it must be between 0 and 1"):
         net(X, layers=2)
+    with pytest.raises(TypeError, match="layers must be an integer, not float"):
+        net(X, layers=1.5)
+    with pytest.raises(ValueError, match="X must be finite"):
+        net(X * torch.nan)
+
+
+@pytest.mark.parametrize("dtype, far", [(torch.float32, 36), (torch.float64, 300)])
+def test_samples_of_any_size_are_projected(dtype, far):
+    X, labels = samples((6,), dtype=dtype)
+    want = ReduNet(layers=3, lam=2.0).fit(X, labels)
+    for scale in (10.0**far, 1e20, 1e-20, 10.0**-far):
+        net = ReduNet(layers=3, lam=2.0).fit(X * scale, labels)
+        torch.testing.assert_close(net(X), want(X), atol=1e-4, rtol=0)
+        torch.testing.assert_close(want(X * scale), want(X), atol=1e-4, rtol=0)
+    signals, labels = samples((2, 6), dtype=dtype)
+    net = ReduNet(layers=1, lifting=RandomFilters(2, 3, dims=1))
+    net.lifting.weight.mul_(100)
+    with pytest.raises(ValueError, match="what the lifting made must be finite"):
+        net.fit(signals / signals.abs().max() * (0.99 * torch.finfo(dtype).max), labels)
+
+
+def test_a_step_that_overflows_is_refused():
+    X, labels = samples((6,), dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"layer 1: features overflow; eta=1e\+30 is too large"):
+        ReduNet(layers=3, eta=1e30).fit(X, labels)
+
+
+@pytest.mark.parametrize("shape", [(6,), (3, 5), (2, 4, 3)])
+def test_the_authors_settings_mean_the_same_network_in_their_convention(shape):
+    """Their layer, by an orthonormal DFT and one explicit inverse a frequency and class."""
+    X, y = samples(shape)
+    eta, eps_sq, lam = 0.4, 0.3, 2.0
+    net = ReduNet(layers=2, eta=eta, eps_sq=eps_sq, lam=lam, fft_norm="ortho").fit(X, y)
+    axes = tuple(range(2, 1 + len(shape)))
+    y, m, C = y.numpy(), len(y), shape[0]
+    V = np.fft.fftn(project(X.numpy()), axes=axes, norm="ortho") if axes else project(X.numpy())
+
+    def operators(V):
+        alpha, flat = C / (len(V) * eps_sq), V.reshape(len(V), C, -1)
+        return [
+            alpha * np.linalg.inv(np.eye(C) + alpha * flat[..., f].T @ flat[..., f].conj())
+            for f in range(flat.shape[-1])
+        ]
+
+    def apply(operators, V):
+        flat = V.reshape(m, C, -1)
+        out = [flat[..., f] @ A.T for f, A in enumerate(operators)]
+        return np.stack(out, axis=-1).reshape(V.shape)
+
+    for _ in range(2):
+        compressed = np.stack([apply(operators(V[y == k]), V) for k in range(3)])
+        norms = np.linalg.norm(compressed.reshape(3, m, -1), axis=2)
+        share = np.exp(-lam * norms) / np.exp(-lam * norms).sum(0)
+        weighed = share * np.bincount(y)[:, None] / m
+        drift = (weighed.reshape(3, m, *[1] * len(shape)) * compressed).sum(0)
+        V = project(V + eta * (apply(operators(V), V) - drift))
+    Z = np.fft.ifftn(V, axes=axes, norm="ortho").real if axes else V
+    np.testing.assert_allclose(net(X), Z, atol=1e-9, rtol=0)
+    # Ours, with all three multiplied by the number of positions.
+    T = int(np.prod(shape[1:]))
+    ours = ReduNet(layers=2, eta=T * eta, eps_sq=T * eps_sq, lam=T * lam).fit(
+        X, torch.from_numpy(y)
+    )
+    assert torch.equal(ours(X), net(X))
+
+
+def test_features_behind_several_layers_come_in_one_pass():
+    X, labels = samples((3, 5))
+    net = ReduNet(layers=4, lam=2.0).fit(X, labels)
+    found = net.by_layer(X, (3, 0, 4))
+    assert found.keys() == {0, 3, 4}
+    assert all(torch.equal(Z, net(X, layers=depth)) for depth, Z in found.items())
 
 
 def test_liftings_are_checked_and_convolve_circularly():
@@ -382,11 +469,11 @@ def test_liftings_are_checked_and_convolve_circularly():
                 )
     np.testing.assert_allclose(lift(X), want.clip(min=0), atol=1e-5)
     assert not torch.equal(lift.weight, RandomFilters(2, 4, dims=1, seed=4).weight)
-    with pytest.raises(ValueError, match=r"these filters take \(m, 2, T\)"):
+    with pytest.raises(ValueError, match=r"it must be \(m, 2, T\)"):
         lift(X[:, :1])
-    with pytest.raises(ValueError, match="longer than that"):
+    with pytest.raises(ValueError, match="a filter of side 3 is longer"):
         lift(X[:, :, :2])
-    with pytest.raises(TypeError, match=r"kernel_size must be an integer, not 2\.5"):
+    with pytest.raises(TypeError, match=r"kernel_size must be an integer, not float 2\.5"):
         RandomFilters(1, 2, kernel_size=2.5)
     for setting, message in (
         ({"dims": 3}, "dims is 3"),

@@ -66,6 +66,13 @@ def test_the_method_is_the_network_of_the_same_noisy_labels(small, options):
         assert len(loaded.network.layers) == depth
         want = by_hand.network(by_hand.enter(images), layers=depth).flatten(1)
         torch.testing.assert_close(loaded(images), want, atol=1e-5, rtol=0)
+    assert by_hand.layer_names() == tuple(f"layer{depth}" for depth in range(1, 8))
+    found = by_hand.layer_features(images, ("layer3", "features"))
+    assert torch.equal(found["features"], by_hand(images))
+    behind = by_hand.network(by_hand.enter(images), layers=3)
+    assert torch.equal(found["layer3"], behind.flatten(1))
+    with pytest.raises(ValueError, match="unknown layer 'layer8'; choose from layer1, layer2"):
+        by_hand.layer_features(images, ("layer8",))
     reductions = [entry["terms"]["reduction"] for entry in fitted.history]
     rates = [by_hand.network.history[e["epoch"]].reduction for e in fitted.history]
     assert reductions == pytest.approx(rates, rel=1e-4)
@@ -105,10 +112,10 @@ def test_what_the_method_is_given_is_checked(small):
         (("eta", -1), "eta is -1"),
         (("membership", "true"), "choose from estimated, given"),
         (("lifting", -2), "lifting is -2"),
-        (("lifting", 1.5), "lifting is 1.5"),
-        (("width", 3), "redunet has no option 'width'; its options: eps_sq, eta"),
+        (("lifting", 1.5), "lifting must be an integer, not float 1.5"),
+        (("width", 3), "unknown option of redunet 'width'; choose from eps_sq, eta"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises((TypeError, ValueError), match=message):
             method.check(spec_of(small, option), data.sizes)
     with pytest.raises(ValueError, match="redunet has no classifier"):
         method.check(replace(spec_of(small), readout="head"), data.sizes)

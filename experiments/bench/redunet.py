@@ -1,77 +1,76 @@
-"""What a layer of ReduNet costs to construct, beside straightforward forms of the same.
+"""What it costs to construct a ReduNet, beside a straightforward form of the same.
 
-Two cases, on unit-norm Gaussian samples in balanced classes, float32, the forms by turns in one
-process:
+    mcr2 bench redunet --threads 1
 
-- images (m=100, C=15, 28 × 28, K=10) against ``plain``, a loop over all 784 frequencies and, in it,
-  over classes: an explicit inverse of every C × C matrix, applied frequency by frequency;
-- vectors (m=2000, d=784, K=10) against ``plain``, a loop over classes: an explicit inverse of every
-  d × d matrix, products with each, stacked.
-
-A layer is its operators E and C_k; the rates R, R_c of the features that enter it, which all forms
-report (``plain`` by ``slogdet``); and the features that leave it, from which the next one is
-constructed. ``operators`` is the time of the first two alone. Ratios are medians of per-turn
-ratios; ``difference`` is the largest between the features that leave, which have norm 1.
+Two layers on unit-norm Gaussian samples in balanced classes, float32, for images (m=100, 15 × 28 ×
+28, K=10) and vectors (m=2000, d=784, K=10): operators, features, and the rates before, between and
+behind them. ``plain`` follows the formulas in loops over frequencies and classes, with an explicit
+inverse and ``slogdet`` of every C × C matrix. Half a minute on one quiet core.
 """
 
 from __future__ import annotations
 
-import platform
-import statistics
-import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.benchmark import Timer
 
-from experiments.report import Table
-from mcr2.rates.kernels import full_precision
-from mcr2.redunet.features import cut
-from mcr2.redunet.layers import Moments, ReduLayer, Shape
-from mcr2.redunet.network import layer_rates
-from mcr2.redunet.spectra import frequency_weights, from_spectrum, project, to_spectrum
+from mcr2.redunet import ReduNet
 
-ETA, EPS_SQ, LAM = 0.5, 0.1, 500.0
+LAYERS, ETA, EPS_SQ, LAM = 2, 0.5, 0.1, 500.0
+#: (m, shape of a sample, K).
+SIZES = ((100, (15, 28, 28), 10), (2000, (784,), 10))
 
-#: (m, shape of a sample, K) and how many times faster ours has to be.
-SIZES = (((100, (15, 28, 28), 10), 8.0), ((2000, (784,), 10), 3.0))
-
-#: Features that leave the layer, (R, R_c), and seconds until operators and rates were there.
-Made = tuple[Tensor, tuple[float, float], float]
+#: Features behind the layers, and (R, R_c) before the first and after each.
+Made = tuple[Tensor, list[tuple[float, float]]]
 
 
-def samples(m: int, shape: tuple[int, ...], K: int) -> tuple[Tensor, Tensor]:
+def samples(m: int, shape: Sequence[int], K: int) -> tuple[Tensor, Tensor]:
     """Draw unit-norm Gaussian samples about Gaussian class means; labels sorted, balanced."""
     generator = torch.Generator().manual_seed(0)
     labels = (torch.arange(m) % K).sort().values
     means = torch.randn(K, *shape, generator=generator)
     X = means[labels] + torch.randn(m, *shape, generator=generator)
-    return X / X.flatten(1).norm(dim=1).view(-1, *[1] * len(shape)), labels
+    return _project(X), labels
 
 
-def ours(X: Tensor, labels: Tensor, K: int) -> Made:
-    """Construct and apply one layer as :meth:`mcr2.redunet.ReduNet.fit` does."""
-    start = time.perf_counter()
-    counts = torch.bincount(labels, minlength=K).tolist()
-    weights = frequency_weights(X.shape[1:], X)
-    S = project(to_spectrum(X), weights)
-    shape = Shape(S.shape[0], S.shape[2], tuple(counts))
-    with full_precision(X):
-        moments = Moments(shape, S.dtype, S.device).clear()
-        for batch in cut(counts, len(X)):
-            moments.add(batch, S[:, batch.start : batch.stop])
-        total, classes = moments.factors(EPS_SQ)
-        rates = layer_rates(0, total, classes, shape, weights)
-        assert rates is not None
-        layer = ReduLayer.blank(shape, S).fill(total, classes, shape)
-        spent = time.perf_counter() - start
-        moved = from_spectrum(layer(S, weights, eta=ETA, lam=LAM), X.shape[1:])
-    return moved, (rates.rate, rates.compressed_rate), spent
+def ours(X: Tensor, labels: Tensor) -> Made:
+    """Construct as the product does, and pass the samples through."""
+    net = ReduNet(layers=LAYERS, eta=ETA, eps_sq=EPS_SQ, lam=LAM).fit(X, labels)
+    return net(X), [(rates.rate, rates.compressed_rate) for rates in net.history]
 
 
-def plain(X: Tensor, labels: Tensor, K: int) -> Made:
-    """Construct and apply one layer as the formulas read, frequency by frequency."""
-    return _plain_vectors(X, labels, K) if X.dim() == 2 else _plain_images(X, labels, K)
+@torch.no_grad()
+def plain(X: Tensor, labels: Tensor) -> Made:
+    """Construct as the formulas read, frequency by frequency and class by class."""
+    axes = tuple(range(2, X.dim()))
+    V = torch.fft.fftn(X, dim=axes).flatten(2) if axes else X.unsqueeze(2)  # (m, C, T)
+    m, _, T = V.shape
+    members = [labels == k for k in range(int(labels.max()) + 1)]
+    gammas = torch.stack([own.float().mean() for own in members])
+    history = []
+    for depth in range(LAYERS + 1):
+        found = [[_operator(V[own, :, f]) for f in range(T)] for own in (labels >= 0, *members)]
+        rate, *class_rates = (sum(value for _, value in one) / T for one in found)
+        history.append((rate, float(gammas @ torch.tensor(class_rates))))
+        if depth < LAYERS:
+            expanded, *others = (
+                torch.stack([V[:, :, f] @ operator for f, (operator, _) in enumerate(one)], dim=2)
+                for one in found
+            )
+            compressed = torch.stack(others)  # (K, m, C, T)
+            share = torch.softmax(-LAM * compressed.flatten(2).norm(dim=2) / T**0.5, dim=0)
+            weighed = (gammas[:, None] * share).view(len(members), m, 1, 1)
+            V = _project(V + ETA * (expanded - (weighed * compressed).sum(0))) * T**0.5
+    Z = torch.fft.ifftn(V.reshape(X.shape), dim=axes).real if axes else V.squeeze(2)
+    return _project(Z), history
+
+
+def _project(X: Tensor) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(X.flatten(1), dim=1)
+    return X / norms.view(-1, *[1] * (X.dim() - 1))
 
 
 def _operator(Z: Tensor) -> tuple[Tensor, float]:
@@ -82,131 +81,40 @@ def _operator(Z: Tensor) -> tuple[Tensor, float]:
     return alpha * torch.linalg.inv(matrix), float(torch.linalg.slogdet(matrix)[1]) / 2
 
 
-def _plain_vectors(X: Tensor, labels: Tensor, K: int) -> Made:
-    start = time.perf_counter()
-    E, rate = _operator(X)
-    pairs = [_operator(X[labels == k]) for k in range(K)]
-    gammas = [float((labels == k).float().mean()) for k in range(K)]
-    compressed_rate = sum(g * r for g, (_, r) in zip(gammas, pairs, strict=True))
-    spent = time.perf_counter() - start
-    compressed = torch.stack([X @ C for C, _ in pairs])
-    share = torch.softmax(-LAM * compressed.norm(dim=2), dim=0)
-    weighed = (torch.tensor(gammas)[:, None] * share).unsqueeze(2)
-    moved = X + ETA * (X @ E - (weighed * compressed).sum(0))
-    return moved / moved.norm(dim=1, keepdim=True), (rate, compressed_rate), spent
-
-
-def _plain_images(X: Tensor, labels: Tensor, K: int) -> Made:
-    start = time.perf_counter()
-    V = torch.fft.fft2(X).flatten(2)  # (m, C, T)
-    T = V.shape[2]
-    E, Cs = [], []
-    rate, compressed_rate = 0.0, 0.0
-    members = [labels == k for k in range(K)]
-    gammas = torch.stack([own.float().mean() for own in members])
-    for f in range(T):
-        operator, value = _operator(V[:, :, f])
-        E.append(operator)
-        rate += value / T
-        for k in range(K):
-            operator, value = _operator(V[members[k], :, f])
-            Cs.append(operator)
-            compressed_rate += float(gammas[k]) * value / T
-    spent = time.perf_counter() - start
-    expanded = torch.stack([V[:, :, f] @ E[f] for f in range(T)], dim=2)
-    compressed = torch.stack(
-        [torch.stack([V[:, :, f] @ Cs[f * K + k] for f in range(T)], dim=2) for k in range(K)]
-    )
-    share = torch.softmax(-LAM * compressed.flatten(2).norm(dim=2) / T**0.5, dim=0)
-    weighed = (gammas[:, None] * share)[:, :, None, None]
-    moved = V + ETA * (expanded - (weighed * compressed).sum(0))
-    out = torch.fft.ifft2(moved.view(*X.shape)).real
-    return out / out.flatten(1).norm(dim=1)[:, None, None, None], (rate, compressed_rate), spent
-
-
-def run(sizes: Any = SIZES, threads: int = 1, repeats: int = 5) -> dict[str, Any]:
-    """Time both forms at each size.
-
-    Args:
-        sizes: ((m, shape of a sample, K), times faster that is asked for) each.
-        threads: of PyTorch, for the time of the benchmark.
-        repeats: turns; in each, both forms run once.
+def run(sizes: Any = SIZES, threads: int = 1, repeats: int = 3) -> dict[str, Any]:
+    """Time both forms at each size (m, shape of a sample, K), printing rows as they come.
 
     Returns:
-        Plain numbers for JSON: ``threads``, ``repeats``, ``machine``, and under ``rows`` for each
-        size: ``m``, ``shape``, ``K``; ``seconds`` and ``operators`` by form (medians); ``ratio``
-        and ``operators_ratio``, ``plain`` over ``ours``; ``wanted`` and ``met``; ``difference``
-        and ``rates_difference`` (relative).
+        ``threads``, ``repeats`` and for each size under ``rows`` the size, ``seconds`` a layer by
+        form (a mean of ``repeats`` calls), their ``ratio``, and the largest ``difference`` of
+        features, which have norm 1, and of rates, relative.
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        rows = [_row(*size, wanted, repeats) for size, wanted in sizes]
-    finally:
-        torch.set_num_threads(before)
-    machine = platform.processor() or platform.machine()
-    return {"threads": threads, "repeats": repeats, "machine": machine, "rows": rows}
-
-
-@torch.no_grad()
-def _row(m: int, shape: tuple[int, ...], K: int, wanted: float, repeats: int) -> dict[str, Any]:
-    X, labels = samples(m, shape, K)
-    forms = {"ours": ours, "plain": plain}
-    whole: dict[str, list[float]] = {name: [] for name in forms}
-    operators: dict[str, list[float]] = {name: [] for name in forms}
-    made = {name: form(X, labels, K) for name, form in forms.items()}  # the first call warms up
-    for _ in range(repeats):
-        for name, form in forms.items():
-            start = time.perf_counter()
-            made[name] = form(X, labels, K)
-            whole[name].append(time.perf_counter() - start)
-            operators[name].append(made[name][2])
-    (mine, own_rates, _), (other, other_rates, _) = made["ours"], made["plain"]
-
-    def ratio(times: dict[str, list[float]]) -> float:
-        pairs = zip(times["plain"], times["ours"], strict=True)
-        return statistics.median(slow / fast for slow, fast in pairs)
-
-    return {
-        "m": m,
-        "shape": list(shape),
-        "K": K,
-        "seconds": {name: statistics.median(times) for name, times in whole.items()},
-        "operators": {name: statistics.median(times) for name, times in operators.items()},
-        "ratio": ratio(whole),
-        "operators_ratio": ratio(operators),
-        "wanted": wanted,
-        "met": ratio(whole) >= wanted,
-        "difference": float((mine - other).abs().max()),
-        "rates_difference": max(
-            abs(a - b) / abs(b) for a, b in zip(own_rates, other_rates, strict=True)
-        ),
-    }
+    print("            samples  classes     ours     plain  faster  features  rates differ by")
+    rows = []
+    for m, shape, K in sizes:
+        X, y = samples(m, shape, K)
+        seconds = {}
+        for form in (ours, plain):
+            given = {"form": form, "X": X, "y": y}
+            timer = Timer("form(X, y)", globals=given, num_threads=threads)
+            seconds[form.__name__] = timer.timeit(repeats).mean / LAYERS
+        (mine, own), (other, others) = ours(X, y), plain(X, y)
+        difference = float((mine - other).abs().max())
+        rates = torch.tensor(own) / torch.tensor(others)
+        of_rates = float((rates - 1).abs().max())
+        ratio = seconds["plain"] / seconds["ours"]
+        size, times = {"m": m, "shape": list(shape), "K": K}, {"seconds": seconds, "ratio": ratio}
+        rows.append(size | times | {"difference": difference, "rates_difference": of_rates})
+        took = "  ".join(f"{1e3 * value:5.0f} ms" for value in seconds.values())
+        name = f"{m} x {'x'.join(map(str, shape))}"
+        print(
+            f"{name:>19}  {K:7}  {took}  {ratio:6.1f}  {difference:8.0e}  {of_rates:5.0e}",
+            flush=True,
+        )
+    return {"threads": threads, "repeats": repeats, "rows": rows}
 
 
 def table(figures: dict[str, Any]) -> str:
-    """Lay a result of :func:`run` out as text, a size a line."""
-    rows = tuple(
-        (
-            f"m={row['m']}",
-            "x".join(map(str, row["shape"])),
-            f"K={row['K']}",
-            f"{1e3 * row['seconds']['ours']:.0f}",
-            f"{1e3 * row['seconds']['plain']:.0f}",
-            f"{row['ratio']:.1f}",
-            f">= {row['wanted']:g}",
-            f"{row['operators_ratio']:.1f}",
-            f"{row['difference']:.0e}",
-            f"{row['rates_difference']:.0e}",
-        )
-        for row in figures["rows"]
-    )
-    title = (
-        f"Construction of a layer, {figures['threads']} thread(s): milliseconds, times faster than "
-        "the plain form (wanted; operators and rates alone), differences"
-    )
-    header = (
-        *("samples", "shape", "classes", "ours", "plain", "faster", "wanted"),
-        *("operators", "features", "rates"),
-    )
-    return Table(title, header, rows).text()
+    """Return what stands beneath the rows that :func:`run` has printed."""
+    threads, repeats = figures["threads"], figures["repeats"]
+    return f"construction of a layer, mean of {repeats} calls, {threads} thread(s)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from mcr2 import checks
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class Context:
         indices: the samples' positions in the training split, ``(m,)``, or None outside training.
         step: optimiser steps taken before this one.
         epoch: epochs finished before this one.
-        progress: share of all steps taken, in [0, 1].
+        progress: fraction of all steps taken, in [0, 1].
         generator: the objective's own stream of random numbers (on the CPU).
     """
 
@@ -31,7 +34,7 @@ class Context:
 
 
 class Objective(nn.Module, ABC):
-    """The contract between a loss and everything that trains or reads a network with it.
+    """The contract between a loss and everything that trains or evaluates a network with it.
 
     A new loss is one subclass with one method, :meth:`loss`; the others have defaults. It is
     called as ``objective(features, labels, context)``. Its constructor takes ``num_classes`` and,
@@ -71,11 +74,7 @@ class Objective(nn.Module, ABC):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        if not isinstance(num_classes, int):
-            raise TypeError(f"num_classes must be an integer, not {type(num_classes).__name__}")
-        if num_classes < 2:
-            raise ValueError(f"num_classes is {num_classes}; it must be at least 2")
-        self.num_classes = num_classes
+        self.num_classes = checks.integer("num_classes", num_classes, 2)
 
     @abstractmethod
     def loss(
@@ -111,61 +110,38 @@ class Objective(nn.Module, ABC):
                 than a floating scalar and a dict of named scalars.
             ValueError: shapes or devices that do not agree, or labels out of range.
         """
-        self._check_input(features, labels)
+        features = checks.floating("features", features, "m", "d", finite=False)
+        device = labels.device if isinstance(labels, Tensor) else torch.device("cpu")
+        if device != features.device:
+            raise ValueError(f"labels are on {device}, features on {features.device}")
+        if device.type == "cpu":
+            labels = checks.labels(labels, self.num_classes, count=len(features))
+        else:  # reading values would wait for the device at every step: kind and shape alone
+            checks.labels(torch.zeros_like(labels, device="cpu"), count=len(features))
         returned = self.loss(features, labels, context or Context())
-        name = type(self).__name__
+
+        must, of = f"{type(self).__name__}.loss must return", checks.describe
         if not (isinstance(returned, tuple) and len(returned) == 2):
-            raise TypeError(f"{name}.loss must return (loss, terms), not {_describe(returned)}")
+            raise TypeError(f"{must} (loss, terms), not {of(returned)}")
         loss, terms = returned
         if not (isinstance(loss, Tensor) and loss.dim() == 0 and loss.is_floating_point()):
-            raise TypeError(
-                f"{name}.loss must return a floating scalar tensor first, not {_describe(loss)}"
-            )
+            raise TypeError(f"{must} a floating scalar tensor first, not {of(loss)}")
         if not isinstance(terms, Mapping):
-            raise TypeError(
-                f"{name}.loss must return a dict of named scalars second, not {_describe(terms)}"
-            )
+            raise TypeError(f"{must} a dict of named scalars second, not {of(terms)}")
         for key, value in terms.items():
-            scalar = (
-                value.dim() == 0 if isinstance(value, Tensor) else isinstance(value, int | float)
-            )
-            if not (isinstance(key, str) and scalar):
-                raise TypeError(
-                    f"{name}.loss returned the term {key!r}: {_describe(value)}; terms are named "
-                    "scalars"
-                )
+            plain = isinstance(value, int | float)
+            if not (isinstance(key, str) and (plain or getattr(value, "ndim", 1) == 0)):
+                raise TypeError(f"{must} named scalars as terms, not {key!r}: {of(value)}")
         return loss, {key: torch.as_tensor(value).detach() for key, value in terms.items()}
 
-    def _check_input(self, features: Tensor, labels: Tensor) -> None:
-        if not (isinstance(features, Tensor) and features.is_floating_point()):
-            raise TypeError(f"features must be a floating tensor, not {_describe(features)}")
-        if features.dim() != 2 or len(features) == 0:
-            raise ValueError(f"features have shape {tuple(features.shape)}; it must be (m, d)")
-        integer = isinstance(labels, Tensor) and not (
-            labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool
-        )
-        if not integer:
-            raise TypeError(f"labels must be an integer tensor, not {_describe(labels)}")
-        if labels.shape != features.shape[:1]:
-            raise ValueError(
-                f"labels have shape {tuple(labels.shape)}; for features of shape "
-                f"{tuple(features.shape)} it must be ({len(features)},)"
-            )
-        if labels.device != features.device:
-            raise ValueError(f"labels are on {labels.device}, features on {features.device}")
-        # Free on the CPU; elsewhere it would wait for the device at every step, and the losses
-        # find labels that are out of range themselves.
-        if labels.device.type == "cpu":
-            low, high = (int(x) for x in labels.aminmax())
-            if low < 0 or high >= self.num_classes:
-                raise ValueError(
-                    f"labels run from {low} to {high}; with {self.num_classes} classes they must "
-                    f"lie in [0, {self.num_classes - 1}]"
-                )
-
     def embed(self, raw: Tensor) -> Tensor:
-        """Turn raw features ``(m, d)`` into those that are scored and read; here as they are."""
-        return raw
+        """Turn raw features ``(m, d)`` into those that are scored and evaluated; here as they are.
+
+        Raises:
+            TypeError: ``raw`` is not a floating tensor.
+            ValueError: ``raw`` is not of shape ``(m, d)``.
+        """
+        return checks.floating("raw features", raw, "m", "d", finite=False)
 
     def on_epoch(self, features: Tensor, labels: Tensor) -> None:
         """Latch state before an epoch; overriding this makes the trainer provide the features.
@@ -180,6 +156,14 @@ class Objective(nn.Module, ABC):
         """Whether :meth:`on_epoch` does anything: nobody computes features that nobody wants."""
         return type(self).on_epoch is not Objective.on_epoch
 
+    def membership(self) -> Tensor | None:
+        """Return what the objective has come to believe of the training labels, or None.
+
+        An objective that refines labels returns a matrix ``(N, K)`` in the training split's order,
+        rows not negative and summing to one.
+        """
+        return None
+
     def classifier(self) -> tuple[Tensor, Tensor | None] | None:
         """Return the objective's own linear head, weight ``(K, d)`` and bias ``(K,)``, or None."""
         return None
@@ -189,41 +173,23 @@ class Objective(nn.Module, ABC):
         parameters = list(self.parameters())
         return [{"params": parameters}] if parameters else []
 
-
-def check_number(name: str, value: object, *, zero: bool = False) -> None:
-    """Refuse what is not a finite positive number, or zero where that is allowed.
-
-    Raises:
-        TypeError: ``value`` is not a number.
-        ValueError: it is out of range.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number, not {type(value).__name__}")
-    if not 0 <= value < float("inf") or (value == 0 and not zero):
-        sign = "non-negative" if zero else "positive"
-        raise ValueError(f"{name} is {value}; it must be {sign} and finite")
+    def extra_repr(self) -> str:
+        """Name the constructor's plain arguments in ``repr``."""
+        values = {k: getattr(self, k, None) for k in inspect.signature(type(self)).parameters}
+        return ", ".join(f"{k}={v}" for k, v in values.items() if isinstance(v, int | float | str))
 
 
-def check_count(name: str, value: object) -> None:
-    """Refuse what is not an integer of at least one.
+class UnitNormObjective(Objective):
+    """An objective that scores features of unit norm, so that none wins by scale."""
 
-    Raises:
-        TypeError: ``value`` is not an integer.
-        ValueError: it is below one.
-    """
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, not {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name} is {value}; it must be at least 1")
+    def embed(self, raw: Tensor) -> Tensor:
+        """Scale every row to unit norm; a zero row stays zero, with a finite gradient.
 
-
-def unit_norm(raw: Tensor) -> Tensor:
-    """Scale every row to unit norm; a zero row stays zero, with a finite gradient."""
-    # In float32: the square of a half-precision entry above 255 is already infinite.
-    return nn.functional.normalize(raw.to(torch.promote_types(raw.dtype, torch.float32)))
-
-
-def _describe(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"a {value.dtype} tensor of shape {tuple(value.shape)}"
-    return f"{type(value).__name__} {value!r}"[:80]
+        Half precision becomes float32, as the square of an entry above 255 is already infinite.
+        A row whose norm overflows becomes NaN: zeros would look like features.
+        """
+        raw = super().embed(raw)
+        raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
+        norms = raw.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        unit: Tensor = raw / norms.masked_fill(norms.isinf(), torch.nan)
+        return unit

@@ -5,20 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mcr2.objectives.base import Context, Objective, check_number, unit_norm
+from mcr2 import checks
+from mcr2.objectives.base import Context, UnitNormObjective
 
 
-class OrthogonalLowRank(Objective):
+class OrthogonalLowRank(UnitNormObjective):
     """OLE: each class of low rank, all together of high rank, by nuclear norms.
 
     loss = (Σ_k max(δ, ‖Z_k‖_*) − ‖Z‖_*) / m, Z_k the rows of class k, ‖·‖_* the sum of singular
-    values. With δ = 0 it is never negative, and 0 exactly where the classes' row spaces are
-    orthogonal, of whatever dimensions: unlike ΔR it does not ask a class to fill its subspace.
-    Its terms: ``class_norm`` and ``total_norm``, the two halves divided by m.
-
-    Features are scaled to unit norm here, so that objectives compare and none wins by scale. Then
-    ‖Z_k‖_* ≥ √n_k, and δ, which in the paper keeps features from vanishing, binds at 1 only for a
-    class with a single sample in the batch.
+    values, on unit-norm features. With δ = 0 it is never negative, and 0 exactly where the
+    classes' row spaces are orthogonal, of whatever dimensions: unlike ΔR it does not ask a class
+    to fill its subspace. At unit norm ‖Z_k‖_* ≥ √n_k, and δ, which in the paper keeps features
+    from vanishing, binds at 1 only for a class with a single sample in the batch. Its terms:
+    ``class_norm`` and ``total_norm``, the two halves divided by m.
 
     Args:
         num_classes: K, at least 2.
@@ -43,19 +42,13 @@ class OrthogonalLowRank(Objective):
 
     def __init__(self, num_classes: int, delta: float = 1.0) -> None:
         super().__init__(num_classes)
-        check_number("delta", delta, zero=True)
-        self.delta = delta
-
-    def embed(self, raw: Tensor) -> Tensor:
-        """Scale every row to unit norm; a zero row stays zero, with a finite gradient."""
-        return unit_norm(raw)
+        self.delta = checks.number("delta", delta, 0)
 
     def loss(
         self, features: Tensor, labels: Tensor, context: Context
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the difference of the norms and both of them."""
-        if not bool(torch.isfinite(features).all()):
-            raise ValueError("features must be finite: they have no singular values otherwise")
+        checks.floating("features", features)
         m = len(features)
         counts = torch.bincount(labels.long(), minlength=self.num_classes).tolist()
         classes = torch.split(features[labels.argsort(stable=True)], counts)
@@ -64,10 +57,6 @@ class OrthogonalLowRank(Objective):
         total_norm = nuclear_norm(features) / m
         terms = {"class_norm": class_norm, "total_norm": total_norm}
         return class_norm - total_norm, terms
-
-    def extra_repr(self) -> str:
-        """Name the arguments in ``repr``."""
-        return f"num_classes={self.num_classes}, delta={self.delta}"
 
 
 def nuclear_norm(Z: Tensor) -> Tensor:

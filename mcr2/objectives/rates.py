@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mcr2.objectives.base import Context, Objective, check_number, unit_norm
+from mcr2 import checks
+from mcr2.objectives.base import Context, UnitNormObjective
 from mcr2.rates import coding_rate, rate_reduction_with_expansion
 
 
-class RateReduction(Objective):
+class RateReduction(UnitNormObjective):
     """The MCR² loss: expand all features together, compress each class.
 
     loss = −γ₂ · ½ logdet(I + γ₁ d/(m ε²) ZᵀZ) + R_c(Z, Π), on unit-norm features Z; −ΔR for
@@ -40,53 +41,32 @@ class RateReduction(Objective):
         self, num_classes: int, eps_sq: float = 0.5, gamma1: float = 1.0, gamma2: float = 1.0
     ) -> None:
         super().__init__(num_classes)
-        for name, value in (("eps_sq", eps_sq), ("gamma1", gamma1), ("gamma2", gamma2)):
-            check_number(name, value)
-        self.eps_sq = eps_sq
-        self.gamma1 = gamma1
-        self.gamma2 = gamma2
-
-    def embed(self, raw: Tensor) -> Tensor:
-        """Scale every row to unit norm; a zero row stays zero, with a finite gradient."""
-        return unit_norm(raw)
+        self.eps_sq = checks.positive("eps_sq", eps_sq)
+        self.gamma1 = checks.positive("gamma1", gamma1)
+        self.gamma2 = checks.positive("gamma2", gamma2)
 
     def loss(
         self, features: Tensor, labels: Tensor, context: Context
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return −γ₂ R(Z; ε²/γ₁) + R_c and the terms R, R_c, ΔR."""
+        K, eps_sq = self.num_classes, self.eps_sq
         expansion, rates = rate_reduction_with_expansion(
-            features,
-            labels,
-            gamma=self.gamma1,
-            num_classes=self.num_classes,
-            eps_sq=self.eps_sq,
+            features, labels, gamma=self.gamma1, num_classes=K, eps_sq=eps_sq
         )
-        terms = {
-            "rate": rates.rate,
-            "compressed_rate": rates.compressed_rate,
-            "reduction": rates.reduction,
-        }
+        names = ("rate", "compressed_rate", "reduction")
+        terms = {name: getattr(rates, name) for name in names}
         return rates.compressed_rate - self.gamma2 * expansion, terms
 
-    def extra_repr(self) -> str:
-        """Name the arguments in ``repr``."""
-        return (
-            f"num_classes={self.num_classes}, eps_sq={self.eps_sq}, "
-            f"gamma1={self.gamma1}, gamma2={self.gamma2}"
-        )
 
-
-class TotalCodingRate(Objective):
+class TotalCodingRate(UnitNormObjective):
     """Expansion alone: features spread over the sphere, and labels are ignored.
 
     loss = −R(Z) = −½ logdet(I + d/(m ε²) ZᵀZ), on unit-norm features Z. Its terms: ``rate`` R.
 
     In the literature this is one half of a self-supervised loss, whose other half draws views of
-    one image together. By itself it says nothing about classes. Its minimum, −d/2 log(1 + 1/ε²),
-    is any features whose second moment is I/d. So wrong labels cannot harm its features, which
-    are the same at every ratio; the labels are seen by the readout alone, and its accuracy is what
-    a classifier makes of features that no class has shaped. It is the floor that a loss with
-    labels has to beat.
+    one image together. Its minimum, −d/2 log(1 + 1/ε²), is any features whose second moment is
+    I/d. Its features are the same at every noise ratio; labels are seen by the readout alone,
+    whose accuracy is the floor that a loss with labels has to beat.
 
     Args:
         num_classes: K, at least 2; not used.
@@ -110,12 +90,7 @@ class TotalCodingRate(Objective):
 
     def __init__(self, num_classes: int, eps_sq: float = 0.5) -> None:
         super().__init__(num_classes)
-        check_number("eps_sq", eps_sq)
-        self.eps_sq = eps_sq
-
-    def embed(self, raw: Tensor) -> Tensor:
-        """Scale every row to unit norm; a zero row stays zero, with a finite gradient."""
-        return unit_norm(raw)
+        self.eps_sq = checks.positive("eps_sq", eps_sq)
 
     def loss(
         self, features: Tensor, labels: Tensor, context: Context
@@ -123,7 +98,3 @@ class TotalCodingRate(Objective):
         """Return −R and the term R."""
         rate = coding_rate(features, eps_sq=self.eps_sq)
         return -rate, {"rate": rate}
-
-    def extra_repr(self) -> str:
-        """Name the arguments in ``repr``."""
-        return f"num_classes={self.num_classes}, eps_sq={self.eps_sq}"

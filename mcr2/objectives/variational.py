@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mcr2.objectives.base import Context, Objective, check_count, check_number, unit_norm
+from mcr2 import checks
+from mcr2.objectives.base import Context, UnitNormObjective
 from mcr2.rates import coding_rate
 
 
-class VariationalRateReduction(Objective):
+class VariationalRateReduction(UnitNormObjective):
     """V-MCR²: in the place of a class's log-determinant a sum of logarithms over a dictionary.
 
     With S_k = Z_kᵀZ_k / n_k the second moment of class k, on unit-norm features, and c = d/ε²,
@@ -32,15 +33,11 @@ class VariationalRateReduction(Objective):
     - at every step in training mode by one step of subspace iteration and a Rayleigh-Ritz rotation
       towards the eigenvectors of the batch's S_k. In evaluation mode they stay as they are.
 
-    They are buffers: saved and restored with the network, and nothing of the optimiser's, so that
-    neither weight decay nor momentum touches them.
-
-    Where this departs from the paper: every class has ``components`` atoms of its own rather than
-    coefficients for all K · ``components``; that loses nothing, the minimiser uses no others.
-    Steps on dictionary and coefficients are not gradient steps: they are stiff by λ, and with any
-    rate of their own either lag behind the features, which the penalty then holds in place, or
-    overshoot. S_k is divided by n_k, without which λ would mean something else for every batch
-    size. And latching includes the shrinkage: at the eigenvalues themselves nothing compresses.
+    They are buffers: saved with the network, and out of reach of weight decay and momentum.
+    Departures from the paper: every class has ``components`` atoms of its own, as the minimiser
+    uses no others; S_k is divided by n_k, or λ would mean something else for every batch size;
+    dictionary and coefficients take no gradient steps, which are stiff by λ and lag or overshoot;
+    and latching shrinks, since at the eigenvalues themselves nothing compresses.
 
     Its terms: ``rate`` R, ``bound`` Σ_k n_k/m ½ Σ_l log(1 + c a_kl), ``mismatch``
     Σ_k n_k/m ‖S_k − Σ_l a_kl u_kl u_klᵀ‖²_F.
@@ -57,7 +54,7 @@ class VariationalRateReduction(Objective):
 
     Raises:
         TypeError: an argument that is not a number.
-        ValueError: an argument that is out of its range.
+        ValueError: an argument that is out of its range; features of another d.
 
     Reference: Baek, Wu, Chan, Ding, Ma & Haeffele (2022), "Efficient Maximal Coding Rate Reduction
     by Variational Forms", CVPR.
@@ -86,24 +83,15 @@ class VariationalRateReduction(Objective):
         latch_every: int = 50,
     ) -> None:
         super().__init__(num_classes)
-        check_count("feature_dim", feature_dim)
-        check_number("eps_sq", eps_sq)
-        check_number("penalty", penalty)
-        check_count("components", components)
-        check_count("latch_every", latch_every)
-        self.feature_dim = feature_dim
-        self.eps_sq = eps_sq
-        self.penalty = penalty
-        self.components = min(components, feature_dim)
-        self.latch_every = latch_every
-        atoms = torch.eye(feature_dim)[: self.components].repeat(num_classes, 1, 1)
+        self.feature_dim = checks.integer("feature_dim", feature_dim, 1)
+        self.eps_sq = checks.positive("eps_sq", eps_sq)
+        self.penalty = checks.positive("penalty", penalty)
+        self.components = min(checks.integer("components", components, 1), self.feature_dim)
+        self.latch_every = checks.integer("latch_every", latch_every, 1)
+        atoms = torch.eye(self.feature_dim)[: self.components].repeat(self.num_classes, 1, 1)
         self.register_buffer("dictionary", atoms)
-        self.register_buffer("coefficients", torch.zeros(num_classes, self.components))
+        self.register_buffer("coefficients", torch.zeros(self.num_classes, self.components))
         self.register_buffer("epoch", torch.zeros((), dtype=torch.int64))
-
-    def embed(self, raw: Tensor) -> Tensor:
-        """Scale every row to unit norm; a zero row stays zero, with a finite gradient."""
-        return unit_norm(raw)
 
     @property
     def needs_epoch_features(self) -> bool:
@@ -117,9 +105,8 @@ class VariationalRateReduction(Objective):
         if not bool(torch.isfinite(features).all()):
             return
         classes, sizes = self._classes(features, labels)
-        values, vectors = torch.linalg.eigh(
-            torch.stack([Z.mT @ Z / max(len(Z), 1) for Z in classes])
-        )
+        moments = torch.stack([Z.mT @ Z / max(len(Z), 1) for Z in classes])
+        values, vectors = torch.linalg.eigh(moments)
         top = slice(-self.components, None)
         self._set(vectors[..., top].mT, values[..., top], sizes)
 
@@ -143,6 +130,7 @@ class VariationalRateReduction(Objective):
 
     def _classes(self, features: Tensor, labels: Tensor) -> tuple[list[Tensor], Tensor]:
         """Cut features into those of each class, and count them."""
+        checks.floating("features", features, "m", self.feature_dim, finite=False)
         sizes = torch.bincount(labels.long(), minlength=self.num_classes)
         rows = features[labels.argsort(stable=True)]
         return list(torch.split(rows, sizes.tolist())), sizes
@@ -164,14 +152,6 @@ class VariationalRateReduction(Objective):
         )
         terms = {"rate": rate, "bound": bound, "mismatch": mismatch}
         return bound + self.penalty / 2 * mismatch - rate, terms
-
-    def extra_repr(self) -> str:
-        """Name the arguments in ``repr``."""
-        return (
-            f"num_classes={self.num_classes}, feature_dim={self.feature_dim}, "
-            f"eps_sq={self.eps_sq}, penalty={self.penalty}, components={self.components}, "
-            f"latch_every={self.latch_every}"
-        )
 
 
 def _mismatch(Z: Tensor, atoms: Tensor, coefficients: Tensor) -> Tensor:

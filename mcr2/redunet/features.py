@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate
-from typing import NamedTuple, Protocol
+from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -41,13 +41,12 @@ def cut(counts: Sequence[int], batch_size: int) -> list[Batch]:
         0 4 (0, 0, 3, 0) (2, 3, 4, 0)
         4 5 (2, 0, 1, 1)
     """
-    ends = list(accumulate(counts))
+    ends = list(accumulate(counts, initial=0))
     batches = []
     for start in range(0, ends[-1], batch_size):
         stop = min(start + batch_size, ends[-1])
         runs = []
-        for label, (count, end) in enumerate(zip(counts, ends, strict=True)):
-            begin = end - count
+        for label, (begin, end) in enumerate(pairwise(ends)):
             low, high = max(begin, start), min(end, stop)
             if low < high:
                 runs.append(Run(label, low - start, high - start, low - begin))
@@ -55,21 +54,15 @@ def cut(counts: Sequence[int], batch_size: int) -> list[Batch]:
     return batches
 
 
-#: What a layer does to the spectrum ``(F, b, C)`` of a batch.
+#: The spectrum ``(F, b, C)`` of a batch before the first layer, and what a layer does to it.
+First = Callable[[Batch], Tensor]
 Step = Callable[[Tensor, Batch], Tensor]
-
-
-class Store(Protocol):
-    """Goes over the samples, batch by batch, after one more layer."""
-
-    def sweep(self, step: Step | None) -> Iterator[tuple[Batch, Tensor]]:
-        """Yield every batch's spectrum ``(F, b, C)``, after ``step`` where one is given."""
 
 
 class Recomputed:
     """Nothing is kept: each sweep passes the samples through all layers so far."""
 
-    def __init__(self, batches: Sequence[Batch], first: Callable[[Batch], Tensor]) -> None:
+    def __init__(self, batches: Sequence[Batch], first: First) -> None:
         self.batches, self.first = batches, first
         self.steps: list[Step] = []
 
@@ -87,17 +80,17 @@ class Recomputed:
 class InMemory:
     """The spectra of all samples, batch by batch, replaced in place."""
 
-    def __init__(self, batches: Sequence[Batch], first: Callable[[Batch], Tensor]) -> None:
+    def __init__(self, batches: Sequence[Batch], first: First) -> None:
         self.batches = batches
         self.parts = [first(batch) for batch in batches]
 
     def sweep(self, step: Step | None) -> Iterator[tuple[Batch, Tensor]]:
         """Yield every batch."""
-        for i, batch in enumerate(self.batches):
+        for batch, part in zip(self.batches, self.parts, strict=True):
             if step is not None:
                 # Into the same memory: new blocks among those of layers would leave gaps.
-                self.parts[i].copy_(step(self.parts[i], batch))
-            yield batch, self.parts[i]
+                part.copy_(step(part, batch))
+            yield batch, part
 
 
 class OnDisk:
@@ -106,41 +99,31 @@ class OnDisk:
     Read and written a batch at a time; a memory map would count as this process's memory.
     """
 
-    def __init__(self, batches: Sequence[Batch], first: Callable[[Batch], Tensor]) -> None:
+    def __init__(self, batches: Sequence[Batch], first: First) -> None:
         self.batches = batches
         # Closed, and with that deleted, when this object goes.
         self.file = tempfile.TemporaryFile(prefix="mcr2-redunet-")  # noqa: SIM115
         self.places: list[int] = []
         for batch in batches:
-            S = first(batch)
             self.places.append(self.file.tell())
-            self._write(S)
-            self.frequencies, self.channels = S.shape[0], S.shape[2]
-            self.device, self.dtype = S.device, S.cpu().numpy().dtype
+            self.device = self._write(first(batch)).device
 
     def sweep(self, step: Step | None) -> Iterator[tuple[Batch, Tensor]]:
         """Yield every batch, written back first where it changed."""
         for batch, place in zip(self.batches, self.places, strict=True):
             self.file.seek(place)
-            shape = (self.frequencies, batch.stop - batch.start, self.channels)
-            values = np.empty(shape, self.dtype)
-            read = self.file.readinto(values.data.cast("B"))
-            if read != values.nbytes:
-                raise OSError(f"the file of features ends after {read} of {values.nbytes} bytes")
-            S = torch.from_numpy(values).to(self.device)
+            S = torch.from_numpy(np.load(self.file)).to(self.device)
             if step is not None:
-                S = step(S, batch)
                 self.file.seek(place)
-                self._write(S)
+                S = self._write(step(S, batch))
             yield batch, S
 
-    def _write(self, S: Tensor) -> None:
-        self.file.write(np.ascontiguousarray(S.cpu().numpy()).tobytes())
+    def _write(self, S: Tensor) -> Tensor:
+        np.save(self.file, S.contiguous().cpu().numpy())
+        return S
 
+
+Store = InMemory | OnDisk | Recomputed
 
 #: Where features are kept between layers.
-STORES: dict[str, type[InMemory] | type[OnDisk] | type[Recomputed]] = {
-    "memory": InMemory,
-    "disk": OnDisk,
-    "recompute": Recomputed,
-}
+STORES: dict[str, type[Store]] = {"memory": InMemory, "disk": OnDisk, "recompute": Recomputed}

@@ -10,7 +10,7 @@ and where n < C/2 it is W that a layer keeps: fewer numbers and fewer operations
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -26,14 +26,8 @@ _CHUNK = 1 << 21
 class LayerRates(NamedTuple):
     """Rates of the training samples' features after a number of layers, in nats.
 
-    They are those of :func:`mcr2.rates.rate_reduction`, for signals of
+    R, R_c and ΔR = R − R_c are those of :func:`mcr2.rates.rate_reduction`, for signals of
     :func:`mcr2.rates.shift_invariant_rate_reduction`, by the labels constructed from.
-
-    Attributes:
-        layers: how many layers the features have passed.
-        rate: R.
-        compressed_rate: R_c.
-        reduction: ΔR = R − R_c.
     """
 
     layers: int
@@ -49,21 +43,6 @@ class Shape(NamedTuple):
     channels: int
     counts: tuple[int, ...]
 
-    @property
-    def samples(self) -> int:
-        """m."""
-        return sum(self.counts)
-
-    @property
-    def by_samples(self) -> bool:
-        """Whether every class has fewer samples than channels."""
-        return max(self.counts) < self.channels
-
-    @property
-    def factored(self) -> bool:
-        """Whether a layer keeps W in place of C × C operators."""
-        return 2 * max(self.counts) < self.channels
-
 
 class Moments:
     """What a layer is constructed from, accumulated batch by batch.
@@ -73,53 +52,48 @@ class Moments:
     """
 
     def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> None:
-        F, C, counts = shape
-        self.shape = shape
-        rows = max(counts) if shape.by_samples else C
-        self.classes = torch.empty(F, len(counts), rows, C, dtype=dtype, device=device)
-        self.total_by_samples = shape.samples < C
-        rows = shape.samples if self.total_by_samples else C
-        self.total = torch.empty(F, 1, rows, C, dtype=dtype, device=device)
+        F, C, self.counts = shape
+        m, n = sum(self.counts), max(self.counts)
+        self.by_samples, self.total_by_samples = n < C, m < C
+        self.classes = torch.empty(F, len(self.counts), min(n, C), C, dtype=dtype, device=device)
+        self.total = torch.empty(F, 1, min(m, C), C, dtype=dtype, device=device)
 
-    def clear(self) -> Moments:
-        """Begin anew, in the same memory."""
+    def add_up(self, spectra: Iterable[tuple[Batch, Tensor]]) -> Moments:
+        """Begin anew, in the same memory, and add every batch's spectrum ``(F, b, C)``."""
         self.classes.zero_()
         self.total.zero_()
+        for batch, S in spectra:
+            self._add(batch, S.to(self.classes.dtype))
         return self
 
-    def add(self, batch: Batch, S: Tensor) -> None:
-        """Add a batch's spectrum ``(F, b, C)``."""
-        S = S.to(self.classes.dtype)
+    def _add(self, batch: Batch, S: Tensor) -> None:
         for label, start, stop, first in batch.runs:
             own = S[:, start:stop]
-            if self.shape.by_samples:
+            if self.by_samples:
                 self.classes[:, label, first : first + stop - start] = own
             else:
                 self.classes[:, label] += own.mH @ own
         if self.total_by_samples:
             self.total[:, 0, batch.start : batch.stop] = S
-        elif self.shape.by_samples:
+        elif self.by_samples:
             self.total[:, 0] += S.mH @ S
 
     def factors(self, eps_sq: float) -> tuple[Factors, Factors]:
         """Factor I + α Gram, of all samples and of the classes; what was added up is used up."""
-        _, C, counts = self.shape
-        if not self.shape.by_samples:
+        if not self.by_samples:
             # The class Grams sum to that of all samples.
             torch.sum(self.classes, 1, keepdim=True, out=self.total)
-        alphas = [C / (n * eps_sq) if n else 0.0 for n in counts]
-        return (
-            Factors(self.total, self.total_by_samples, [C / (self.shape.samples * eps_sq)]),
-            Factors(self.classes, self.shape.by_samples, alphas),
-        )
+        C, m = self.total.shape[-1], sum(self.counts)
+        total = Factors(self.total, self.total_by_samples, [C / (m * eps_sq)])
+        alphas = [C / (n * eps_sq) if n else 0.0 for n in self.counts]
+        return total, Factors(self.classes, self.by_samples, alphas)
 
 
 class Factors:
     """Cholesky factors of I + α_k Gram_k at each frequency."""
 
     def __init__(self, moments: Tensor, by_samples: bool, alphas: Sequence[float]) -> None:
-        real = moments.real.dtype if moments.is_complex() else moments.dtype
-        self.alphas = torch.tensor(alphas, dtype=real, device=moments.device)
+        self.alphas = torch.tensor(alphas, dtype=moments.dtype.to_real(), device=moments.device)
         scale = self.alphas[:, None, None]
         self.samples = moments if by_samples else None
         gram = moments @ moments.mH * scale if by_samples else moments.mul_(scale)
@@ -167,80 +141,51 @@ class ReduLayer(nn.Module):
         gammas: γ_k, ``(K,)``; 0 for an absent class.
     """
 
-    def __init__(self, tensors: dict[str, Tensor]) -> None:
+    TENSORS = ("expansion", "compressions", "factors", "alphas", "gammas")
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.expansion = nn.Parameter(tensors["expansion"], requires_grad=False)
-        self.compressions = nn.Parameter(tensors["compressions"], requires_grad=False)
-        self.factors = nn.Parameter(tensors["factors"], requires_grad=False)
-        self.alphas = nn.Parameter(tensors["alphas"], requires_grad=False)
-        self.gammas = nn.Parameter(tensors["gammas"], requires_grad=False)
+        kept = (nn.Parameter(tensors[name], requires_grad=False) for name in self.TENSORS)
+        self.expansion, self.compressions, self.factors, self.alphas, self.gammas = kept
 
     @classmethod
-    def blank(cls, shape: Shape, like: Tensor) -> ReduLayer:
-        """Return a layer to :meth:`fill`.
-
-        Args:
-            shape: of the moments.
-            like: a spectrum, which gives dtype and device.
-        """
-        F, C, counts = shape
-        K = len(counts)
-        sizes = {
-            "expansion": (F, C, C),
-            "compressions": (0,) if shape.factored else (F, C, K * C),
-            "factors": (F, K * max(counts), C) if shape.factored else (0,),
-            "alphas": (K,),
-            "gammas": (K,),
-        }
-        pairs = 2 if like.is_complex() else 1
-        real = like.real if like.is_complex() else like
-        # In one go, before what is temporary: blocks that stay lie side by side.
-        return cls(
-            {
-                name: real.new_empty((*size[:-1], size[-1] * (pairs if len(size) > 1 else 1)))
-                for name, size in sizes.items()
-            }
-        )
-
-    def fill(self, total: Factors, classes: Factors, shape: Shape) -> ReduLayer:
-        """Set all tensors from factored moments."""
-        F, C, counts = shape
-        K = len(counts)
-        own = classes.factor  # its being complex says that spectra are
-        self._tensor(self.expansion, own).copy_(total.operator(0))
-        if shape.factored:
-            W = classes.reduced(slice(None))
-            self._tensor(self.factors, own).view(F, K, -1, C).copy_(W)
+    def build(cls, total: Factors, classes: Factors, shape: Shape, dtype: torch.dtype) -> ReduLayer:
+        """Make a layer of factored moments, for spectra of a dtype."""
+        (F, C, counts), K = shape, len(shape.counts)
+        compressions = factors = classes.factor.new_empty(0, dtype=dtype)
+        if 2 * max(counts) < C:
+            factors = classes.reduced(slice(None)).reshape(F, -1, C).to(dtype)
         else:
-            side_by_side = self._tensor(self.compressions, own).view(F, C, K, C)
+            side_by_side = classes.factor.new_empty(F, C, K, C, dtype=dtype)
             for k in range(K):
                 side_by_side[:, :, k] = classes.operator(k)
-        self.alphas.copy_(classes.alphas)
-        self.gammas.copy_(torch.tensor(counts, dtype=torch.float64) / shape.samples)
-        return self
+            compressions = side_by_side.view(F, C, -1)
+        kept = [t.contiguous() for t in (total.operator(0).to(dtype), compressions, factors)]
+        kept = [as_real(t).flatten(-2) for t in kept] if dtype.is_complex else kept
+        tensors = dict(zip(cls.TENSORS, kept, strict=False))
+        gammas = torch.tensor(counts, dtype=torch.float64) / sum(counts)
+        tensors["alphas"] = classes.alphas.to(dtype.to_real())
+        tensors["gammas"] = gammas.to(tensors["alphas"])
+        return cls(tensors)
 
     def forward(
         self, S: Tensor, weights: Tensor, *, eta: float, lam: float, batch: Batch | None = None
     ) -> Tensor:
-        """Map spectra ``(F, b, C)`` to spectra.
+        """Map spectra ``(F, b, C)``, with weights of frequencies ``(F,)``, to spectra.
 
-        Args:
-            S: of any samples.
-            weights: of frequencies, :func:`mcr2.redunet.spectra.frequency_weights`.
-            eta, lam: η and λ.
-            batch: the runs of one class each of S, where membership is given and not estimated.
+        ``batch`` holds the runs of one class each, where membership is given and not estimated.
         """
         moved = S + eta * (S @ self._tensor(self.expansion, S))
         if batch is not None:
             gammas = self.gammas.tolist()
-            own = [
+            parts = [
                 gammas[run.label] * self._compress_by(run.label, S[:, run.start : run.stop])
                 for run in batch.runs
             ]
-            return project(moved - eta * torch.cat(own, dim=1), weights)
-        numbers = S.shape[0] * S.shape[2] * len(self.gammas) * (2 if S.is_complex() else 1)
-        rows = max(1, _CHUNK // numbers)
-        parts = [self._compress(part, weights, lam) for part in torch.split(S, rows, dim=1)]
+        else:
+            numbers = S.shape[0] * S.shape[2] * len(self.gammas) * (2 if S.is_complex() else 1)
+            pieces = torch.split(S, max(1, _CHUNK // numbers), dim=1)
+            parts = [self._compress(part, weights, lam) for part in pieces]
         return project(moved - eta * torch.cat(parts, dim=1), weights)
 
     def _tensor(self, parameter: Tensor, S: Tensor) -> Tensor:
@@ -262,23 +207,20 @@ class ReduLayer(nn.Module):
 
     def _compress_by(self, label: int, S: Tensor) -> Tensor:
         """Return C_k z of one class k, ``(F, b, C)``."""
+        F, _, C = S.shape
         K = len(self.gammas)
         if self.factors.numel() == 0:
-            F, _, C = S.shape
             return S @ self._tensor(self.compressions, S).view(F, C, K, C)[:, :, label]
-        W = self._tensor(self.factors, S).view(len(S), K, -1, S.shape[2])[:, label]
+        W = self._tensor(self.factors, S).view(F, K, -1, C)[:, label]
         return self.alphas[label] * (S - (S @ W.mH) @ W)
 
     def _compress(self, S: Tensor, weights: Tensor, lam: float) -> Tensor:
         """Return Σ_k γ_k π̂_k(z) C_k z, ``(F, b, C)``."""
         compressed = self._compressed(S)
-        share = self.gammas * self._estimate(sq_norms(compressed, weights), lam)
         F, b, K, C = compressed.shape
+        # An absent class has C_k = 0, which would look like a perfect fit.
+        scores = -lam * sq_norms(compressed, weights).sqrt()
+        share = self.gammas * scores.masked_fill(self.gammas == 0, -torch.inf).softmax(-1)
         flat = as_real(compressed).reshape(F, b, K, -1)
         mixed = share.unsqueeze(-2) @ flat
         return torch.view_as_complex(mixed.view(F, b, C, 2)) if S.is_complex() else mixed.squeeze(2)
-
-    def _estimate(self, squares: Tensor, lam: float) -> Tensor:
-        # An absent class has C_k = 0, which would look like a perfect fit.
-        scores = (-lam * squares.sqrt()).masked_fill(self.gammas == 0, -torch.inf)
-        return scores.softmax(-1)

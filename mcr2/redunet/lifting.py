@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mcr2 import checks
+
 _CONVOLUTIONS = {1: nn.functional.conv1d, 2: nn.functional.conv2d}
 
 
@@ -22,7 +24,7 @@ class RandomFilters(nn.Module):
         seed: of the filters.
 
     Raises:
-        TypeError: a size that is no integer.
+        TypeError: a size that is not an integer.
         ValueError: an argument out of its range.
 
     Reference: Chan et al. (2022), Section 4.4: random lifting kernels and a sparsifying
@@ -41,18 +43,12 @@ class RandomFilters(nn.Module):
         self, in_channels: int, channels: int, *, kernel_size: int = 3, dims: int = 2, seed: int = 0
     ) -> None:
         super().__init__()
-        if dims not in _CONVOLUTIONS:
-            raise ValueError(f"dims is {dims}; it must be 1 (signals) or 2 (images)")
-        sizes = {"in_channels": in_channels, "channels": channels, "kernel_size": kernel_size}
-        for name, value in sizes.items():
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"{name} must be an integer, not {value!r}")
-            if value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
+        self.dims = checks.integer("dims", dims, 1, 2)
+        self.kernel_size = checks.integer("kernel_size", kernel_size, 1)
         if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size is {kernel_size}; it must be odd and at least 1")
-        self.dims, self.kernel_size = dims, kernel_size
-        shape = (channels, in_channels, *[kernel_size] * dims)
+            raise ValueError(f"kernel_size is {kernel_size}; it must be odd")
+        channels = checks.integer("channels", channels, 1)
+        shape = (channels, checks.integer("in_channels", in_channels, 1), *[kernel_size] * dims)
         weight = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
         self.weight = nn.Parameter(weight / weight[0].numel() ** 0.5, requires_grad=False)
 
@@ -62,18 +58,11 @@ class RandomFilters(nn.Module):
         Raises:
             ValueError: signals of other dimensions or channels, or shorter than a filter.
         """
-        positions = X.shape[2:]
-        if len(positions) != self.dims or X.shape[1] != self.weight.shape[1]:
-            wanted = "(m, {}, T)" if self.dims == 1 else "(m, {}, H, W)"
-            raise ValueError(
-                f"X has shape {tuple(X.shape)}; these filters take "
-                f"{wanted.format(self.weight.shape[1])}"
-            )
-        if min(positions) < self.kernel_size:
-            raise ValueError(
-                f"X has shape {tuple(X.shape)}; a filter of side {self.kernel_size} is longer "
-                "than that"
-            )
+        positions = ("T",) if self.dims == 1 else ("H", "W")
+        X = checks.floating("X", X, "m", self.weight.shape[1], *positions, finite=False)
+        if min(X.shape[2:]) < self.kernel_size:
+            side = self.kernel_size
+            raise ValueError(f"X has shape {tuple(X.shape)}; a filter of side {side} is longer")
         around = [self.kernel_size // 2] * (2 * self.dims)
         padded = nn.functional.pad(X, around, mode="circular")
         return _CONVOLUTIONS[self.dims](padded, self.weight).relu()

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mcr2 import checks
 from mcr2.rates.kernels import full_precision
-from mcr2.rates.membership import check_membership, check_positive
-from mcr2.rates.precision import working_dtype
-from mcr2.redunet.features import STORES, Batch, Store, cut
+from mcr2.redunet.features import STORES, Batch, Step, Store, cut
 from mcr2.redunet.layers import Factors, LayerRates, Moments, ReduLayer, Shape
-from mcr2.redunet.spectra import frequency_weights, from_spectrum, project, to_spectrum
+from mcr2.redunet.spectra import enter, frequency_weights, from_spectrum, to_spectrum
 
-#: How the construction moves its own samples: by the estimate that any other sample gets, or by
-#: the labels it is given.
+#: How the construction moves its own samples: by estimate, as any other, or by their labels.
 MEMBERSHIPS = ("estimated", "given")
+
+#: Which DFT η, ε² and λ are meant for: the unnormalised one, or the authors' orthonormal one.
+FFT_NORMS = ("backward", "ortho")
 
 
 class ReduNet(nn.Module):
@@ -30,23 +31,22 @@ class ReduNet(nn.Module):
         z ← P(z + η (E z − Σ_k γ_k π̂_k(z) C_k z)),     π̂_k(z) ∝ exp(−λ ‖C_k z‖),
 
     P the projection to the unit sphere, by which samples enter the first layer too. For signals
-    and images the operators are those of all circular shifts, one C × C matrix a frequency (of
-    the unnormalised DFT; α = C/(m ε²)), and ‖·‖ is the norm of the whole signal.
+    and images the operators are those of all circular shifts, one C × C matrix a frequency of the
+    unnormalised DFT, α = C/(m ε²), and ‖·‖ is the norm of the whole signal. The authors' code has
+    the same α with an orthonormal DFT: it is ours at η, ε² and λ multiplied by the number of
+    positions, T or H·W. ``fft_norm="ortho"`` takes their values as they stand.
 
-    Labels decide the operators. How the training samples themselves move on to the next layer is
-    ``membership``: ``"estimated"``, as any other sample and as in the authors' code, so that the
-    features that the network computes of its training samples are those that it was constructed
-    from; ``"given"``, along the exact gradient of ΔR by the labels, which makes ΔR grow at every
-    layer for small η, but which no sample without a label can follow.
+    Labels decide the operators. The training samples themselves move on by ``membership``:
+    ``"estimated"``, as any other sample and as in the authors' code, so that the network's features
+    of them are those that it was constructed from; ``"given"``, along the exact gradient of ΔR by
+    the labels: ΔR grows at every layer for small η, but no sample without a label can follow.
 
-    A layer holds E and the K operators C_k at each of F frequencies: (K + 1)·F·C² numbers, or
-    F·C·(C + K·n) where no class has more than n < C/2 samples; F is 1 for vectors, and for images
-    H·(W//2 + 1), two reals each. Construction needs beyond that one layer's worth of Gram
-    matrices and the features of a batch.
+    A layer holds (K + 1)·F·C² numbers, or F·C·(C + K·n) where no class has more than n < C/2
+    samples; F is 1 for vectors, and for images H·(W//2 + 1), two reals each. Construction needs
+    beyond that one layer's worth of Gram matrices and the features of a batch.
 
-    A ``state_dict`` holds the layers, however many, and the lifting's weights, but not η, λ, ε² and
-    membership: features are those of the network only where it is loaded into one of the same η and
-    λ (ε² and membership matter in construction alone). Keep them beside the state.
+    A ``state_dict`` holds the layers and the lifting's weights, but none of the arguments: keep
+    η, λ and ``fft_norm`` beside it, on which features depend.
 
     Args:
         layers: how many to construct.
@@ -58,18 +58,19 @@ class ReduNet(nn.Module):
         membership: ``"estimated"`` or ``"given"``.
         patience: stop where ΔR by the labels has not exceeded its best for so many layers, and go
             back to the best; None constructs all layers.
+        fft_norm: ``"backward"`` or ``"ortho"``, the DFT that η, ε² and λ are meant for.
 
     Attributes:
         layers: the constructed layers.
-        history: rates of the training features, before the first layer and after each; of the
-            layers tried, so that it may be longer than ``layers``. Not part of ``state_dict``.
+        history: rates of the training features by the labels, before the first layer and after
+            each that was tried. Not part of ``state_dict``.
 
     Raises:
-        TypeError: a number that is none.
+        TypeError: an argument that is not a number of its kind.
         ValueError: an argument out of its range.
 
-    Reference: Chan, Yu, You, Qi, Wright & Ma (2022), "ReduNet", eqs. 10 to 16, Section 4 for
-    signals.
+    Reference: Chan, Yu, You, Qi, Wright & Ma, "ReduNet: A White-box Deep Network from the Principle
+    of Maximizing Rate Reduction", JMLR 2022, equations 10 to 16; Section 4 for signals.
 
     Example:
         >>> X = torch.tensor([[1.0, 0.2], [1.0, 0.3], [0.9, 1.0], [0.7, 1.0]])
@@ -80,6 +81,7 @@ class ReduNet(nn.Module):
     """
 
     shape: Tensor
+    layers: nn.ModuleList
 
     def __init__(
         self,
@@ -91,25 +93,16 @@ class ReduNet(nn.Module):
         lifting: nn.Module | None = None,
         membership: str = "estimated",
         patience: int | None = None,
+        fft_norm: str = "backward",
     ) -> None:
         super().__init__()
-        for name, count in (("layers", layers), ("patience", patience)):
-            if count is None and name == "patience":
-                continue
-            if not isinstance(count, int) or isinstance(count, bool):
-                raise TypeError(f"{name} must be an integer, not {type(count).__name__}")
-            if count < 1:
-                raise ValueError(f"{name} is {count}; it must be at least 1")
-        check_positive("eta", eta)
-        check_positive("eps_sq", eps_sq)
-        if not isinstance(lam, int | float):
-            raise TypeError(f"lam must be a number, not {type(lam).__name__}")
-        if not 0 <= lam < math.inf:
-            raise ValueError(f"lam is {lam}; it must be finite and not negative")
-        if membership not in MEMBERSHIPS:
-            raise ValueError(f"membership is {membership!r}; choose from {', '.join(MEMBERSHIPS)}")
-        self.depth, self.eta, self.eps_sq, self.lam = layers, eta, eps_sq, lam
-        self.membership, self.patience = membership, patience
+        self.depth = checks.integer("layers", layers, 1)
+        self.eta = checks.positive("eta", eta)
+        self.eps_sq = checks.positive("eps_sq", eps_sq)
+        self.lam = checks.number("lam", lam, 0)
+        self.membership: str = checks.choice("membership", membership, MEMBERSHIPS)
+        self.patience = None if patience is None else checks.integer("patience", patience, 1)
+        self.fft_norm: str = checks.choice("fft_norm", fft_norm, FFT_NORMS)
         self.lifting = lifting
         self.layers = nn.ModuleList()
         self.history: tuple[LayerRates, ...] = ()
@@ -118,9 +111,8 @@ class ReduNet(nn.Module):
 
     def extra_repr(self) -> str:
         """Return the settings, as in the constructor."""
-        return (
-            f"eta={self.eta}, eps_sq={self.eps_sq}, lam={self.lam}, membership={self.membership!r}"
-        )
+        names = ("eta", "eps_sq", "lam", "membership", "fft_norm")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
     @torch.no_grad()
     def fit(
@@ -133,73 +125,51 @@ class ReduNet(nn.Module):
         store: str = "memory",
         progress: Callable[[LayerRates], None] | None = None,
     ) -> ReduNet:
-        """Construct the layers, in place of any that were there.
-
-        One sweep over the samples a layer: each batch passes the newest layer, and its moments
-        are added up for the next. ``batch_size`` changes memory and rounding, nothing else.
+        """Construct the layers, in place of any that were there, and return the network itself.
 
         Args:
             X: vectors ``(m, d)``, signals ``(m, C, T)`` or images ``(m, C, H, W)``, floating. Half
                 precision is constructed in float32.
             labels: ``(m,)``, integers in [0, K). A class without samples is never estimated.
             num_classes: K; by default the largest label plus one.
-            batch_size: samples at a time.
-            store: where features are between layers: ``"memory"``; ``"disk"``, a temporary file
-                read and written once a layer; or ``"recompute"``, nowhere: every sweep passes
-                all layers so far, which costs time quadratic in their number. In the last two,
+            batch_size: samples at a time; it changes memory and rounding, nothing else.
+            store: where features are between layers: ``"memory"``; ``"disk"``, a temporary file;
+                or ``"recompute"``, nowhere: every sweep passes all layers so far. In the last two,
                 memory beyond ``X`` and the network does not grow with m.
             progress: called with the rates before the first layer and after each; ``layers`` may
                 be used at that moment.
 
-        Returns:
-            The network itself.
-
         Raises:
             TypeError: ``X`` not floating or ``labels`` not integers.
-            ValueError: a shape, label or argument out of its range, NaN or inf in ``X``, or an
-                ε² so small that no Gram matrix can be factored, in float64 either.
+            ValueError: a shape, label or argument out of its range, NaN or infinity in ``X``, an
+                ε² too small for a factor in float64, an η so large that features overflow.
         """
-        _check_samples(X)
-        check_membership(X, len(X), labels, num_classes)
-        if labels.dim() != 1:
-            raise TypeError(
-                "labels must be integers of shape (m,); a membership matrix will not do"
-            )
-        K = int(labels.max()) + 1 if num_classes is None else num_classes
-        if int(labels.min()) < 0 or int(labels.max()) >= K:
-            raise ValueError(
-                f"labels run from {int(labels.min())} to {int(labels.max())}; with {K} classes "
-                f"they must lie in [0, {K - 1}]"
-            )
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size!r}; it must be an integer from 1")
-        if store not in STORES:
-            raise ValueError(f"store is {store!r}; choose from {', '.join(STORES)}")
+        checks.integer("batch_size", batch_size, 1)
+        checks.choice("store", store, STORES)
+        X = _samples(X, finite=False)
         for part in torch.split(X, batch_size):
-            if not bool(torch.isfinite(part).all()):
-                raise ValueError("X must be finite; it has NaN or inf")
-
-        dtype = working_dtype(X)
-        order = labels.long().argsort(stable=True)
-        counts = tuple(torch.bincount(labels.long(), minlength=K).tolist())
+            checks.floating("X", part)
+        K = None if num_classes is None else checks.integer("num_classes", num_classes, 1)
+        y = checks.labels(labels, K, count=len(X)).to(X.device)
+        counts = torch.bincount(y, minlength=K or 0)
+        order = y.argsort(stable=True)
+        dtype = torch.promote_types(X.dtype, torch.float32)
         if self.lifting is not None:
             self.lifting.to(device=X.device, dtype=dtype)
         probe = self._lifted(X[:1].to(dtype))
-        if probe.dim() not in (2, 3, 4) or not probe.is_floating_point():
-            raise ValueError(f"the lifting made {tuple(probe.shape)} of {tuple(X[:1].shape)}")
         self.layers, self.history = nn.ModuleList(), ()
         self.shape = torch.tensor(probe.shape[1:], device=X.device)
         weights = frequency_weights(probe.shape[1:], probe)
-        complex_too = to_spectrum(probe)
-        shape = Shape(complex_too.shape[0], complex_too.shape[2], counts)
+        spectrum = to_spectrum(probe)
+        shape = Shape(spectrum.shape[0], spectrum.shape[2], tuple(counts.tolist()))
 
         def first(batch: Batch) -> Tensor:
             rows = order[batch.start : batch.stop]
-            return self._enter(X.index_select(0, rows).to(dtype), weights)
+            return enter(self._lifted(X.index_select(0, rows).to(dtype)), weights)
 
         with full_precision(probe):
-            kept = STORES[store](cut(counts, batch_size), first)
-            self._construct(kept, shape, complex_too.dtype, weights, progress)
+            kept = STORES[store](cut(shape.counts, batch_size), first)
+            self._construct(kept, shape, spectrum.dtype, weights, progress)
         return self
 
     def _construct(
@@ -210,57 +180,48 @@ class ReduNet(nn.Module):
         weights: Tensor,
         progress: Callable[[LayerRates], None] | None,
     ) -> None:
-        step: Callable[[Tensor, Batch], Tensor] | None = None
+        step: Step | None = None
         best = 0
+        eta, eps_sq, lam = self._settings()
         moments = Moments(shape, dtype, weights.device)
         for depth in range(self.depth + 1):
-            self._add_up(moments.clear(), kept, step)
-            layer = ReduLayer.blank(shape, moments.total) if depth < self.depth else None
-            total, classes = moments.factors(self.eps_sq)
+            total, classes = moments.add_up(kept.sweep(step)).factors(eps_sq)
             rates = layer_rates(depth, total, classes, shape, weights)
             if rates is None:
                 # What was added up in less than float64 may not be positive; add it up anew.
                 wide = Moments(shape, torch.promote_types(dtype, torch.float64), weights.device)
-                self._add_up(wide.clear(), kept, None)
-                total, classes = wide.factors(self.eps_sq)
+                total, classes = wide.add_up(kept.sweep(None)).factors(eps_sq)
                 rates = layer_rates(depth, total, classes, shape, weights)
             if rates is None:
-                raise ValueError(
-                    f"layer {depth}: I + α ZᵀZ has no Cholesky factor, in float64 either; "
-                    f"eps_sq={self.eps_sq} is too small"
-                )
+                why = "I + α ZᵀZ has no Cholesky factor, in float64 either; eps_sq={0} is too small"
+                if not all(bool(S.isfinite().all()) for _, S in kept.sweep(None)):
+                    why = "features overflow; eta={1} is too large"
+                raise ValueError(f"layer {depth}: {why.format(self.eps_sq, self.eta)}")
             self.history += (rates,)
             if rates.reduction > self.history[best].reduction:
                 best = depth
             if progress is not None:
                 progress(rates)
-            if layer is None or (self.patience and depth - best >= self.patience):
+            if depth == self.depth or (self.patience and depth - best >= self.patience):
                 break
-            self.layers.append(layer.fill(total, classes, shape))
-            step = self._step(layer, weights)
+            layer = ReduLayer.build(total, classes, shape, dtype)
+            self.layers.append(layer)
+
+            def step(S: Tensor, batch: Batch, layer: ReduLayer = layer) -> Tensor:
+                given = batch if self.membership == "given" else None
+                moved: Tensor = layer(S, weights, eta=eta, lam=lam, batch=given)
+                return moved
+
         if self.patience:
             self.layers = self.layers[:best]
 
-    @staticmethod
-    def _add_up(
-        moments: Moments, kept: Store, step: Callable[[Tensor, Batch], Tensor] | None
-    ) -> None:
-        for batch, S in kept.sweep(step):
-            moments.add(batch, S)
-
-    def _step(self, layer: ReduLayer, weights: Tensor) -> Callable[[Tensor, Batch], Tensor]:
-        def step(S: Tensor, batch: Batch) -> Tensor:
-            given = batch if self.membership == "given" else None
-            moved: Tensor = layer(S, weights, eta=self.eta, lam=self.lam, batch=given)
-            return moved
-
-        return step
+    def _settings(self) -> tuple[float, float, float]:
+        """Return η, ε² and λ for the unnormalised DFT."""
+        T = math.prod(self.shape.tolist()[1:]) if self.fft_norm == "ortho" else 1
+        return T * self.eta, T * self.eps_sq, T * self.lam
 
     def _lifted(self, X: Tensor) -> Tensor:
-        return X if self.lifting is None else self.lifting(X)
-
-    def _enter(self, X: Tensor, weights: Tensor) -> Tensor:
-        return project(to_spectrum(self._lifted(X)), weights)
+        return X if self.lifting is None else _samples(self.lifting(X), "what the lifting made")
 
     def forward(self, X: Tensor, *, layers: int | None = None) -> Tensor:
         """Map samples to features of unit norm, of the shape that they have behind the lifting.
@@ -271,52 +232,63 @@ class ReduNet(nn.Module):
 
         Raises:
             RuntimeError: nothing is constructed yet.
-            TypeError: ``X`` is not a real floating tensor.
-            ValueError: samples of another shape; more layers than there are.
+            TypeError: ``X`` is not a floating tensor, ``layers`` not an integer.
+            ValueError: samples of another shape or not finite; more layers than there are.
+        """
+        depth = len(self.layers) if layers is None else layers
+        return self.by_layer(X, (depth,))[depth]
+
+    def by_layer(self, X: Tensor, layers: Collection[int]) -> dict[int, Tensor]:
+        """Map samples to their features behind several numbers of layers, in one pass.
+
+        ``layers`` are numbers from 0 to that of all; the result holds for each of them what
+        :meth:`forward` returns, and what is refused is as there.
         """
         if self.shape.numel() == 0:
             raise RuntimeError("this ReduNet has no layers yet: fit it, or load a state")
-        _check_samples(X)
-        shape = tuple(self.shape.tolist())
+        for depth in layers:
+            checks.integer("layers", depth, 0, len(self.layers))
+        X = _samples(X)
         # A network of no layers and no lifting, cut back by its patience, has no dtype of its own.
-        dtype = next((t.dtype for t in self.parameters()), working_dtype(X))
-        Z = self._lifted(X.to(dtype))
+        own = (t.dtype for t in self.parameters())
+        Z = self._lifted(X.to(next(own, torch.promote_types(X.dtype, torch.float32))))
+        shape = tuple(self.shape.tolist())
         if tuple(Z.shape[1:]) != shape:
             raise ValueError(
                 f"X has shape {tuple(X.shape)}; this ReduNet was constructed from samples that "
                 f"have shape {shape} at the first layer, not {tuple(Z.shape[1:])}"
             )
-        depth = len(self.layers) if layers is None else layers
-        if not 0 <= depth <= len(self.layers):
-            raise ValueError(f"layers is {layers}; there are {len(self.layers)}")
         weights = frequency_weights(shape, Z)
-        S = project(to_spectrum(Z), weights)
-        for layer in self.layers[:depth]:
-            S = layer(S, weights, eta=self.eta, lam=self.lam)
-        return from_spectrum(S, shape)
+        S = enter(Z, weights)
+        found = {0: from_spectrum(S, shape)} if 0 in layers else {}
+        eta, _, lam = self._settings()
+        for depth, layer in enumerate(self.layers[: max(layers, default=0)], 1):
+            S = layer(S, weights, eta=eta, lam=lam)
+            if depth in layers:
+                found[depth] = from_spectrum(S, shape)
+        return found
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         # How many layers there are, of which shapes and dtype, is part of the state.
-        device = self.shape.device
-        if self.lifting is not None:
-            ours = (v for k, v in state_dict.items() if k.startswith(f"{prefix}lifting."))
-            if (dtype := next((v.dtype for v in ours if v.is_floating_point()), None)) is not None:
-                self.lifting.to(dtype)
-        if (shape := state_dict.get(f"{prefix}shape")) is not None:
-            self.shape = torch.empty_like(shape, device=device)
-        own = f"{prefix}layers."
-        found: dict[int, dict[str, Tensor]] = {}
-        for key, value in state_dict.items():
-            number, _, name = key.removeprefix(own).partition(".")
-            if key.startswith(own) and number.isdigit():
-                found.setdefault(int(number), {})[name] = torch.empty_like(value, device=device)
-        wanted = ("expansion", "compressions", "factors", "alphas", "gammas")
+        empty = {
+            key.removeprefix(prefix): torch.empty_like(value, device=self.shape.device)
+            for key, value in state_dict.items()
+            if key.startswith(prefix)
+        }
+        for key, value in empty.items():
+            if (
+                self.lifting is not None
+                and key.startswith("lifting.")
+                and value.is_floating_point()
+            ):
+                self.lifting.to(value.dtype)
+        self.shape = empty.get("shape", self.shape)
+        count = len({key.split(".")[1] for key in empty if key.startswith("layers.")})
         self.layers = nn.ModuleList(
-            ReduLayer({name: found[i].get(name, torch.empty(0)) for name in wanted})
-            for i in range(len(found))
-            if i in found
+            ReduLayer({k: empty.get(f"layers.{i}.{k}", torch.empty(0)) for k in ReduLayer.TENSORS})
+            for i in range(count)
         )
         self.history = ()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
@@ -325,15 +297,8 @@ class ReduNet(nn.Module):
 def layer_rates(
     depth: int, total: Factors, classes: Factors, shape: Shape, weights: Tensor
 ) -> LayerRates | None:
-    """Return the rates of the features that enter a layer, or None where they are not finite.
-
-    Args:
-        depth: how many layers they have passed.
-        total, classes: factors of their moments, whose determinants are the rates'.
-        shape: of the moments.
-        weights: of frequencies.
-    """
-    gammas = torch.tensor(shape.counts, dtype=weights.dtype, device=weights.device) / shape.samples
+    """Return the rates of the features that enter a layer, or None where they are not finite."""
+    gammas = weights.new_tensor(shape.counts) / sum(shape.counts)
     rate = (weights @ total.logdets.to(weights))[0] / 2
     compressed = gammas @ (weights @ classes.logdets.to(weights)) / 2
     values = torch.stack([rate, compressed]).tolist()
@@ -342,13 +307,9 @@ def layer_rates(
     return LayerRates(depth, values[0], values[1], values[0] - values[1])
 
 
-def _check_samples(X: Tensor) -> None:
-    wanted = "(m, d), (m, C, T) or (m, C, H, W)"
-    if not isinstance(X, Tensor) or not X.is_floating_point():
-        given = X.dtype if isinstance(X, Tensor) else type(X).__name__
-        raise TypeError(f"X must be a real floating tensor {wanted}, not {given}")
+def _samples(value: object, name: str = "X", *, finite: bool = True) -> Tensor:
+    X = checks.floating(name, value, finite=finite)
     if X.dim() not in (2, 3, 4) or 0 in X.shape:
-        raise ValueError(
-            f"X has shape {tuple(X.shape)}; it must be {wanted} with at least one sample, one "
-            "channel and one position"
-        )
+        wanted = "(m, d), (m, C, T) or (m, C, H, W), nothing empty"
+        raise ValueError(f"{name} has shape {tuple(X.shape)}; it must be {wanted}")
+    return X

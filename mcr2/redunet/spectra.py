@@ -34,28 +34,23 @@ def from_spectrum(S: Tensor, shape: Sequence[int]) -> Tensor:
     b = S.shape[1]
     if not S.is_complex():
         return S[0].reshape(b, *shape)
-    positions = list(shape[1:])
+    positions, axes = list(shape[1:]), tuple(range(2, 1 + len(shape)))
     half = [*positions[:-1], positions[-1] // 2 + 1]
     folded = S.permute(1, 2, 0).reshape(b, shape[0], *half)
-    samples: Tensor = torch.fft.irfftn(folded, s=positions, dim=tuple(range(2, 2 + len(positions))))
+    samples: Tensor = torch.fft.irfftn(folded, s=positions, dim=axes)
     return samples
 
 
 def frequency_weights(shape: Sequence[int], like: Tensor) -> Tensor:
     """Return how much each frequency counts in a mean over all of them, ``(F,)``, summing to 1.
 
-    It also weighs squared norms: by Parseval's theorem ‖z‖² = Σ_f w_f ‖ẑ(f)‖².
-
-    Args:
-        shape: of one sample: ``(d,)``, ``(C, T)`` or ``(C, H, W)``.
-        like: gives device and (real) dtype.
+    It weighs squared norms too: by Parseval's theorem ‖z‖² = Σ_f w_f ‖ẑ(f)‖². ``shape`` is that
+    of a sample, ``like`` gives device and (real) dtype.
     """
+    weights = None
     if len(shape) > 1:
-        # Of one channel: the spectrum has no other use here.
-        _, weights = half_spectrum(like.new_zeros((1, 1, *shape[1:])))
-        if weights is not None:
-            return weights
-    return like.new_ones(1)
+        _, weights = half_spectrum(like.new_zeros((1, 1, *shape[1:])))  # one channel will do
+    return like.new_ones(1) if weights is None else weights
 
 
 def as_real(X: Tensor) -> Tensor:
@@ -71,7 +66,27 @@ def sq_norms(S: Tensor, weights: Tensor) -> Tensor:
 
 
 def project(S: Tensor, weights: Tensor) -> Tensor:
-    """Scale every sample of a spectrum ``(F, b, C)`` to norm 1; a zero sample stays zero."""
+    """Scale every sample of a spectrum ``(F, b, C)`` to norm 1; a zero sample stays zero.
+
+    A sample whose norm overflows becomes NaN: zeros would look like features.
+    """
     sq = sq_norms(S, weights)
-    scale = torch.where(sq > 0, sq, torch.ones_like(sq)).rsqrt()
+    scale = torch.where(sq > 0, sq, torch.ones_like(sq)).rsqrt().masked_fill(sq.isinf(), torch.nan)
     return S * scale.unsqueeze(-1)
+
+
+def enter(X: Tensor, weights: Tensor) -> Tensor:
+    """Return the spectrum of samples ``(b, ...)`` on the sphere, however large or small they are.
+
+    Example:
+        >>> enter(torch.tensor([[3e30, 4e30], [3e-30, 4e-30], [0.0, 0.0]]), torch.ones(1))
+        tensor([[[0.6000, 0.8000],
+                 [0.6000, 0.8000],
+                 [0.0000, 0.0000]]])
+    """
+    info = torch.finfo(X.dtype)
+    peak = torch.linalg.vector_norm(X.detach().flatten(1), torch.inf, dim=1)
+    # Squares would overflow or vanish; in between nothing is touched.
+    extreme = (peak > 0) & ((peak < info.tiny**0.25) | (peak > info.max**0.25))
+    scaled = X / peak.where(extreme, 1).view(-1, *[1] * (X.dim() - 1))
+    return project(to_spectrum(scaled), weights)
