@@ -229,11 +229,8 @@ class Record:
         epochs, steps, wall_seconds: what the run took, all its readings included.
         evaluation_seconds: the part of ``wall_seconds`` spent in evaluations: those along the
             run, and the full ones of the selected epochs.
-        terminal_epoch: the epoch at which the terminal phase began by ``readout``, see
-            :func:`mcr2.metrics.memorization.terminal_phase`; None where it was not reached.
         history: one entry an evaluation: epoch, step, learning rate, loss terms, measures.
-        selections: by rule: the epoch, its validation accuracy and standard error, the weights'
-            file and the full measures and profiles there.
+        weights: digest of each file of weights, by name.
     """
 
     key: str
@@ -250,10 +247,8 @@ class Record:
     steps: int
     wall_seconds: float
     evaluation_seconds: float
-    terminal_epoch: int | None
     history: list[dict[str, Any]]
-    selections: dict[str, dict[str, Any]]
-    format: int = FORMAT
+    weights: dict[str, str]
 
     def save(self, path: str | Path) -> None:
         """Write the record as JSON, atomically."""
@@ -268,13 +263,29 @@ class Record:
         """
         value = read_json(path)
         names = {field.name for field in fields(cls)}
-        if not isinstance(value, dict) or not {"key", "spec", "format"} <= set(value):
-            raise ValueError(f"{path} is not a run's record")
-        if value["format"] != FORMAT:
-            raise ValueError(
-                f"{path} is a record of format {value['format']}; this is {FORMAT}, and its run "
-                "has to be run again"
-            )
-        if set(value) != names:
+        if not isinstance(value, dict) or set(value) != names:
             raise ValueError(f"{path} is not a run's record")
         return cls(**value)
+
+
+@dataclass(frozen=True)
+class RunEvaluation:
+    """What was measured of a run's weights."""
+
+    key: str
+    version: int
+    readout: str
+    terminal_epoch: int | None
+    layers: tuple[str, ...]
+    selections: dict[str, dict[str, Any]]
+    seconds: float
+    environment: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder, its record and what was measured of it."""
+
+    folder: Path
+    record: Record
+    evaluation: RunEvaluation | None

@@ -4,10 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 Value: TypeAlias = float | int | None
 Profile: TypeAlias = list[float] | list[list[float]] | list[int]
+
+
+class Key(NamedTuple):
+    """The key of a measure, in parts."""
+
+    layer: str
+    split: str
+    labels: str
+    readout: str
+    measure: str
+
+    def __str__(self) -> str:
+        return "/".join(self)
+
+    @classmethod
+    def parse(cls, text: str) -> Key:
+        """Read a key."""
+        return cls(*text.split("/"))
 
 
 def measure_key(
