@@ -13,7 +13,7 @@ import math
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -71,10 +71,6 @@ def profile(run: Run, key: str) -> Any:
     return chosen.get("profiles", {}).get(key)
 
 
-def _runs(results: Results, line: Line, value: Any) -> list[Run]:
-    return results.runs_of(**line.where, **{results.axes[0].name: value})
-
-
 def _some(values: Sequence[Any], most: int) -> list[Any]:
     """Return at most so many values, the ends among them, evenly."""
     if len(values) <= most:
@@ -83,8 +79,9 @@ def _some(values: Sequence[Any], most: int) -> list[Any]:
     return [values[round(i * step)] for i in range(most)]
 
 
-def _title(measure: str, *more: str) -> str:
-    return textwrap.fill(", ".join((MEASURES[measure].title, *more)), 32)
+def _title(measure: str, readout: str = "-") -> str:
+    by = "" if readout == "-" else f", {readout}"
+    return textwrap.fill(MEASURES[measure].title + by, 32)
 
 
 def _accuracy_label(results: Results) -> str:
@@ -106,75 +103,75 @@ def _legend(figure: Any, results: Results, styles: Styles | None = None) -> None
     handles = _handles({**lines, **(styles or {})})
     wide = 0.085 * max(len(handle.get_label()) for handle in handles) + 0.7  # inches, about
     columns = max(1, min(len(handles), int(figure.get_figwidth() / wide)))
-    figure.legend(
-        handles=handles, loc="outside upper center", ncols=columns, fontsize=10, frameon=False
-    )
+    place = "outside upper center"
+    figure.legend(handles=handles, loc=place, ncols=columns, fontsize=10, frameon=False)
 
 
-# --- against the first axis
+# --- scalars against the first axis
 
-
-class _Scale:
-    """Where the values of the first axis stand: numbers as they are, others one after another.
-
-    Numbers that span a factor of 8 with widening gaps stand on a logarithmic axis.
-    """
-
-    def __init__(self, results: Results) -> None:
-        self.values, self.title = results.values(), results.axes[0].title
-        self.numbers = are_numbers(self.values)
-        self.at = self.values if self.numbers else list(range(len(self.values)))
-        gaps = [b - a for a, b in pairwise(self.at)]
-        wide = self.at[0] > 0 and self.at[-1] >= 8 * self.at[0]
-        self.logarithmic = wide and max(gaps) >= 3 * min(gaps)
-
-    def beside(self, x: float, place: float) -> float:
-        """Return x moved by a hundredth of the axis a place, that bars do not hide each other."""
-        if self.logarithmic:
-            return float(x * (self.at[-1] / self.at[0]) ** (place / 100))
-        return x + ((self.at[-1] - self.at[0]) or 1.0) * place / 100
-
-    def dress(self, axes: Any) -> None:
-        """Give a panel this axis."""
-        if self.logarithmic:
-            axes.set_xscale("log")
-            axes.set_xticks([], minor=True)
-        if not self.numbers or len(self.at) <= 8:
-            axes.set_xticks(self.at, [label(value_text(v), 20) for v in self.values])
-        axes.set_xlabel(self.title)
-
-
-#: A scalar's name, the selection rule it is of, and how it is drawn.
+#: A scalar's name, the selection rule it is of, and the line it is drawn with.
 Scalar: TypeAlias = tuple[str, str, str]
 
 
 def _across(
-    results: Results, scalars: Mapping[str, Sequence[Scalar]], width: float = 3.2
-) -> tuple[Any, Any, list[Estimate | None]]:
-    """Draw scalars against the first axis, a panel a title; return the estimates too."""
-    figure, axes = panels(1, len(scalars), width, 3.2)
-    scale, found = _Scale(results), []
+    results: Results,
+    scalars: Mapping[str, Sequence[Scalar]],
+    ylabel: str,
+    styles: Styles | None = None,
+    width: float = 3.2,
+) -> tuple[Any, Any, list[list[Estimate | None]]]:
+    """Draw scalars against the first axis, a panel a title; return each panel's estimates too."""
+    figure, axes = panels(1, len(scalars), width, 3.2, sharex=True)
+    found: list[list[Estimate | None]] = []
     for panel, (title, drawn) in zip(axes[0], scalars.items(), strict=True):
+        at = _first_axis(panel, results)
+        found.append([])
         for measure, rule, style in drawn:
             for number, line in enumerate(results.lines):
                 values = results.estimates(measure, line.where, rule)
+                found[-1] += values
                 place = number - (len(results.lines) - 1) / 2
-                at = [scale.beside(x, place) for x in scale.at]
-                _bars(panel, line, style, at, values)
-                found += values
+                _bars(panel, line, style, place, at, values)
         panel.set_title(title, fontsize=11)
-        scale.dress(panel)
+    axes[0, 0].set_ylabel(ylabel)
+    _legend(figure, results, styles)
     return figure, axes[0], found
 
 
+def _first_axis(panel: Any, results: Results) -> Sequence[float]:
+    """Give a panel the first axis, and return where its values stand.
+
+    Numbers that span a factor of 8 with widening gaps stand on a logarithmic axis, others as they
+    are, and what is not a number in turn.
+    """
+    values = results.values()
+    at = values if are_numbers(values) else list(range(len(values)))
+    gaps = [b - a for a, b in pairwise(at)]
+    if at[-1] >= 8 * at[0] > 0 and max(gaps) >= 3 * min(gaps):
+        panel.set_xscale("log")
+        panel.set_xticks([], minor=True)
+    if len(at) <= 8 or at is not values:
+        panel.set_xticks(at, [label(value_text(v), 20) for v in values])
+    panel.set_xlabel(results.axes[0].title)
+    return at
+
+
 def _bars(
-    axes: Any, line: Line, style: str, at: Sequence[float], values: Sequence[Estimate | None]
+    panel: Any,
+    line: Line,
+    style: str,
+    place: float,
+    at: Sequence[float],
+    values: Sequence[Estimate | None],
 ) -> None:
-    """Draw estimates with their intervals; a mean over settings has none."""
+    """Draw estimates and their intervals, two points a place aside, so that bars do not hide."""
+    from matplotlib.transforms import ScaledTranslation
+
     points = [(x, e.mean, e.half_width or 0.0) for x, e in zip(at, values, strict=True) if e]
     if points:
         x, mean, half = zip(*points, strict=True)
-        axes.errorbar(
+        aside = ScaledTranslation(2 * place / 72, 0, panel.figure.dpi_scale_trans)
+        panel.errorbar(
             x,
             mean,
             half if any(half) and not line.averaged else None,
@@ -185,6 +182,7 @@ def _bars(
             markersize=4,
             elinewidth=1,
             capsize=2.5,
+            transform=aside + panel.transData,
         )
 
 
@@ -203,41 +201,38 @@ def draw_accuracy(results: Results) -> Drawn:
         "\n".join(rules).replace("_", " "): [("test_accuracy", rules[0], "-")]
         for rules in agreeing.values()
     }
-    figure, axes, found = _across(results, scalars, 2.6 if len(scalars) > 3 else 3.2)
+    width = 2.6 if len(scalars) > 3 else 3.2
+    figure, axes, found = _across(results, scalars, _accuracy_label(results), width=width)
     for panel in axes:
         panel.set_xlabel("")
-        limits(panel, _lowest(found), 1.0)
+        limits(panel, _lowest(chain(*found)), 1.0)
         panel.label_outer()
-    axes[0].set_ylabel(_accuracy_label(results))
     figure.supxlabel(results.axes[0].title, fontsize=10)
-    _legend(figure, results)
     return figure
 
 
 def draw_memorization(results: Results) -> Drawn:
     """What the networks of the last epoch made of their training labels."""
-    figure, axes, _ = _across(results, {_title(m): [(m, "last", "-")] for m in MEMORIZATION})
+    scalars = {_title(m): [(m, "last", "-")] for m in MEMORIZATION}
+    figure, axes, _ = _across(results, scalars, "share, at the last epoch")
     for panel in axes:
         limits(panel, 0, 1)
-    axes[0].set_ylabel("share, at the last epoch")
-    _legend(figure, results)
+        panel.label_outer()
     return figure
 
 
 def draw_participation(results: Results) -> Drawn:
     """Dimensions of all features and of a class at the last epoch."""
 
-    def scalars(measure: str) -> list[Scalar]:
-        by = {s: "-" if MEASURES[measure].per == "features" else LABELS[s] for s in SPLITS}
-        keys = {s: measure_key(measure, split=s, labels=labels) for s, labels in by.items()}
-        return [(keys[split], "last", style) for split, style in SPLITS.items()]
+    def scalar(measure: str, split: str) -> Scalar:
+        labels = "-" if MEASURES[measure].per == "features" else LABELS[split]
+        return measure_key(measure, split=split, labels=labels), "last", SPLITS[split]
 
     measures = ("participation_ratio", "dim95", "class_dim95")
-    figure, axes, _ = _across(results, {_title(m): scalars(m) for m in measures})
+    scalars = {_title(m): [scalar(m, split) for split in SPLITS] for m in measures}
+    figure, axes, _ = _across(results, scalars, "dimensions, at the last epoch", TRAIN_TEST)
     for panel in axes:
         panel.set_ylim(bottom=0)
-    axes[0].set_ylabel("dimensions, at the last epoch")
-    _legend(figure, results, TRAIN_TEST)
     return figure
 
 
@@ -248,23 +243,24 @@ def draw_settings(results: Results) -> dict[str, Drawn]:
 
 
 def _draw_setting(results: Results) -> Drawn:
-    styles = {"last": "-", "noisy_validation": "--", "oracle": ":"}
-    rules = [rule for rule in styles if rule in results.rules]
-    rules = rules[:1] if len(results.lines) > 1 else rules
+    rules = {"last": "-", "noisy_validation": "--", "oracle": ":"}
+    rules = {rule: style for rule, style in rules.items() if rule in results.rules}
+    if len(results.lines) > 1:
+        rules = dict(list(rules.items())[:1])
     became = {"fit_corrupted": "-", "recovered": "--"}
     scalars = {
-        "accuracy": [("test_accuracy", rule, styles[rule]) for rule in rules],
+        "accuracy": [("test_accuracy", rule, style) for rule, style in rules.items()],
         "wrong labels, at the last epoch": [(m, "last", style) for m, style in became.items()],
     }
-    figure, (left, right), _ = _across(results, scalars, 4.5)
-    left.set_ylabel(_accuracy_label(results))
-    right.set_ylabel("share of the wrong labels")
-    limits(right, 0, 1)
-    named = {rule.replace("_", " "): {"linestyle": styles[rule]} for rule in rules}
-    left.legend(handles=_handles(named), fontsize=9, frameon=False)
-    named = {MEASURES[m].title: {"linestyle": style} for m, style in became.items()}
-    right.legend(handles=_handles(named), fontsize=9, frameon=False)
-    _legend(figure, results)
+    figure, axes, found = _across(results, scalars, _accuracy_label(results), width=4.5)
+    limits(axes[0], _lowest(found[0]), 1)
+    limits(axes[1], 0, 1)
+    axes[1].set_ylabel("share of the wrong labels")
+    names = {rule.replace("_", " "): style for rule, style in rules.items()}
+    titles = {MEASURES[m].title: style for m, style in became.items()}
+    for panel, styles in zip(axes, (names, titles), strict=True):
+        handles = _handles({name: {"linestyle": style} for name, style in styles.items()})
+        panel.legend(handles=handles, fontsize=9, frameon=False)
     return figure
 
 
@@ -279,8 +275,9 @@ def draw_readouts(results: Results) -> Drawn:
         found = []
         for place, line in enumerate(lines):
             shift = min(0.18, 0.8 / len(lines)) * (place - (len(lines) - 1) / 2)
+            where = {**line.where, "selection": "last", results.axes[0].name: value}
             for number, key in enumerate(keys):
-                e = results.estimates(str(key), line.where)[results.values().index(value)]
+                e = results.over_seeds(str(key), **where)
                 found.append(e)
                 if e is not None:
                     half = None if line.averaged else e.half_width
@@ -288,22 +285,59 @@ def draw_readouts(results: Results) -> Drawn:
         panel.set_title(label(results.at(value)), fontsize=11)
         panel.set_xlabel(_accuracy_label(results))
         panel.set_xlim(_lowest(found) - 0.02, 1.02)
+        panel.locator_params(axis="x", nbins=6)
     axes[0, 0].set_yticks(range(len(keys)), [label(key.readout) for key in keys], fontsize=9)
     axes[0, 0].set_ylim(max(len(keys), 1) - 0.4, -0.6)
     _legend(figure, results)
     return figure
 
 
-# --- along training
+# --- runs: along training, and profiles of the last epoch
+
+#: Draws runs into a panel in a colour.
+Draw: TypeAlias = Callable[[Any, Sequence[Run], str], None]
 
 
-class _Panel(NamedTuple):
-    """A panel along training: what runs it is of, and what draws them in a colour."""
+class Panel(NamedTuple):
+    """A panel of runs at one value of the first axis.
+
+    Attributes:
+        title, xlabel: of the panel.
+        value: of the first axis.
+        draw: draws the runs of a line.
+        lines: what is drawn; None for all.
+    """
 
     title: str
-    course: str
+    xlabel: str
     value: Any
-    draw: Callable[[Any, Sequence[Run], str], None]
+    draw: Draw
+    lines: Sequence[Line] | None = None
+
+
+def _of_runs(
+    results: Results,
+    grid: Sequence[Sequence[Panel]],
+    ylabels: Sequence[str],
+    styles: Styles,
+    width: float,
+    height: float = 2.6,
+    **how: Any,
+) -> tuple[Any, Any]:
+    """Draw a grid of panels of runs, with a label for each row."""
+    figure, axes = panels(len(grid), len(grid[0]), width, height, **how)
+    for panel, one in zip(axes.flat, chain(*grid), strict=True):
+        for line in results.lines if one.lines is None else one.lines:
+            runs = results.runs_of(**line.where, **{results.axes[0].name: one.value})
+            one.draw(panel, runs, line.colour)
+        if not panel.lines:
+            say(panel, "nothing was measured")
+        panel.set_title(one.title, fontsize=11)
+        panel.set_xlabel(one.xlabel)
+    for panel, ylabel in zip(axes[:, 0], ylabels, strict=True):
+        panel.set_ylabel(ylabel)
+    _legend(figure, results, styles)
+    return figure, axes
 
 
 def _courses(results: Results) -> dict[str, list[Line]]:
@@ -317,22 +351,6 @@ def _courses(results: Results) -> dict[str, list[Line]]:
         made = any(r.steps > 0 and r.history[-1].get("lr") is None for r in records)
         found["layer" if made else "epoch"].append(line)
     return {course: lines for course, lines in found.items() if lines}
-
-
-def _along_training(
-    results: Results, grid: Sequence[Sequence[_Panel]], width: float, **how: Any
-) -> tuple[Any, Any]:
-    """Draw panels along training, those of layers apart from those of epochs."""
-    figure, axes = panels(len(grid), len(grid[0]), width, 2.6, **how)
-    courses = _courses(results)
-    for panel, one in zip(axes.flat, (one for row in grid for one in row), strict=True):
-        for line in courses[one.course]:
-            one.draw(panel, _runs(results, line, one.value), line.colour)
-        if not panel.lines:
-            say(panel, "nothing was measured")
-        panel.set_title(one.title, fontsize=11)
-        panel.set_xlabel(one.course)
-    return figure, axes
 
 
 def _draw(axes: Any, points: Sequence[Point], colour: str, line: str, **look: Any) -> None:
@@ -351,37 +369,38 @@ def _draw(axes: Any, points: Sequence[Point], colour: str, line: str, **look: An
 def draw_collapse(results: Results) -> Drawn:
     """Neural collapse along training, at the ends of the first axis."""
     readouts = {"nc1": "-", "nc2_etf": "-", "nc3": COMMON_READOUT, "nc4": COMMON_READOUT}
-    titles = {m: _title(m, *(() if by == "-" else (by,))) for m, by in readouts.items()}
+    rows = [(*course, v) for course in _courses(results).items() for v in results.ends]
     grid = [
         [
-            _Panel(titles[m], course, value, partial(_draw_collapse, measure=m, readout=by))
-            for m, by in readouts.items()
+            Panel(
+                _title(measure, by) if value == results.ends[0] else "",
+                course,
+                value,
+                partial(_draw_collapse, measure, by),
+                lines,
+            )
+            for measure, by in readouts.items()
         ]
-        for course in _courses(results)
-        for value in results.ends
+        for course, lines, value in rows
     ]
-    figure, axes = _along_training(results, grid, 3.0)
-    for row, panels_of in zip(axes, grid, strict=True):
-        row[0].set_ylabel(label(results.at(panels_of[0].value)))
     styles = {
+        **TRAIN_TEST,
         "own head, train samples": {"linestyle": ":"},
         "means near 0: not reliable": {"alpha": 0.3},
     }
-    _legend(figure, results, {**TRAIN_TEST, **styles})
-    return figure
+    ylabels = [label(results.at(value)) for *_, value in rows]
+    return _of_runs(results, grid, ylabels, styles, 3.0)[0]
 
 
-def _draw_collapse(
-    axes: Any, runs: Sequence[Run], colour: str, *, measure: str, readout: str
-) -> None:
+def _draw_collapse(measure: str, readout: str, axes: Any, runs: Sequence[Run], colour: str) -> None:
     """Draw a measure of collapse, faint where class means hold too little of the features."""
     for split, style in SPLITS.items():
         points = curve(runs, measure, split, readout)
         doubted = {p.x for p in curve(runs, "means_reliable", split) if p.low < 1}
         if doubted:
             _draw(axes, points, colour, style, alpha=0.25)
-            gap = dict.fromkeys(("mean", "low", "high"), math.nan)
-            points = [p._replace(**gap) if p.x in doubted else p for p in points]
+            gap = math.nan
+            points = [Point(p.x, gap, gap, gap) if p.x in doubted else p for p in points]
         _draw(axes, points, colour, style)
     if readout != "-":
         _draw(axes, curve(runs, measure, "train", "head"), colour, ":")
@@ -396,23 +415,27 @@ def draw_margins(results: Results) -> Drawn:
     titles = {COMMON_READOUT: "ridge on the features", "head": "own head"}
     grid = [
         [
-            _Panel(
-                f"{title}, {label(results.at(value))}", course, value, partial(_draw_margins, by)
+            Panel(
+                f"{title}, {label(results.at(value))}",
+                course,
+                value,
+                partial(_draw_margins, by),
+                lines,
             )
             for value in results.ends
         ]
-        for course in _courses(results)
+        for course, lines in _courses(results).items()
         for by, title in titles.items()
         if by == COMMON_READOUT or course == "epoch"  # what is constructed has no head
     ]
-    figure, axes = _along_training(results, grid, 4.2, sharey="row")
+    styles: Styles = {
+        "median": {"linestyle": "-"},
+        "5 % to 95 % of the training samples": {"linewidth": 8, "alpha": 0.3},
+    }
+    ylabels = ["normalised margin"] * len(grid)
+    figure, axes = _of_runs(results, grid, ylabels, styles, 4.2, sharey="row")
     for panel in axes.flat:
         panel.axhline(0, color="0.3", linewidth=0.8)
-    for panel in axes[:, 0]:
-        panel.set_ylabel("normalised margin")
-    band = {"linewidth": 8, "alpha": 0.3}
-    styles = {"median": {"linestyle": "-"}, "5 % to 95 % of the training samples": band}
-    _legend(figure, results, styles)
     return figure
 
 
@@ -428,21 +451,21 @@ def _draw_margins(readout: str, axes: Any, runs: Sequence[Run], colour: str) -> 
 
 def draw_errors(results: Results) -> Drawn:
     """Training and test error along training, with the beginning of the terminal phase."""
-    values = _some(results.values(), 4)
     grid = [
-        [_Panel(label(results.at(value)), course, value, _draw_errors) for value in values]
-        for course in _courses(results)
+        [
+            Panel(label(results.at(value)), course, value, _draw_errors, lines)
+            for value in _some(results.values(), 4)
+        ]
+        for course, lines in _courses(results).items()
     ]
-    figure, axes = _along_training(results, grid, 3.2, sharey=True)
-    limits(axes[0, 0], 0, 1)
-    for panel in axes[:, 0]:
-        panel.set_ylabel("error, by own readout")
-    styles = {
+    styles: Styles = {
         "train, labels trained on": {"linestyle": "-"},
         "test": {"linestyle": "--"},
         "terminal phase begins": {"marker": "^", "linestyle": "none"},
     }
-    _legend(figure, results, styles)
+    ylabels = ["error, by own readout"] * len(grid)
+    figure, axes = _of_runs(results, grid, ylabels, styles, 3.2, sharey=True)
+    limits(axes[0, 0], 0, 1)
     return figure
 
 
@@ -453,8 +476,8 @@ def _draw_errors(axes: Any, runs: Sequence[Run], colour: str) -> None:
         _draw(axes, wrong, colour, SPLITS[split])
     began = [run.evaluation.terminal_epoch for run in runs if run.evaluation is not None]
     at = [epoch for epoch in began if epoch is not None]
-    look: dict[str, Any] = {"marker": "^", "markersize": 7, "clip_on": False, "zorder": 5}
-    axes.plot(at, [0.0] * len(at), color=colour, linestyle="none", **look)
+    if at:
+        axes.plot(at, [0] * len(at), "^", color=colour, markersize=7, clip_on=False, zorder=5)
 
 
 def draw_matched_memorization(results: Results) -> Drawn:
@@ -462,92 +485,83 @@ def draw_matched_memorization(results: Results) -> Drawn:
 
     At the same abscissa networks have memorised as much; the higher one is the more accurate.
     """
-    traced = {
-        value: [(line, run) for line in results.lines for run in _runs(results, line, value)]
-        for value in results.values()
-    }
-    wrong = [value for value, runs in traced.items() if any(_path(run, OWN) for _, run in runs)]
-    values = wrong[-1:] if len(wrong) < 3 else [wrong[-1], wrong[(len(wrong) - 1) // 2]]
-    figure, axes = panels(max(len(values), 1), 2, 4.2, 3.6, sharex=True, sharey=True)
-    titles = {COMMON_READOUT: "common ridge readout", OWN: "each method's own readout"}
-    for column, (readout, title) in zip(axes.T, titles.items(), strict=True):
-        column[0].set_title(f"both axes by {title}", fontsize=11)
-        if not values:
-            say(column[0], "no training label is wrong")
-        for panel, value in zip(column, values, strict=False):
-            for line, run in traced[value]:
-                _trace(panel, _path(run, readout), line.colour)
-        column[-1].set_xlabel("share of the wrong labels fitted")
-    for panel, value in zip(axes[:, 0], values, strict=False):
-        panel.set_ylabel(f"test accuracy, {label(results.at(value))}")
-    limits(axes[0, 0], 0, 1)
-    axes[0, 0].set_xlim(-0.04, 1.04)
-    styles = {
+    fitted = results.estimates("fit_corrupted", {})
+    wrong = [v for v, e in zip(results.values(), fitted, strict=True) if e]
+    shown = [wrong[-1], wrong[(len(wrong) - 1) // 2]] if len(wrong) > 2 else wrong[-1:]
+    shown = shown or results.ends[:1]  # no training label is wrong
+    readouts = {COMMON_READOUT: "the common ridge readout", OWN: "each method's own readout"}
+    grid = [
+        [
+            Panel(
+                f"both axes by {title}" if value == shown[0] else "",
+                "share of the wrong labels fitted",
+                value,
+                partial(_draw_paths, readout),
+            )
+            for readout, title in readouts.items()
+        ]
+        for value in shown
+    ]
+    styles: Styles = {
         "before training": {"marker": "o", "mfc": "white", "linestyle": "none"},
         "last epoch": {"marker": "o", "linestyle": "none"},
     }
-    _legend(figure, results, styles)
+    ylabels = [f"test accuracy, {label(results.at(value))}" for value in shown]
+    figure, axes = _of_runs(results, grid, ylabels, styles, 4.2, 3.6, sharex=True, sharey=True)
+    limits(axes[0, 0], 0, 1)
     return figure
 
 
-def _path(run: Run, readout: str) -> list[tuple[float, float]]:
-    """Return (wrong labels fitted, test accuracy) along a run."""
-    fitted = {p.x: p.mean for p in curve([run], "fit_corrupted", "train", readout)}
-    accuracy = {p.x: p.mean for p in curve([run], "accuracy", "test", readout)}
-    return [(fitted[x], accuracy[x]) for x in fitted if x in accuracy]
-
-
-def _trace(axes: Any, path: Sequence[tuple[float, float]], colour: str) -> None:
-    """Draw a run's path: thin, an open marker where it starts, a full one where it ends."""
-    if not path:
-        return
-    x, y = zip(*path, strict=True)
-    if len(path) > 1:
-        axes.plot(x, y, color=colour, linewidth=0.9, alpha=0.8)
-        axes.plot(x[:1], y[:1], color=colour, marker="o", markersize=5, mfc="white", zorder=4)
-        start, end = max(pairwise(path), key=lambda step: math.dist(*step))
-        arrow = {"arrowstyle": "-|>", "color": colour, "linewidth": 0.9, "mutation_scale": 9}
-        if start != end:
-            axes.annotate("", xy=end, xytext=start, arrowprops=arrow)
-    axes.plot(x[-1:], y[-1:], color=colour, marker="o", markersize=6, linestyle="none", zorder=5)
-
-
-# --- profiles of the last epoch
+def _draw_paths(readout: str, axes: Any, runs: Sequence[Run], colour: str) -> None:
+    """Draw each run's path: an open marker where it starts, a full one where it ends."""
+    for run in runs:
+        fitted = {p.x: p.mean for p in curve([run], "fit_corrupted", "train", readout)}
+        right = {p.x: p.mean for p in curve([run], "accuracy", "test", readout)}
+        path = [(fitted[x], right[x]) for x in fitted if x in right]
+        if len(path) > 1:
+            axes.plot(*zip(*path, strict=True), color=colour, linewidth=0.9, alpha=0.8)
+            axes.plot(*path[0], "o", color=colour, markersize=5, mfc="white", zorder=4)
+            start, end = max(pairwise(path), key=lambda step: math.dist(*step))
+            arrow = {"arrowstyle": "-|>", "color": colour, "linewidth": 0.9, "mutation_scale": 9}
+            if start != end:
+                axes.annotate("", xy=end, xytext=start, arrowprops=arrow)
+        if path:
+            axes.plot(*path[-1], "o", color=colour, markersize=6, zorder=5)
 
 
 def draw_spectra(results: Results) -> Drawn:
     """Spectra of all features and of a class at the last epoch, a column a value."""
     kinds = {"spectrum": "all features", "class_spectra": "mean over classes"}
-    values = _some(results.values(), 4)
-    figure, axes = panels(2, len(values), 3.0, 2.6, sharex=True, sharey=True)
-    for row, (kind, title) in zip(axes, kinds.items(), strict=True):
-        for panel, value in zip(row, values, strict=True):
-            for line in results.lines:
-                runs = _runs(results, line, value)
-                for split, style in SPLITS.items():
-                    labels = "-" if kind == "spectrum" else LABELS[split]
-                    points = _spectrum(runs, measure_key(kind, split=split, labels=labels))
-                    _draw(panel, points, line.colour, style)
-            log_y(panel)
-        row[0].set_ylabel(f"{title}:\nshare of the energy")
+    grid = [
+        [
+            Panel(label(results.at(value)), "component", value, partial(_draw_spectra, kind))
+            for value in _some(results.values(), 4)
+        ]
+        for kind in kinds
+    ]
+    ylabels = [f"{title}:\nshare of the energy" for title in kinds.values()]
+    figure, axes = _of_runs(results, grid, ylabels, TRAIN_TEST, 3.0, sharex=True, sharey=True)
     drawn = [v for panel in axes.flat for line in panel.lines for v in line.get_ydata() if v > 0]
     if drawn:  # below a millionth of the energy is rounding
         axes[0, 0].set_ylim(max(1e-6, 0.5 * min(drawn)), 1.5)
-    for column, value in zip(axes.T, values, strict=True):
-        column[0].set_title(label(results.at(value)), fontsize=11)
-        column[1].set_xlabel("component")
-    _legend(figure, results, TRAIN_TEST)
+    for panel in axes.flat:
+        panel.label_outer()
     return figure
 
 
-def _spectrum(runs: Sequence[Run], key: str) -> list[Point]:
-    """Return a spectrum over seeds, its components numbered from 1; of classes, their mean."""
-    found = [values for run in runs if (values := profile(run, key))]
-    means = [
-        [sum(each) / len(each) for each in zip(*v, strict=True)] if isinstance(v[0], list) else v
-        for v in found
-    ]
-    return _points(dict(enumerate(zip(*means, strict=False), start=1)))
+def _draw_spectra(kind: str, axes: Any, runs: Sequence[Run], colour: str) -> None:
+    """Draw a spectrum over seeds, its components numbered from 1; of classes, their mean."""
+    for split, style in SPLITS.items():
+        labels = "-" if kind == "spectrum" else LABELS[split]
+        key = measure_key(kind, split=split, labels=labels)
+        found = [values for run in runs if (values := profile(run, key))]
+        means = [
+            [sum(v) / len(v) for v in zip(*each, strict=True)] if kind == "class_spectra" else each
+            for each in found
+        ]
+        points = _points(dict(enumerate(zip(*means, strict=False), start=1)))
+        _draw(axes, points, colour, style)
+    log_y(axes)
 
 
 def draw_cosines(results: Results) -> Drawn:
@@ -561,7 +575,8 @@ def draw_cosines(results: Results) -> Drawn:
         for panel, value in zip(row, values, strict=True):
             panel.grid(False)
             panel.set(xticks=[], yticks=[], box_aspect=1)
-            found = [run for run in _runs(results, line, value) if profile(run, key)]
+            runs = results.runs_of(**line.where, **{results.axes[0].name: value})
+            found = [run for run in runs if profile(run, key)]
             if not found:
                 say(panel, "no run")
                 continue

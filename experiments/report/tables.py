@@ -417,4 +417,4 @@ def flat_row(row: Row) -> dict[str, Any]:
         >>> flat_row({"seed": 0, "measures": {"features/test/-/-/dim95": 7}, "run": "ce"})
         {'seed': 0, 'run': 'ce', 'features/test/-/-/dim95': 7}
     """
-    return {k: v for k, v in row.items() if k != "measures"} | row["measures"]
+    return {**{k: v for k, v in row.items() if k != "measures"}, **row["measures"]}
