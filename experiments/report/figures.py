@@ -80,8 +80,8 @@ def _some(values: Sequence[Any], most: int) -> list[Any]:
 
 
 def _title(measure: str, readout: str = "-") -> str:
-    by = "" if readout == "-" else f", {readout}"
-    return textwrap.fill(MEASURES[measure].title + by, 32)
+    by = "" if readout == "-" else f" ({readout})"
+    return textwrap.fill(f"{measure}{by}: {MEASURES[measure].title}", 34)
 
 
 def _accuracy_label(results: Results) -> str:
@@ -164,13 +164,15 @@ def _bars(
     at: Sequence[float],
     values: Sequence[Estimate | None],
 ) -> None:
-    """Draw estimates and their intervals, two points a place aside, so that bars do not hide."""
-    from matplotlib.transforms import ScaledTranslation
-
+    """Draw estimates and their intervals, a hundredth of the axis a place beside each other."""
+    low, high = at[0], at[-1]
+    if panel.get_xscale() == "log":
+        at = [x * (high / low) ** (place / 100) for x in at]
+    else:
+        at = [x + ((high - low) or 1) * place / 100 for x in at]
     points = [(x, e.mean, e.half_width or 0.0) for x, e in zip(at, values, strict=True) if e]
     if points:
         x, mean, half = zip(*points, strict=True)
-        aside = ScaledTranslation(2 * place / 72, 0, panel.figure.dpi_scale_trans)
         panel.errorbar(
             x,
             mean,
@@ -182,7 +184,6 @@ def _bars(
             markersize=4,
             elinewidth=1,
             capsize=2.5,
-            transform=aside + panel.transData,
         )
 
 
@@ -256,9 +257,7 @@ def _draw_setting(results: Results) -> Drawn:
     limits(axes[0], _lowest(found[0]), 1)
     limits(axes[1], 0, 1)
     axes[1].set_ylabel("share of the wrong labels")
-    names = {rule.replace("_", " "): style for rule, style in rules.items()}
-    titles = {MEASURES[m].title: style for m, style in became.items()}
-    for panel, styles in zip(axes, (names, titles), strict=True):
+    for panel, styles in zip(axes, (rules, became), strict=True):
         handles = _handles({name: {"linestyle": style} for name, style in styles.items()})
         panel.legend(handles=handles, fontsize=9, frameon=False)
     return figure
@@ -569,6 +568,7 @@ def draw_cosines(results: Results) -> Drawn:
     values = _some(results.values(), 8)
     side = 1.9 if len(values) > 3 else 2.6
     figure, axes = panels(len(results.lines), len(values), side, side)
+    figure.get_layout_engine().set(w_pad=0.12)  # names of rows stand near the edge
     key = measure_key("abs_cosine", split="test", labels="clean")
     image = None
     for row, line in zip(axes, results.lines, strict=True):

@@ -45,8 +45,8 @@ MEASURES = {
         Measure("nc2_etf", "NC2: means from a simplex", "collapse", "classes", shown=True),
         Measure("nc3", "NC3: classifier from the means", "collapse", "classifier", shown=True),
         Measure("nc4", "NC4: nearest mean differs", "collapse", "classifier", shown=True),
-        Measure("mean_energy", "energy of the class means", "collapse", "classes"),
-        Measure("means_reliable", "whether class means are reliable", "collapse", "classes"),
+        Measure("mean_energy", "energy of class means", "collapse", "classes", shown=True),
+        Measure("means_reliable", "1 where that is enough", "collapse", "classes", shown=True),
         Measure("reduction", "rate reduction", "coding", "classes", shown=True),
     )
 }
