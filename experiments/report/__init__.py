@@ -1,12 +1,7 @@
 """Results of a study -> tables and figures: text for a terminal, Markdown, CSV, JSON, PNG.
 
-- :mod:`~experiments.report.results`: what all of them are functions of;
-- :mod:`~experiments.report.statistics`: means over seeds with intervals, paired differences;
-- :mod:`~experiments.report.table`: a table of text;
-- :mod:`~experiments.report.tables`: a study's tables, ``TABLES``, and those of single runs;
-- :mod:`~experiments.report.figures`: a study's figures, ``FIGURES``;
-- :mod:`~experiments.report.canvas`: what all figures share;
-- :mod:`~experiments.report.live`: what a person sees while runs go on.
+:mod:`~experiments.report.results` says what a study's results are; ``TABLES`` and ``FIGURES`` are
+functions of them.
 """
 
 from experiments.report.figures import FIGURES, write_figures

@@ -293,50 +293,23 @@ def draw_readouts(results: Results) -> Drawn:
 
 # --- runs: along training, and profiles of the last epoch
 
-#: Draws runs into a panel in a colour.
-Draw: TypeAlias = Callable[[Any, Sequence[Run], str], None]
 
-
-class Panel(NamedTuple):
-    """A panel of runs at one value of the first axis.
-
-    Attributes:
-        title, xlabel: of the panel.
-        value: of the first axis.
-        draw: draws the runs of a line.
-        lines: what is drawn; None for all.
-    """
-
-    title: str
-    xlabel: str
-    value: Any
-    draw: Draw
-    lines: Sequence[Line] | None = None
-
-
-def _of_runs(
+def _runs(
+    panel: Any,
     results: Results,
-    grid: Sequence[Sequence[Panel]],
-    ylabels: Sequence[str],
-    styles: Styles,
-    width: float,
-    height: float = 2.6,
-    **how: Any,
-) -> tuple[Any, Any]:
-    """Draw a grid of panels of runs, with a label for each row."""
-    figure, axes = panels(len(grid), len(grid[0]), width, height, **how)
-    for panel, one in zip(axes.flat, chain(*grid), strict=True):
-        for line in results.lines if one.lines is None else one.lines:
-            runs = results.runs_of(**line.where, **{results.axes[0].name: one.value})
-            one.draw(panel, runs, line.colour)
-        if not panel.lines:
-            say(panel, "nothing was measured")
-        panel.set_title(one.title, fontsize=11)
-        panel.set_xlabel(one.xlabel)
-    for panel, ylabel in zip(axes[:, 0], ylabels, strict=True):
-        panel.set_ylabel(ylabel)
-    _legend(figure, results, styles)
-    return figure, axes
+    lines: Iterable[Line],
+    value: Any,
+    draw: Callable[[Any, Sequence[Run], str], None],
+    title: str,
+    xlabel: str,
+) -> None:
+    """Draw the runs of lines at a value of the first axis, each line by ``draw`` in its colour."""
+    for line in lines:
+        draw(panel, results.runs_of(**line.where, **{results.axes[0].name: value}), line.colour)
+    if not panel.lines:
+        say(panel, "nothing was measured")
+    panel.set_title(title, fontsize=11)
+    panel.set_xlabel(xlabel)
 
 
 def _courses(results: Results) -> dict[str, list[Line]]:
@@ -368,27 +341,17 @@ def _draw(axes: Any, points: Sequence[Point], colour: str, line: str, **look: An
 def draw_collapse(results: Results) -> Drawn:
     """Neural collapse along training, at the ends of the first axis."""
     readouts = {"nc1": "-", "nc2_etf": "-", "nc3": COMMON_READOUT, "nc4": COMMON_READOUT}
-    rows = [(*course, v) for course in _courses(results).items() for v in results.ends]
-    grid = [
-        [
-            Panel(
-                _title(measure, by) if value == results.ends[0] else "",
-                course,
-                value,
-                partial(_draw_collapse, measure, by),
-                lines,
-            )
-            for measure, by in readouts.items()
-        ]
-        for course, lines, value in rows
-    ]
-    styles = {
-        **TRAIN_TEST,
-        "own head, train samples": {"linestyle": ":"},
-        "means near 0: not reliable": {"alpha": 0.3},
-    }
-    ylabels = [label(results.at(value)) for *_, value in rows]
-    return _of_runs(results, grid, ylabels, styles, 3.0)[0]
+    rows = [(*course, value) for course in _courses(results).items() for value in results.ends]
+    figure, axes = panels(len(rows), len(readouts), 3.0, 2.6)
+    for row, (course, lines, value) in zip(axes, rows, strict=True):
+        for panel, (measure, readout) in zip(row, readouts.items(), strict=True):
+            title = _title(measure, readout) if value == results.ends[0] else ""
+            draw = partial(_draw_collapse, measure, readout)
+            _runs(panel, results, lines, value, draw, title, course)
+        row[0].set_ylabel(label(results.at(value)))
+    head = {"own head, train samples": {"linestyle": ":"}}
+    _legend(figure, results, {**TRAIN_TEST, **head, "means near 0: not reliable": {"alpha": 0.3}})
+    return figure
 
 
 def _draw_collapse(measure: str, readout: str, axes: Any, runs: Sequence[Run], colour: str) -> None:
@@ -411,30 +374,22 @@ def _draw_collapse(measure: str, readout: str, axes: Any, runs: Sequence[Run], c
 
 def draw_margins(results: Results) -> Drawn:
     """Normalised margins of the training samples along training, by classifier."""
-    titles = {COMMON_READOUT: "ridge on the features", "head": "own head"}
-    grid = [
-        [
-            Panel(
-                f"{title}, {label(results.at(value))}",
-                course,
-                value,
-                partial(_draw_margins, by),
-                lines,
-            )
-            for value in results.ends
-        ]
-        for course, lines in _courses(results).items()
-        for by, title in titles.items()
-        if by == COMMON_READOUT or course == "epoch"  # what is constructed has no head
+    rows = [
+        (*course, readout, title)
+        for course in _courses(results).items()
+        for readout, title in ((COMMON_READOUT, "ridge on the features"), ("head", "own head"))
+        if readout != "head" or course[0] == "epoch"  # what is constructed has no head
     ]
-    styles: Styles = {
-        "median": {"linestyle": "-"},
-        "5 % to 95 % of the training samples": {"linewidth": 8, "alpha": 0.3},
-    }
-    ylabels = ["normalised margin"] * len(grid)
-    figure, axes = _of_runs(results, grid, ylabels, styles, 4.2, sharey="row")
-    for panel in axes.flat:
-        panel.axhline(0, color="0.3", linewidth=0.8)
+    figure, axes = panels(len(rows), len(results.ends), 4.2, 2.6, sharey="row")
+    for row, (course, lines, readout, title) in zip(axes, rows, strict=True):
+        for panel, value in zip(row, results.ends, strict=True):
+            title_here = f"{title}, {label(results.at(value))}"
+            draw = partial(_draw_margins, readout)
+            _runs(panel, results, lines, value, draw, title_here, course)
+            panel.axhline(0, color="0.3", linewidth=0.8)
+        row[0].set_ylabel("normalised margin")
+    band = {"5 % to 95 % of the training samples": {"linewidth": 8, "alpha": 0.3}}
+    _legend(figure, results, {"median": {"linestyle": "-"}, **band})
     return figure
 
 
@@ -450,21 +405,17 @@ def _draw_margins(readout: str, axes: Any, runs: Sequence[Run], colour: str) -> 
 
 def draw_errors(results: Results) -> Drawn:
     """Training and test error along training, with the beginning of the terminal phase."""
-    grid = [
-        [
-            Panel(label(results.at(value)), course, value, _draw_errors, lines)
-            for value in _some(results.values(), 4)
-        ]
-        for course, lines in _courses(results).items()
-    ]
-    styles: Styles = {
-        "train, labels trained on": {"linestyle": "-"},
-        "test": {"linestyle": "--"},
-        "terminal phase begins": {"marker": "^", "linestyle": "none"},
-    }
-    ylabels = ["error, by own readout"] * len(grid)
-    figure, axes = _of_runs(results, grid, ylabels, styles, 3.2, sharey=True)
+    courses, values = _courses(results), _some(results.values(), 4)
+    figure, axes = panels(len(courses), len(values), 3.2, 2.6, sharey=True)
+    for row, (course, lines) in zip(axes, courses.items(), strict=True):
+        for panel, value in zip(row, values, strict=True):
+            title = label(results.at(value))
+            _runs(panel, results, lines, value, _draw_errors, title, course)
+        row[0].set_ylabel("error, by own readout")
     limits(axes[0, 0], 0, 1)
+    began = {"terminal phase begins": {"marker": "^", "linestyle": "none"}}
+    train = {"train, labels trained on": {"linestyle": "-"}}
+    _legend(figure, results, {**train, "test": {"linestyle": "--"}, **began})
     return figure
 
 
@@ -484,30 +435,21 @@ def draw_matched_memorization(results: Results) -> Drawn:
 
     At the same abscissa networks have memorised as much; the higher one is the more accurate.
     """
-    fitted = results.estimates("fit_corrupted", {})
-    wrong = [v for v, e in zip(results.values(), fitted, strict=True) if e]
-    shown = [wrong[-1], wrong[(len(wrong) - 1) // 2]] if len(wrong) > 2 else wrong[-1:]
-    shown = shown or results.ends[:1]  # no training label is wrong
+    fitted = zip(results.values(), results.estimates("fit_corrupted", {}), strict=True)
+    wrong = [value for value, estimate in fitted if estimate] or results.ends[-1:]
+    values = [wrong[-1], wrong[(len(wrong) - 1) // 2]] if len(wrong) > 2 else wrong[-1:]
     readouts = {COMMON_READOUT: "the common ridge readout", OWN: "each method's own readout"}
-    grid = [
-        [
-            Panel(
-                f"both axes by {title}" if value == shown[0] else "",
-                "share of the wrong labels fitted",
-                value,
-                partial(_draw_paths, readout),
-            )
-            for readout, title in readouts.items()
-        ]
-        for value in shown
-    ]
-    styles: Styles = {
-        "before training": {"marker": "o", "mfc": "white", "linestyle": "none"},
-        "last epoch": {"marker": "o", "linestyle": "none"},
-    }
-    ylabels = [f"test accuracy, {label(results.at(value))}" for value in shown]
-    figure, axes = _of_runs(results, grid, ylabels, styles, 4.2, 3.6, sharex=True, sharey=True)
+    figure, axes = panels(len(values), 2, 4.2, 3.6, sharex=True, sharey=True)
+    for row, value in zip(axes, values, strict=True):
+        for panel, (readout, name) in zip(row, readouts.items(), strict=True):
+            title = f"both axes by {name}" if value == values[0] else ""
+            xlabel = "share of the wrong labels fitted"
+            draw = partial(_draw_paths, readout)
+            _runs(panel, results, results.lines, value, draw, title, xlabel)
+        row[0].set_ylabel(f"test accuracy, {label(results.at(value))}")
     limits(axes[0, 0], 0, 1)
+    marker = {"marker": "o", "linestyle": "none"}
+    _legend(figure, results, {"before training": {**marker, "mfc": "white"}, "last epoch": marker})
     return figure
 
 
@@ -531,20 +473,17 @@ def _draw_paths(readout: str, axes: Any, runs: Sequence[Run], colour: str) -> No
 def draw_spectra(results: Results) -> Drawn:
     """Spectra of all features and of a class at the last epoch, a column a value."""
     kinds = {"spectrum": "all features", "class_spectra": "mean over classes"}
-    grid = [
-        [
-            Panel(label(results.at(value)), "component", value, partial(_draw_spectra, kind))
-            for value in _some(results.values(), 4)
-        ]
-        for kind in kinds
-    ]
-    ylabels = [f"{title}:\nshare of the energy" for title in kinds.values()]
-    figure, axes = _of_runs(results, grid, ylabels, TRAIN_TEST, 3.0, sharex=True, sharey=True)
+    values = _some(results.values(), 4)
+    figure, axes = panels(2, len(values), 3.0, 2.6, sharex=True, sharey=True)
+    for row, (kind, name) in zip(axes, kinds.items(), strict=True):
+        for panel, value in zip(row, values, strict=True):
+            title, draw = label(results.at(value)), partial(_draw_spectra, kind)
+            _runs(panel, results, results.lines, value, draw, title, "component")
+        row[0].set_ylabel(f"{name}:\nshare of the energy")
     drawn = [v for panel in axes.flat for line in panel.lines for v in line.get_ydata() if v > 0]
     if drawn:  # below a millionth of the energy is rounding
         axes[0, 0].set_ylim(max(1e-6, 0.5 * min(drawn)), 1.5)
-    for panel in axes.flat:
-        panel.label_outer()
+    _legend(figure, results, TRAIN_TEST)
     return figure
 
 

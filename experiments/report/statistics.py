@@ -62,7 +62,8 @@ class Estimate:
         elif places is not None:
             shown = places
         else:  # a count, of components say, is exact
-            shown = 0 if isinstance(self.mean, int) or not value else significant_places(value)
+            exact = isinstance(self.mean, int) or not value
+            shown = 0 if exact else max(2 - math.floor(math.log10(abs(value))), 0)
         text = _fixed(value, shown, plus) + ("" if half is None else f"±{_fixed(half, shown)}")
         if not exponent:
             return text
@@ -91,16 +92,6 @@ def supported_places(uncertainty: float) -> int:
     if rounded >= 10:  # 0.0999 is written 0.10
         exponent, rounded = exponent + 1, 1.0
     return (1 if rounded < 2 else 0) - exponent
-
-
-def significant_places(value: float, digits: int = 3) -> int:
-    """Return the decimals at which a number has so many significant digits, none below 0.
-
-    Example:
-        >>> significant_places(0.01234), significant_places(12.34), significant_places(1234.0)
-        (4, 1, 0)
-    """
-    return max(digits - 1 - math.floor(math.log10(abs(value))), 0)
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:

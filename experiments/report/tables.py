@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from experiments.report.results import Results, value_text
-from experiments.report.statistics import Difference, Estimate, Row, difference, matching, value_of
+from experiments.report.statistics import Difference, Estimate, Row, difference, matching
 from experiments.report.table import Table, escape_markdown, short
 from mcr2.data import Availability
 from mcr2.evaluation.catalogue import FAMILIES, MEASURES
@@ -61,7 +62,7 @@ def shown_measures(measures: Mapping[str, Any]) -> dict[str, Any]:
         measure = MEASURES.get(key.measure)
         if measure is None or measure.family in _families("accuracy", "fit_noisy"):
             return False
-        return measure.shown or key.measure in ("mean_energy", RELIABLE)
+        return measure.shown or key.measure == RELIABLE
 
     return {text: value for text, value in measures.items() if stands(Key.parse(text))}
 
@@ -86,17 +87,27 @@ def _table(
     results: Results,
     title: str,
     names: tuple[str, ...],
-    rows: Sequence[tuple[str, ...]],
+    rows: Iterable[tuple[tuple[str, ...], Sequence[str]]],
     *,
     about: str = "",
     notes: Sequence[str] = (),
 ) -> Table | None:
-    """Return rows with the values of the first axis as columns; None where there is no row."""
-    if not rows:
-        return None
+    """Return rows, each its names and its entries at the values of the first axis, as a table.
+
+    None where there is no row.
+    """
+    lines = tuple((*called, *entries) for called, entries in rows)
     header = (*names, *map(value_text, results.values()))
     title = f"{title} ({about}by {results.axes[0].title}; {results.interval})"
-    return Table(title, header, tuple(rows), left=len(names), notes=tuple(notes))
+    return Table(title, header, lines, len(names), tuple(notes)) if lines else None
+
+
+def _entries(
+    results: Results, measure: str, case: Mapping[str, Any], rule: str = "last"
+) -> list[str] | None:
+    """Return accuracies or shares at the values of the first axis; None where there is none."""
+    values = results.estimates(measure, case, rule)
+    return [shown(v, results.seeds, 3) for v in values] if any(values) else None
 
 
 def _further(results: Results) -> tuple[str, ...]:
@@ -105,18 +116,16 @@ def _further(results: Results) -> tuple[str, ...]:
 
 def accuracy_table(results: Results) -> Table | None:
     """Return test accuracy by selection rule, and published figures beneath."""
-    rows = []
-    for case in results.cases:
-        for rule in results.rules:
-            values = results.estimates("test_accuracy", case, rule)
-            if any(values):
-                entries = (shown(v, results.seeds, 3) for v in values)
-                readout = results.readout_of(**case)
-                rows.append((*results.named(case), rule, readout, *entries))
+    rows: list[tuple[tuple[str, ...], list[str]]] = [
+        ((*results.named(case), rule, results.readout_of(**case)), entries)
+        for case in results.cases
+        for rule in results.rules
+        if (entries := _entries(results, "test_accuracy", case, rule))
+    ]
     for source, figures in results.reference.items():
         for method, known in figures.items():
-            entries = (f"{known[v]:.3f}" if v in known else "-" for v in results.values())
-            rows.append((method, *("-" for _ in results.axes[1:]), "last", source, *entries))
+            entries = [f"{known[v]:.3f}" if v in known else "-" for v in results.values()]
+            rows.append(((method, *("-" for _ in results.axes[1:]), "last", source), entries))
     names = ("method", *_further(results), "selection", "readout")
     return _table(results, f"Test accuracy on {short(results.dataset)}", names, rows)
 
@@ -149,7 +158,7 @@ def difference_table(results: Results, baseline: str = "ce") -> Table | None:
                 f"{d.selection}, seed {', '.join(map(str, d.unpaired))}"
             )
     entries = [
-        (*names, *(shown(row.get(v), results.seeds, 3, signed=True) for v in results.values()))
+        (names, [shown(row.get(v), results.seeds, 3, signed=True) for v in results.values()])
         for names, row in rows.items()
     ]
     title = (
@@ -162,11 +171,15 @@ def difference_table(results: Results, baseline: str = "ce") -> Table | None:
 
 def memorization_table(results: Results) -> Table | None:
     """Return what the networks of the last epoch made of their training labels."""
-    rows = []
-    for case in results.cases:
-        for measure in MEMORIZATION:
-            entries = (shown(v, results.seeds, 3) for v in results.estimates(measure, case))
-            rows.append((*results.named(case), measure, results.readout_of(**case), *entries))
+    gaps = ["-"] * len(results.values())
+    rows = [
+        (
+            (*results.named(case), measure, results.readout_of(**case)),
+            _entries(results, measure, case) or gaps,
+        )
+        for case in results.cases
+        for measure in MEMORIZATION
+    ]
     title = (
         "Memorization at the last epoch: shares, fit_noisy of all training labels, fit_corrupted "
         "and recovered of the wrong ones"
@@ -191,7 +204,7 @@ def family_table(results: Results, families: Collection[str], title: str) -> Tab
     Entries about class means that are not reliable in some seed carry an asterisk.
     """
     measures = [m for m in MEASURES.values() if m.shown and m.family in families]
-    order = [m.name for m in measures]
+    order = [m.name for m in measures if m.name != RELIABLE]
     keys = _keys(results, lambda key: key.measure in order)
     keys.sort(key=lambda k: (order.index(k.measure), k.readout == "head", k.split != "train"))
     flagged = MEASURES[RELIABLE].family in families
@@ -200,18 +213,19 @@ def family_table(results: Results, families: Collection[str], title: str) -> Tab
         reliable = str(key._replace(labels=LABELS[key.split], readout="-", measure=RELIABLE))
         name = key.measure if key.readout == "-" else f"{key.measure} ({key.readout})"
         for case in results.cases:
-            entries = []
             values = results.estimates(str(key), case)
-            for value, at in zip(values, results.values(), strict=True):
-                where = {**case, "selection": "last", results.axes[0].name: at}
-                doubt = flagged and any(
-                    value_of(row, reliable) == 0 for row in matching(results.rows, **where)
-                )
-                doubted = doubted or bool(doubt and value)
-                entries.append(shown(value, results.seeds) + ("*" if doubt and value else ""))
+            means = results.estimates(reliable, case)
+            doubt = [
+                bool(flagged and v and m and m.mean < 1) for v, m in zip(values, means, strict=True)
+            ]
+            doubted = doubted or any(doubt)
             # Not every method has a head of its own.
             if any(values) or key.readout == "-":
-                rows.append((_called(key, name), key.split, *results.named(case), *entries))
+                entries = [
+                    shown(value, results.seeds) + "*" * mark
+                    for value, mark in zip(values, doubt, strict=True)
+                ]
+                rows.append(((_called(key, name), key.split, *results.named(case)), entries))
     note = (
         "* class means hold so little of the features (mean_energy) in some seed that measures "
         "about them are near 0/0: not reliable"
@@ -244,46 +258,40 @@ def read_by(results: Results, *, clean: bool = False) -> list[Key]:
 
 def readout_table(results: Results, *, clean: bool = False) -> Table | None:
     """Return test accuracy by every readout at the last epoch, fitted on noisy or clean labels."""
-    rows = []
-    for key in read_by(results, clean=clean):
-        for case in results.cases:
-            values = results.estimates(str(key), case)
-            if any(values):
-                own = ">" if key.readout in results.readout_of(**case).split(", ") else ""
-                entries = (shown(v, results.seeds, 3) for v in values)
-                rows.append((_called(key, key.readout), own, *results.named(case), *entries))
+
+    def own(key: Key, case: Mapping[str, Any]) -> str:
+        return ">" if key.readout in results.readout_of(**case).split(", ") else ""
+
+    rows = [
+        ((_called(key, key.readout), own(key, case), *results.named(case)), entries)
+        for key in read_by(results, clean=clean)
+        for case in results.cases
+        if (entries := _entries(results, str(key), case))
+    ]
+    title = "Test accuracy by readout at the last epoch, fitted on the labels trained on; "
+    title += "> marks a method's own"
     if clean:
-        title = (
-            "Diagnostic: test accuracy by readout at the last epoch, fitted on the clean labels, "
-            "which no user has"
-        )
-    else:
-        title = (
-            "Test accuracy by readout at the last epoch, fitted on the labels trained on; > marks "
-            "a method's own"
-        )
+        title = "Diagnostic: test accuracy by readout at the last epoch, fitted on the clean "
+        title += "labels, which no user has"
     return _table(results, title, ("readout", "", "method", *_further(results)), rows)
 
 
 def settings_table(results: Results) -> Table:
     """Return accuracy and memorization as columns, every method and setting as a row."""
+    scalars = [*(("test_accuracy", rule) for rule in results.rules)]
+    scalars += [(measure, "last") for measure in MEMORIZATION]
     axes = [axis.name for axis in results.axes]
     rows = []
     for value in results.values():
         for case in results.cases:
-            where = {axes[0]: value, **case}
-            found = matching(results.rows, **where)
-            if not found:
-                continue
+            found = matching(results.rows, **{axes[0]: value, **case})
             steps = sorted({row["steps"] for row in found if row["status"] == "finished"})
-            estimates = [
-                *(results.over_seeds("test_accuracy", selection=r, **where) for r in results.rules),
-                *(results.over_seeds(m, selection="last", **where) for m in MEMORIZATION),
-            ]
+            over = replace(results, rows=found).over_seeds
+            entries = (shown(over(m, selection=r), results.seeds, 3) for m, r in scalars)
             name, *further = results.named(case)
-            entries = (shown(e, results.seeds, 3) for e in estimates)
             made = ", ".join(map(str, steps)) or "-"
-            rows.append((name, value_text(value), *further, made, *entries))
+            if found:
+                rows.append((name, value_text(value), *further, made, *entries))
     readouts = sorted({r["readout"].partition("@")[0] for r in results.rows if r["readout"]})
     return Table(
         f"Settings on {short(results.dataset)}: test accuracy by {', '.join(readouts) or '-'} at "
