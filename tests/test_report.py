@@ -1,13 +1,13 @@
-"""What a study reports: intervals, paired differences, digits, tables, and figures of any records.
+"""What a study reports: intervals, paired differences, digits, tables, and figures of any results.
 
-Records are made here: numbers of our choosing under the keys that an evaluation uses.
+Results are made here: numbers of our choosing under the keys that an evaluation uses.
 """
 
 import csv
 import json
 import struct
 import zlib
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.image
@@ -19,26 +19,24 @@ from hypothesis import strategies as st
 
 from experiments.report import (
     FIGURES,
+    RATIO,
+    TABLES,
+    Axis,
     Estimate,
-    accuracy_table,
-    clean_readout_table,
-    collapse_table,
+    Results,
+    Table,
     difference,
-    difference_table,
-    diversity_table,
+    differences,
     estimate,
-    memorization_table,
-    readout_table,
+    run_table,
+    shown_measures,
     write_figures,
     write_tables,
 )
-from experiments.report.canvas import pyplot
-from experiments.report.figures import Study
-from experiments.report.tables import BELIEF, COLLAPSE, DIVERSITY, Table
-from experiments.runs.runner import Cell, Outcome
-from experiments.runs.specs import RunSpec, as_dict
-from experiments.studies.label_noise import cells_of
-from mcr2.records import Record
+from experiments.report.canvas import COLOURS, pyplot, short_names
+from experiments.report.tables import family_tables
+from mcr2.evaluation.catalogue import FAMILIES, MEASURES, Measure
+from mcr2.records import Record, Run, RunEvaluation
 from mcr2.selection import SELECTIONS
 
 K, D = 4, 6
@@ -46,6 +44,7 @@ EPOCHS = (0, 5, 10, 15)
 LAYERS = (0, 2, 4)
 READOUTS = {"ce": "head", "redunet": "class_mean"}
 USERS = "/some/where/of/a/user/loss.py:Pull"
+EPS = Axis("eps_sq", "squared distortion ε²")
 
 
 def own_readout(method):
@@ -57,16 +56,16 @@ def number(*parts):
     return (zlib.crc32(repr(parts).encode()) % 9973 + 1) / 9975
 
 
-def reading(method, ratio, seed, epoch, full):
+def measured(method, where, seed, epoch, full):
     """Measures under an evaluation's keys: all different numbers."""
 
     def at(key):
-        measures[key] = number(method, ratio, seed, epoch, key)
+        measures[key] = number(method, where, seed, epoch, key)
 
     measures = {}
     linear = ["ridge", "head"] if method == "ce" else ["ridge"]
     for split, labels in (("train", "noisy"), ("test", "clean")):
-        for name in ("participation_ratio", "dim95", "effective_rank"):
+        for name in ("participation_ratio", "dim95"):
             at(f"features/{split}/-/-/{name}")
         for name in ("nc1", "cdnv", "nc2_etf", "mean_energy", "coherence", "class_dim95"):
             at(f"features/{split}/{labels}/-/{name}")
@@ -85,15 +84,15 @@ def reading(method, ratio, seed, epoch, full):
         at(f"features/train/noisy/{by}/fit_noisy")
         for name in ("fit_corrupted", "recovered"):
             at(f"features/train/noisy/{by}/{name}")
-            if ratio == 0:
+            if where["ratio"] == 0:
                 measures[f"features/train/noisy/{by}/{name}"] = None
-    if full and ratio > 0:
+    if full and where["ratio"] > 0:
         at("features/test/clean/ridge+clean/accuracy")
     return measures
 
 
-def profiles(method, ratio, seed):
-    rng = np.random.default_rng(zlib.crc32(repr((method, ratio, seed)).encode()))
+def profiles(method, where, seed):
+    rng = np.random.default_rng(zlib.crc32(repr((method, where, seed)).encode()))
 
     def spectrum():
         values = np.sort(rng.random(D))[::-1]
@@ -109,64 +108,90 @@ def profiles(method, ratio, seed):
     }
 
 
-def make_record(method, ratio, seed, failed=False):
-    epochs = LAYERS if method == "redunet" else EPOCHS
+def make_run(method, where, seed, failed=False):
+    made = method == "redunet"
+    epochs = LAYERS if made else EPOCHS
     history = [
-        {"epoch": e, "step": e, "measures": reading(method, ratio, seed, e, full=False)}
+        {
+            "epoch": e,
+            "lr": None if made else 0.1,
+            "measures": measured(method, where, seed, e, full=False),
+        }
         for e in epochs
     ]
     chosen = {
         "epoch": epochs[-1],
-        "validation_accuracy": 0.5,
-        "standard_error": 0.04,
-        "measures": reading(method, ratio, seed, epochs[-1], full=True),
-        "profiles": profiles(method, ratio, seed),
+        "measures": measured(method, where, seed, epochs[-1], full=True),
+        "profiles": profiles(method, where, seed),
     }
-    return Record(
+    readout = own_readout(method)
+    record = Record(
         key="0",
-        spec=as_dict(RunSpec(method, ratio=ratio, seed=seed)),
+        spec={"method": method, "seed": seed, **where},
         status="failed" if failed else "finished",
         reason="the loss stopped being finite" if failed else None,
         seeds={},
-        data={"validation": 144},
-        noise={"wrong": round(1000 * ratio)},
-        proof={"labels": f"digest of ratio {ratio:g}, seed {seed}"},
+        data={"name": "digits"},
+        noise={"wrong": round(1000 * where["ratio"])},
+        proof={"labels": f"digest of ratio {where['ratio']:g}, seed {seed}"},
         environment={},
-        readout=own_readout(method),
+        readout=readout,
         epochs=epochs[-1],
         steps=10,
         wall_seconds=1.0,
         evaluation_seconds=0.1,
-        terminal_epoch=5 if method == "ce" else None,
         history=history,
-        selections={} if failed else dict.fromkeys(SELECTIONS, chosen),
+        weights={},
     )
+    began = 5 if method == "ce" else None
+    rules = dict.fromkeys(SELECTIONS, chosen)
+    evaluation = RunEvaluation("0", 1, readout, began, (), rules, 0.1, {})
+    name = "-".join(map(str, (Path(method).name, *where.values(), seed)))
+    return Run(Path(name), record, None if failed else evaluation)
 
 
-def outcome_of(record, method, ratio, seed):
-    cell = Cell(RunSpec(method, ratio=ratio, seed=seed), "0", "0", Path(f"{method}-{ratio}-{seed}"))
-    return Outcome(cell, record, None if record else "its process was killed")
+def rows_of_run(run, method, where, seed, lost):
+    record = run.record
+    finished = not lost and record.status == "finished"
+    rows = []
+    for number, rule in enumerate(SELECTIONS):
+        row = {"method": method, "selection": rule, "readout": None if lost else record.readout}
+        row |= {**where, "seed": seed, "labels": record.proof["labels"], "steps": record.steps}
+        row |= {"status": "finished" if finished else "failed", "run": run.folder.name}
+        row |= dict.fromkeys(("test_accuracy", "fit_noisy", "fit_corrupted", "recovered"))
+        row["measures"] = {}
+        if finished:
+            found = run.evaluation.selections[rule]["measures"]
+            by = record.readout
+            row["test_accuracy"] = found[f"features/test/clean/{by}/accuracy"] - number / 1000
+            for name in ("fit_noisy", "fit_corrupted", "recovered"):
+                row[name] = found[f"features/train/noisy/{by}/{name}"]
+            row["measures"] = shown_measures(found)
+        rows.append(row)
+    return rows
 
 
-def make_study(methods, ratios, seeds, failed=(), lost=()):
-    """Cells and records of a study in which some runs failed and others left no record."""
-    outcomes = []
+def make_results(methods, ratios, seeds, failed=(), lost=(), axis=None, values=(None,)):
+    """Results of a study in which some runs failed and others left no record."""
+    rows, runs = [], []
     for seed in seeds:
-        for ratio in ratios:
-            for method in methods:
-                name = (method, ratio, seed)
-                record = None if name in lost else make_record(*name, failed=name in failed)
-                outcomes.append(outcome_of(record, *name))
-    cells = [row for outcome in outcomes for row in cells_of(outcome)]
-    return cells, [o.record for o in outcomes if o.record is not None]
+        for value in values:
+            for ratio in ratios:
+                for method in methods:
+                    where = {"ratio": ratio} | ({axis.name: value} if axis else {})
+                    name = (method, ratio, seed)
+                    run = make_run(method, where, seed, name in failed)
+                    rows += rows_of_run(run, method, where, seed, name in lost)
+                    runs += [] if name in lost else [run]
+    return Results("digits", (axis, RATIO) if axis else (RATIO,), rows, runs)
 
 
-def values(cells, name, method, ratio, selection="last"):
-    """A scalar's values over seeds, read from cells by hand."""
+def values(results, name, method, selection="last", **where):
+    """A scalar's values over seeds, read from rows by hand."""
     found = []
-    for c in cells:
-        if (c["method"], c["ratio"], c["selection"]) == (method, ratio, selection):
-            found.append(c["measures"].get(name) if "/" in name else c[name])
+    for row in results.rows:
+        if all(row[k] == v for k, v in {"method": method, "selection": selection, **where}.items()):
+            found.append(row["measures"].get(name) if "/" in name else row[name])
     return [v for v in found if v is not None]
 
 
@@ -246,152 +271,181 @@ def test_what_is_shown_is_what_was_measured_up_to_its_last_digit(mean, half):
 
 
 def test_differences_are_paired_by_seed():
-    cells, _ = make_study(["ce", "mcr2"], [0.2], [0, 1, 2])
-    ours, theirs = (values(cells, "test_accuracy", m, 0.2) for m in ("mcr2", "ce"))
-    found = difference(cells, "mcr2", "ce", "last", 0.2)
+    results = make_results(["ce", "mcr2"], [0.2], [0, 1, 2])
+    ours, theirs = (values(results, "test_accuracy", m) for m in ("mcr2", "ce"))
+    found = difference(results.rows, "mcr2", "ce", "last", {"ratio": 0.2})
     low, high = scipy.stats.ttest_rel(ours, theirs).confidence_interval(0.95)
     assert found.estimate.mean == pytest.approx((low + high) / 2)
     assert found.estimate.half_width == pytest.approx((high - low) / 2)
     assert (found.seeds, found.unpaired) == ((0, 1, 2), ())
+    assert found in differences(results)
 
 
 def test_runs_on_other_labels_are_not_paired():
-    cells, _ = make_study(["ce", "mcr2"], [0.2], [0, 1, 2])
-    for cell in cells:
-        if (cell["method"], cell["seed"]) == ("mcr2", 1):
-            cell["labels"] = "another digest"
-    found = difference(cells, "mcr2", "ce", "last", 0.2)
+    results = make_results(["ce", "mcr2"], [0.2], [0, 1, 2])
+    for row in results.rows:
+        if (row["method"], row["seed"]) == ("mcr2", 1):
+            row["labels"] = "another digest"
+    found = difference(results.rows, "mcr2", "ce", "last", {"ratio": 0.2})
     assert (found.seeds, found.unpaired) == ((0, 2), (1,))
-    ours, theirs = (values(cells, "test_accuracy", m, 0.2) for m in ("mcr2", "ce"))
+    ours, theirs = (values(results, "test_accuracy", m) for m in ("mcr2", "ce"))
     expected = [ours[0] - theirs[0], ours[2] - theirs[2]]
     assert found.estimate.mean == pytest.approx(np.mean(expected))
-    text = difference_table(cells).text()
+    text = TABLES["differences"](results).text()
     assert "Not paired" in text
     assert "mcr2 and ce at ratio 0.2, last, seed 1" in text
 
 
 def test_a_seed_that_one_method_lacks_is_left_out_and_counted():
-    cells, _ = make_study(["ce", "mcr2"], [0.2], [0, 1, 2], lost=[("ce", 0.2, 1)])
-    found = difference(cells, "mcr2", "ce", "last", 0.2)
+    results = make_results(["ce", "mcr2"], [0.2], [0, 1, 2], lost=[("ce", 0.2, 1)])
+    found = difference(results.rows, "mcr2", "ce", "last", {"ratio": 0.2})
     assert (found.seeds, found.unpaired) == ((0, 2), ())
-    assert all(row[2].endswith(" (2)") for row in difference_table(cells).rows)
+    assert all(row[2].endswith(" (2)") for row in TABLES["differences"](results).rows)
 
 
-def test_there_is_no_difference_without_both_methods():
-    assert difference_table(make_study(["mcr2"], [0.0], [0])[0]) is None
-    assert difference_table(make_study(["ce"], [0.0], [0])[0]) is None
-    lost = [("ce", 0.0, 0)]
-    assert difference_table(make_study(["ce", "mcr2"], [0.0], [0], lost=lost)[0]) is None
+@pytest.mark.parametrize("methods, lost", [(["mcr2"], []), (["ce"], []), (["ce", "mcr2"], ["ce"])])
+def test_there_is_no_difference_without_both_methods(methods, lost):
+    results = make_results(methods, [0.0], [0], lost=[(m, 0.0, 0) for m in lost])
+    assert TABLES["differences"](results) is None
 
 
 # --- tables
 
 
-def rows_of(table):
+def entries(table):
     return {row[: table.left]: row[table.left :] for row in table.rows}
 
 
 def test_accuracies_are_means_with_intervals():
-    cells, _ = make_study(["ce", "mcr2"], [0.0, 0.3], [0, 1, 2])
-    table = accuracy_table(cells, "digits", {"ce": {0.3: 0.791}})
+    results = make_results(["ce", "mcr2"], [0.0, 0.3], [0, 1, 2])
+    results = replace(results, reference={"paper, CIFAR-10": {"ce": {0.3: 0.791}}})
+    table = TABLES["accuracy"](results)
     assert "mean ± half-width of the 95 % interval over 3 seeds" in table.title
     assert table.header == ("method", "selection", "readout", "0", "0.3")
-    rows = rows_of(table)
+    rows = entries(table)
     for method in ("ce", "mcr2"):
         for rule in SELECTIONS:
             row = rows[method, rule, own_readout(method)]
             for ratio, entry in zip((0.0, 0.3), row, strict=True):
-                sample = values(cells, "test_accuracy", method, ratio, rule)
+                sample = values(results, "test_accuracy", method, rule, ratio=ratio)
                 half = scipy.stats.t.ppf(0.975, 2) * scipy.stats.sem(sample)
                 assert entry == Estimate(np.mean(sample), half, 3).text(3)
-    assert rows["ce", "paper: last", "CIFAR-10, ResNet-18"] == ("-", "0.791")
+    assert rows["ce", "last", "paper, CIFAR-10"] == ("-", "0.791")
 
 
 def test_one_seed_is_said_to_have_no_interval():
-    cells, _ = make_study(["ce", "mcr2"], [0.3], [4])
-    for make in (difference_table, memorization_table, diversity_table, readout_table):
-        assert "±" not in make(cells).text()
-    assert "one seed: no interval" in accuracy_table(cells, "digits", {}).title
-    assert "one seed: no interval" in difference_table(cells).title
+    for table in tables_of(make_results(["ce", "mcr2"], [0.3], [4])):
+        assert "±" not in table.text()
+        assert "one seed: no interval" in table.title
 
 
 def test_an_entry_over_fewer_seeds_says_how_many():
-    cells, _ = make_study(["ce", "mcr2"], [0.3], [0, 1, 2], failed=[("ce", 0.3, 1)])
-    rows = rows_of(accuracy_table(cells, "digits", {}))
+    results = make_results(["ce", "mcr2"], [0.3], [0, 1, 2], failed=[("ce", 0.3, 1)])
+    rows = entries(TABLES["accuracy"](results))
     assert rows["ce", "last", "head"][0].endswith(" (2)")
     assert "(" not in rows["mcr2", "last", "nearest_subspace@3"][0]
 
 
 def test_geometry_is_shown_for_every_method_and_split():
-    cells, _ = make_study(["ce", "mcr2"], [0.0, 0.3], [0])
-    diverse, collapsed = rows_of(diversity_table(cells)), rows_of(collapse_table(cells))
-    for table, scalars in ((diverse, DIVERSITY), (collapsed, COLLAPSE)):
-        for scalar in scalars:
-            for split in ("train", "test"):
-                for method in ("ce", "mcr2"):
-                    if method == "mcr2" and scalar.readout == "head":
-                        assert (str(scalar), split, method) not in table
-                        continue
-                    for ratio, entry in zip(
-                        (0.0, 0.3), table[str(scalar), split, method], strict=True
-                    ):
-                        (value,) = values(cells, scalar.key(split), method, ratio)
-                        assert float(entry) == pytest.approx(value, rel=5e-3)
-    assert collapse_table(cells).notes == ()
+    results = make_results(["ce", "mcr2"], [0.0, 0.3], [0])
+    shown = {**entries(TABLES["diversity"](results)), **entries(TABLES["collapse"](results))}
+    for measure, labels, by in (
+        ("dim95", {"train": "-", "test": "-"}, "-"),
+        ("coherence", {"train": "noisy", "test": "clean"}, "-"),
+        ("nc1", {"train": "noisy", "test": "clean"}, "-"),
+        ("nc3", {"train": "noisy", "test": "clean"}, "ridge"),
+    ):
+        name = measure if by == "-" else f"{measure} ({by})"
+        for split in ("train", "test"):
+            key = f"features/{split}/{labels[split]}/{by}/{measure}"
+            for method in ("ce", "mcr2"):
+                for ratio, entry in zip((0.0, 0.3), shown[name, split, method], strict=True):
+                    (value,) = values(results, key, method, ratio=ratio)
+                    assert float(entry) == pytest.approx(value, rel=5e-3)
+    assert ("nc4 (head)", "train", "ce") in shown
+    assert ("nc4 (head)", "train", "mcr2") not in shown
+    assert TABLES["collapse"](results).notes == ()
 
 
 def test_collapse_about_vanishing_means_is_flagged():
-    cells, _ = make_study(["ce", "mcr2"], [0.0, 0.3], [0, 1])
-    for cell in cells:
-        if (cell["method"], cell["ratio"], cell["seed"]) == ("mcr2", 0.3, 1):
-            cell["measures"][BELIEF[1].key("train")] = 0
-    table = collapse_table(cells)
-    for (_, split, method), (clean, noisy) in rows_of(table).items():
+    results = make_results(["ce", "mcr2"], [0.0, 0.3], [0, 1])
+    for row in results.rows:
+        if (row["method"], row["ratio"], row["seed"]) == ("mcr2", 0.3, 1):
+            row["measures"]["features/train/noisy/-/means_reliable"] = 0
+    table = TABLES["collapse"](results)
+    for (_, split, method), (clean, noisy) in entries(table).items():
         assert not clean.endswith("*")
         assert noisy.endswith("*") == ((split, method) == ("train", "mcr2"))
-    assert "not to be believed" in table.text()
+    assert "not reliable" in table.text()
     assert r"\*" in table.markdown()
-    assert "*" not in diversity_table(cells).text()
+    assert "*" not in TABLES["diversity"](results).text()
+
+
+def test_a_shown_measure_of_a_new_family_has_a_table_without_an_edit(monkeypatch):
+    monkeypatch.setitem(FAMILIES, "beauty", "Beauty of features")
+    monkeypatch.setitem(MEASURES, "charm", Measure("charm", "", "beauty", "classes", shown=True))
+    found = {"features/train/noisy/-/charm": 0.5, "features/validation/noisy/-/charm": 0.1}
+    assert list(shown_measures(found)) == ["features/train/noisy/-/charm"]
+    results = make_results(["ce"], [0.3], [0])
+    for row in results.rows:
+        row["measures"] = shown_measures(found)
+    tables = family_tables()
+    assert set(tables) == {"diversity", "collapse", "beauty"}
+    assert tables["beauty"](results).title.startswith("Beauty of features, at the last epoch")
+    assert entries(tables["beauty"](results)) == {("charm", "train", "ce"): ("0.500",)}
+
+
+def test_measures_at_other_layers_stand_in_rows_of_their_own():
+    results = make_results(["ce"], [0.3], [0])
+    for row in results.rows:
+        for name in ("test/clean/-/nc1", "test/clean/ridge/accuracy"):
+            row["measures"][f"stage2/{name}"] = 0.25
+    rows = entries(TABLES["collapse"](results))
+    assert rows["stage2: nc1", "test", "ce"] == ("0.250",)
+    assert ("nc1", "test", "ce") in rows
+    assert entries(TABLES["readouts"](results))["stage2: ridge", "", "ce"] == ("0.250",)
 
 
 def test_readouts_fitted_on_clean_labels_stand_apart():
-    cells, _ = make_study(["ce", "mcr2"], [0.0, 0.3], [0])
-    rows = rows_of(readout_table(cells))
+    results = make_results(["ce", "mcr2"], [0.0, 0.3], [0])
+    rows = entries(TABLES["readouts"](results))
     assert ("head", ">", "ce") in rows
     assert ("nearest_subspace@3", ">", "mcr2") in rows
     assert ("ridge", "", "ce") in rows
     assert ("head", "", "mcr2") not in rows
-    assert list(dict.fromkeys(name for name, *_ in rows)) == [
-        "head",
-        "nearest_subspace@3",
-        "ridge",
-        "linear_svm",
-        "knn@5",
-    ]
-    clean = rows_of(clean_readout_table(cells))
+    order = ["head", "nearest_subspace@3", "ridge", "linear_svm", "knn@5"]
+    assert list(dict.fromkeys(name for name, *_ in rows)) == order
+    clean = entries(TABLES["readouts_clean"](results))
     assert list(clean) == [("ridge+clean", "", "ce"), ("ridge+clean", "", "mcr2")]
-    (value,) = values(cells, "features/test/clean/ridge+clean/accuracy", "ce", 0.3)
+    (value,) = values(results, "features/test/clean/ridge+clean/accuracy", "ce", ratio=0.3)
     assert clean["ridge+clean", "", "ce"] == ("-", f"{value:.3f}")
-    assert clean_readout_table(make_study(["ce"], [0.0], [0])[0]) is None
+    assert TABLES["readouts_clean"](make_results(["ce"], [0.0], [0])) is None
 
 
-def tables_of(cells):
-    makers = (
-        difference_table,
-        memorization_table,
-        diversity_table,
-        collapse_table,
-        readout_table,
-        clean_readout_table,
-    )
-    tables = [accuracy_table(cells, "digits", {}), *(make(cells) for make in makers)]
-    return [table for table in tables if table is not None]
+def test_another_axis_makes_columns_and_the_further_ones_rows():
+    results = make_results(["ce", "mcr2"], [0, 0.3], [0, 1], axis=EPS, values=[2.0, 0.1])
+    table = TABLES["memorization"](results)
+    assert table.header == ("method", "ratio", "measure", "readout", "0.1", "2")
+    sample = values(results, "fit_noisy", "mcr2", ratio=0.3, eps_sq=2.0)
+    row = entries(table)["mcr2", "0.3", "fit_noisy", "nearest_subspace@3"]
+    assert row[1] == estimate(sample).text(3)
+    (first, *_) = (d for d in differences(results) if d.selection == "last")
+    assert first.where == {"eps_sq": 0.1, "ratio": 0}
+    rows = entries(TABLES["settings"](results))
+    assert len(rows) == 8
+    assert rows["mcr2", "2", "0.3", "10"][len(SELECTIONS)] == estimate(sample).text(3)
+    for table in tables_of(results):
+        assert {"ratio", "method"} <= set(table.header) or table.header[0] == "methods"
+
+
+def tables_of(results):
+    return [table for make in TABLES.values() if (table := make(results)) is not None]
 
 
 def test_text_is_readable_at_120_columns():
     methods = ["ce", "mcr2", "vmcr2", "tcr", "redunet", USERS]
-    cells, _ = make_study(methods, [0, 0.1, 0.2, 0.3, 0.4, 0.5], [0, 1, 2])
-    for table in tables_of(cells):
+    results = make_results(methods, [0, 0.1, 0.2, 0.3, 0.4, 0.5], [0, 1, 2])
+    for table in tables_of(results):
         text = table.text(120)
         assert max(map(len, text.splitlines())) <= 120
         for row in table.rows:
@@ -414,9 +468,9 @@ def test_a_folded_table_has_every_entry_behind_the_names_of_its_row(widths, labe
     table = Table("title", header, (row,), left=labels)
     lines = table.text(width).splitlines()
     blocks = [line.split() for line in lines if line[:1].isupper() or line.strip()[:1].isupper()]
-    names, entries = row[:labels], row[labels:]
+    names, rest = row[:labels], row[labels:]
     assert all(tuple(block[: len(names)]) == names for block in blocks)
-    assert [entry for block in blocks for entry in block[len(names) :]] == list(entries)
+    assert [entry for block in blocks for entry in block[len(names) :]] == list(rest)
     narrowest = sum(widths[:labels]) + 2 * len(names) + max(widths[labels:], default=0)
     if narrowest <= width:
         assert max(map(len, lines)) <= width
@@ -424,90 +478,118 @@ def test_a_folded_table_has_every_entry_behind_the_names_of_its_row(widths, labe
 
 def test_tables_of_runs_that_all_failed_are_gaps():
     names = [(m, r, 0) for m in ("ce", "mcr2") for r in (0.0, 0.3)]
-    cells, records = make_study(["ce", "mcr2"], [0.0, 0.3], [0], failed=names[:2], lost=names[2:])
-    assert len(records) == 2
-    for table in tables_of(cells):
+    results = make_results(["ce", "mcr2"], [0, 0.3], [0], failed=names[:2], lost=names[2:])
+    assert len(results.runs) == 2
+    for table in tables_of(results):
         assert all(set(row[table.left :]) <= {"-"} for row in table.rows)
 
 
 def test_measures_are_columns_of_the_csv(tmp_path):
-    cells, _ = make_study(["ce", "mcr2"], [0.3], [0], lost=[("ce", 0.3, 0)])
-    write_tables(tmp_path, cells, tables=tables_of(cells), facts={"dataset": "digits"}, notes=["n"])
+    results = make_results(["ce", "mcr2"], [0.3], [0], lost=[("ce", 0.3, 0)])
+    write_tables(tmp_path, results, tables_of(results), {"dataset": "digits"}, ["n"])
     held = json.loads((tmp_path / "table.json").read_text())
-    assert held["cells"] == cells
-    assert held["notes"] == ["n"]
+    assert held["rows"] == results.rows
+    assert (held["dataset"], held["notes"]) == ("digits", ["n"])
     with (tmp_path / "table.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     row = rows[len(SELECTIONS)]
-    (mcr2,) = (c for c in cells if (c["method"], c["selection"]) == ("mcr2", "last"))
+    (mcr2,) = (r for r in results.rows if (r["method"], r["selection"]) == ("mcr2", "last"))
     for key, value in mcr2["measures"].items():
         assert row[key] == ("" if value is None else str(value))
         assert rows[0][key] == ""
     assert "**Test accuracy on digits" in (tmp_path / "table.md").read_text()
 
 
+def test_a_run_has_a_row_for_every_selection_rule():
+    table = run_table(make_run("ce", {"ratio": 0.3}, 7))
+    assert [row[0] for row in table.rows] == list(SELECTIONS)
+    assert table.title == "ce on digits at ratio 0.3, seed 7: 15 epochs, 10 steps, 1 s"
+    assert run_table(make_run("ce", {"ratio": 0.3}, 7, failed=True)).rows == ()
+
+
+NASTY = ["a|b.py:*C*", "\x1b[31mred\n.py:D", "$x_{.py:E$", "_<b>_.py:F", "long" * 40]
+
+
+def test_names_are_data_in_tables():
+    results = replace(make_results(NASTY, [0.3], [0]), dataset="my\x1b[2J|set")
+    for table in tables_of(results):
+        assert all(c.isprintable() or c == "\n" for c in table.text(120) + table.markdown())
+        assert max(map(len, table.text(120).splitlines())) <= 120
+        for line in table.markdown().splitlines()[2:]:
+            unescaped = line.replace(r"\\", "").replace(r"\|", "")
+            assert unescaped.count("|") in (0, len(table.header) + 1)
+            assert "<b>" not in unescaped.replace(r"\<", "")
+    assert len(set(short_names([*NASTY, "long" * 40 + "g"]).values())) == len(NASTY) + 1
+
+
 # --- figures
 
 
-def draw(name, study):
-    """Draw a figure in full, small and without its slow layout; return it."""
-    figure = FIGURES[name](study)
-    figure.set_layout_engine("none")
-    figure.set_dpi(30)
-    figure.canvas.draw()
-    pyplot().close(figure)
-    return figure
+def draw(name, results):
+    """Draw a figure in full, small and without its slow layout; return it, or several."""
+    drawn = FIGURES[name](results)
+    for figure in drawn.values() if isinstance(drawn, dict) else [drawn]:
+        figure.set_layout_engine("none")
+        figure.set_dpi(30)
+        figure.canvas.draw()
+        pyplot().close(figure)
+    return drawn
+
+
+def emptied(results):
+    """The same results, every measure null and every profile missing."""
+    rows = [
+        {**r, "test_accuracy": None, "fit_noisy": None, "measures": dict.fromkeys(r["measures"])}
+        for r in results.rows
+    ]
+
+    def empty(run):
+        history = [{**e, "measures": dict.fromkeys(e["measures"])} for e in run.record.history]
+        rules = {rule: {**s, "profiles": {}} for rule, s in run.evaluation.selections.items()}
+        evaluation = replace(run.evaluation, selections=rules)
+        return Run(run.folder, replace(run.record, history=history), evaluation)
+
+    return replace(results, rows=rows, runs=list(map(empty, results.runs)))
 
 
 SIX = ["ce", "mcr2", "vmcr2", "ole", "redunet", USERS]
+THREE_SEEDS = make_results(["ce", "mcr2"], [0.0, 0.3], [0, 1, 2])
+SOME_FAILED = make_results(
+    SIX,
+    [0.0, 0.5],
+    [0, 1],
+    failed=[("mcr2", 0.5, 0), ("ce", 0.5, 0), ("ce", 0.5, 1), ("redunet", 0.5, 1)],
+    lost=[("ole", 0.5, 0), (USERS, 0.0, 0), (USERS, 0.0, 1)],
+)
+MANY_SETTINGS = make_results(
+    ["mcr2"], [0.1, 0.3], [0], axis=Axis("width", "width"), values=["a", "b", "c", "d$", (1, 2)]
+)
 STUDIES = {
-    "three seeds": make_study(["ce", "mcr2"], [0.0, 0.3], [0, 1, 2]),
-    "six methods, some failed": make_study(
-        SIX,
-        [0.0, 0.5],
-        [0, 1],
-        failed=[("mcr2", 0.5, 0), ("ce", 0.5, 0), ("ce", 0.5, 1), ("redunet", 0.5, 1)],
-        lost=[("ole", 0.5, 0), (USERS, 0.0, 0), (USERS, 0.0, 1)],
-    ),
-    "one method, one seed": make_study(["mcr2"], [0.3], [0]),
-    "no wrong label": make_study(["ce", "mcr2"], [0.0], [0]),
-    "all failed": make_study(
+    "three seeds": THREE_SEEDS,
+    "six methods, some failed": SOME_FAILED,
+    "one method, one seed": make_results(["mcr2"], [0.3], [0]),
+    "no wrong label": make_results(["ce", "mcr2"], [0.0], [0]),
+    "all failed": make_results(
         ["ce"], [0.0, 0.3], [0], failed=[("ce", 0.0, 0)], lost=[("ce", 0.3, 0)]
     ),
+    "all null": emptied(THREE_SEEDS),
+    "two axes": make_results(["ce", "mcr2"], [0, 0.3], [0, 1], axis=EPS, values=[0.1, 0.2, 2.0]),
+    "many settings": MANY_SETTINGS,
+    "nasty names": replace(make_results(NASTY, [0.3], [0]), dataset="$\\frac{$"),
 }
-
-
-def emptied(study):
-    """The same study, every measure null and every profile missing."""
-    cells, records = study
-    cells = [
-        {**c, "test_accuracy": None, "fit_noisy": None, "measures": dict.fromkeys(c["measures"])}
-        for c in cells
-    ]
-    records = [
-        replace(
-            record,
-            history=[{**e, "measures": dict.fromkeys(e["measures"])} for e in record.history],
-            selections={rule: {**s, "profiles": {}} for rule, s in record.selections.items()},
-        )
-        for record in records
-    ]
-    return cells, records
-
-
-STUDIES["all null"] = emptied(STUDIES["three seeds"])
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", FIGURES)
 @pytest.mark.parametrize("study", STUDIES)
-def test_every_figure_can_be_drawn_of_any_records(study, name):
-    draw(name, Study("digits", *STUDIES[study]))
+def test_every_figure_can_be_drawn_of_any_results(study, name):
+    draw(name, STUDIES[study])
 
 
 def test_figures_are_files_that_show_every_method(tmp_path):
-    write_figures(tmp_path, *STUDIES["three seeds"], "digits")
-    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.png" for name in FIGURES}
+    write_figures(tmp_path, THREE_SEEDS)
+    names = {*FIGURES, "ratio"} - {"settings"}
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.png" for name in names}
     for path in tmp_path.iterdir():
         content = path.read_bytes()
         assert content[:8] == b"\x89PNG\r\n\x1a\n"
@@ -522,53 +604,66 @@ def lines(axes, colour):
     return [line for line in axes.lines if line.get_color() == colour and len(line.get_xdata())]
 
 
-def history(records, method, ratio, key):
+def history(results, method, ratio, key):
     """A measure's values (seed, epoch), read from records by hand."""
     return np.array(
         [
-            [entry["measures"][key] for entry in r.history]
-            for r in records
-            if (r.spec["method"], r.spec["ratio"]) == (method, ratio)
+            [entry["measures"][key] for entry in run.record.history]
+            for run in results.runs
+            if (run.record.spec["method"], run.record.spec["ratio"]) == (method, ratio)
         ]
     )
 
 
-BLUE, ORANGE = "#0072B2", "#D55E00"
+BLUE, ORANGE = COLOURS[:2]
+
+
+def test_selection_rules_that_agree_share_a_panel():
+    assert len(draw("accuracy", THREE_SEEDS).axes) == len(SELECTIONS)
+    accuracies = {
+        (r["method"], r["seed"], r["ratio"]): r["test_accuracy"] for r in THREE_SEEDS.rows
+    }
+    rows = [
+        {**r, "test_accuracy": accuracies[r["method"], r["seed"], r["ratio"]]}
+        if r["selection"] in ("last", "oracle")
+        else r
+        for r in THREE_SEEDS.rows
+    ]
+    titles = [a.get_title() for a in draw("accuracy", replace(THREE_SEEDS, rows=rows)).axes]
+    assert titles[0] == "last\noracle"
+    assert len(titles) == len(SELECTIONS) - 1
 
 
 def test_errors_are_one_less_accuracy_and_the_terminal_phase_is_marked():
-    cells, records = STUDIES["three seeds"]
-    axes = draw("errors", Study("digits", cells, records)).axes[1]
-    train, test, *marks = lines(axes, BLUE)
-    fits = history(records, "ce", 0.3, "features/train/noisy/head/fit_noisy")
-    right = history(records, "ce", 0.3, "features/test/clean/head/accuracy")
+    axes = draw("errors", THREE_SEEDS).axes[1]
+    train, test, marks = lines(axes, BLUE)
+    fits = history(THREE_SEEDS, "ce", 0.3, "features/train/noisy/head/fit_noisy")
+    right = history(THREE_SEEDS, "ce", 0.3, "features/test/clean/head/accuracy")
     assert train.get_xdata() == pytest.approx(EPOCHS)
     assert train.get_ydata() == pytest.approx(1 - fits.mean(0))
     assert test.get_ydata() == pytest.approx(1 - right.mean(0))
     assert test.get_linestyle() == "--"
-    assert [list(mark.get_xdata()) for mark in marks] == [[5]] * 3
+    assert list(marks.get_xdata()) == [5] * 3
     assert len(lines(axes, ORANGE)) == 2  # never in its terminal phase
 
 
 def test_matched_memorization_follows_each_run():
-    cells, records = STUDIES["three seeds"]
-    left, right = draw("matched_memorization", Study("digits", cells, records)).axes
+    left, right = draw("matched_memorization", THREE_SEEDS).axes
     for axes, readouts in ((left, ("ridge", "ridge")), (right, ("head", "nearest_subspace@3"))):
         for method, colour, by in zip(("ce", "mcr2"), (BLUE, ORANGE), readouts, strict=True):
-            x = history(records, method, 0.3, f"features/train/noisy/{by}/fit_corrupted")
-            y = history(records, method, 0.3, f"features/test/clean/{by}/accuracy")
+            x = history(THREE_SEEDS, method, 0.3, f"features/train/noisy/{by}/fit_corrupted")
+            y = history(THREE_SEEDS, method, 0.3, f"features/test/clean/{by}/accuracy")
             paths = [line for line in lines(axes, colour) if len(line.get_xdata()) > 1]
             assert [list(line.get_xdata()) for line in paths] == x.tolist()
             assert [list(line.get_ydata()) for line in paths] == y.tolist()
-    without = draw("matched_memorization", Study("digits", *STUDIES["no wrong label"]))
-    assert "no training label is wrong" in without.axes[0].texts[0].get_text()
+    without = draw("matched_memorization", STUDIES["no wrong label"])
+    assert "nothing was measured" in without.axes[0].texts[0].get_text()
 
 
 def test_dimensions_have_intervals_over_seeds():
-    cells, records = STUDIES["three seeds"]
-    axes = draw("participation", Study("digits", cells, records)).axes[0]
+    axes = draw("participation", THREE_SEEDS).axes[0]
     (bars, *_) = (c for c in axes.containers if c.lines[0].get_color() == ORANGE)
-    sample = values(cells, "features/train/-/-/participation_ratio", "mcr2", 0.3)
+    sample = values(THREE_SEEDS, "features/train/-/-/participation_ratio", "mcr2", ratio=0.3)
     line, _, (segments,) = bars.lines
     assert line.get_ydata()[1] == pytest.approx(np.mean(sample))
     low, high = segments.get_segments()[1][:, 1]
@@ -576,76 +671,89 @@ def test_dimensions_have_intervals_over_seeds():
     assert (high - low) / 2 == pytest.approx(half)
 
 
+def test_every_varied_axis_has_a_figure_and_the_others_are_lines():
+    drawn = draw("settings", STUDIES["two axes"])
+    assert list(drawn) == ["eps_sq", "ratio"]
+    left = drawn["eps_sq"].axes[0]
+    assert left.get_xscale() == "log"
+    assert [c.lines[0].get_color() for c in left.containers] == list(COLOURS[:4])
+    sample = values(STUDIES["two axes"], "test_accuracy", "ce", ratio=0.3, eps_sq=0.2)
+    assert left.containers[1].lines[0].get_ydata()[1] == pytest.approx(np.mean(sample))
+
+
+def test_more_settings_than_colours_are_averaged():
+    drawn = draw("settings", MANY_SETTINGS)
+    (label,) = (text.get_text() for text in drawn["ratio"].legends[0].get_texts()[:1])
+    assert label == "width a"  # five lines
+    many = make_results(["mcr2"], [0.1, 0.3], [0], axis=Axis("n", "n"), values=range(9))
+    figure = draw("settings", many)["ratio"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["mcr2, mean over n"]
+    bars = figure.axes[0].containers[0]
+    assert bars.lines[2] == ()  # an average over settings has no interval
+    sample = values(many, "test_accuracy", "mcr2", ratio=0.3)
+    assert bars.lines[0].get_ydata()[1] == pytest.approx(np.mean(sample))
+
+
 def test_spectra_are_means_over_classes_and_seeds():
-    cells, records = STUDIES["three seeds"]
-    figure = draw("spectra", Study("digits", cells, records))
-    axes = figure.axes[3]  # of classes, at the larger ratio
+    axes = draw("spectra", THREE_SEEDS).axes[3]  # of classes, at the larger ratio
     _, test = lines(axes, ORANGE)
     key = "features/test/clean/-/class_spectra"
     found = [
-        np.mean(r.selections["last"]["profiles"][key], 0)
-        for r in records
-        if (r.spec["method"], r.spec["ratio"]) == ("mcr2", 0.3)
+        np.mean(run.evaluation.selections["last"]["profiles"][key], 0)
+        for run in THREE_SEEDS.runs_of("mcr2", ratio=0.3)
     ]
+    assert len(found) == 3
     assert test.get_xdata() == pytest.approx(np.arange(1, D + 1))
     assert test.get_ydata() == pytest.approx(np.mean(found, 0))
 
 
-@pytest.mark.parametrize(
-    "doubted, stretches",
-    [
-        ({10, 15}, [([0, 5], 1.0), ([5, 10, 15], 0.25)]),
-        ({0}, [([0, 5], 0.25), ([5, 10, 15], 1.0)]),
-        (set(), [([0, 5, 10, 15], 1.0)]),
-    ],
-)
-def test_collapse_that_is_not_believed_is_faint(doubted, stretches):
-    cells, records = STUDIES["three seeds"]
+def test_collapse_that_is_not_reliable_is_faint():
     key = "features/train/noisy/-/means_reliable"
-
-    def doubt(entry):
-        return {**entry, "measures": entry["measures"] | {key: int(entry["epoch"] not in doubted)}}
-
+    first, *others = THREE_SEEDS.runs
+    changed = [
+        {**entry, "measures": entry["measures"] | {key: int(entry["epoch"] < 10)}}
+        for entry in first.record.history
+    ]
     # One seed in doubt is enough.
-    changed = [replace(records[0], history=[doubt(e) for e in records[0].history]), *records[1:]]
-    axes = draw("nc", Study("digits", cells, changed)).axes[0]
-    found = [line for line in lines(axes, BLUE) if line.get_linestyle() == "-"]
-    assert [(list(line.get_xdata()), line.get_alpha()) for line in found] == stretches
+    first = replace(first, record=replace(first.record, history=changed))
+    axes = draw("nc", replace(THREE_SEEDS, runs=[first, *others])).axes[0]
+    faint, strong = [line for line in lines(axes, BLUE) if line.get_linestyle() == "-"]
+    assert (faint.get_alpha(), strong.get_alpha()) == (0.25, None)
+    assert np.isfinite(faint.get_ydata()).all()
+    assert np.isfinite(strong.get_ydata()).tolist() == [True, True, False, False]
 
 
-def test_a_constructed_network_is_drawn_over_its_layers():
-    cells, records = STUDIES["six methods, some failed"]
-    study = Study("digits", cells, records)
-    train, test = lines(draw("errors", study).axes[0], study.colours["redunet"])
-    key = f"features/train/noisy/{own_readout('redunet')}/fit_noisy"
-    fitted = history(records, "redunet", 0.0, key).mean(0)
-    assert train.get_ydata() == pytest.approx(1 - fitted)
+def test_a_constructed_network_is_drawn_over_its_layers_in_panels_of_its_own():
+    epochs, _, layers, _ = draw("errors", SOME_FAILED).axes
+    colour = SOME_FAILED.colours["redunet"]
+    assert (epochs.get_xlabel(), layers.get_xlabel()) == ("epoch", "layer")
+    assert lines(epochs, colour) == []
+    train, test = lines(layers, colour)
+    assert train.get_color() not in {line.get_color() for line in epochs.lines}
+    fitted = history(SOME_FAILED, "redunet", 0.0, "features/train/noisy/class_mean/fit_noisy")
+    assert train.get_ydata() == pytest.approx(1 - fitted.mean(0))
     for line in (train, test):
         assert tuple(line.get_xdata()) == LAYERS
 
 
 def test_a_history_of_one_entry_is_a_point():
-    cells, records = STUDIES["six methods, some failed"]
-    records = [
-        replace(r, history=r.history[:1]) if r.spec["method"] == "redunet" else r for r in records
+    runs = [
+        replace(run, record=replace(run.record, history=run.record.history[:1]))
+        for run in THREE_SEEDS.runs
     ]
-    study = Study("digits", cells, records)
-    found = lines(draw("errors", study).axes[0], study.colours["redunet"])
-    assert {line.get_marker() for line in found} == {"o", "_"}  # the point, and the ends of its bar
+    found = lines(draw("errors", replace(THREE_SEEDS, runs=runs)).axes[0], ORANGE)
+    assert {line.get_marker() for line in found} == {"o", "_"}  # the point, and its bar's ends
     for line in found:
         assert (line.get_xdata() == [0]).all()
 
 
 def test_a_method_has_one_colour_whatever_the_order():
-    first = Study("digits", *make_study(["mcr2", "tcr", "ce"], [0.0], [0]))
+    first = make_results(["mcr2", "tcr", "ce"], [0.0], [0])
     assert (first.colours["ce"], first.colours["mcr2"]) == (BLUE, ORANGE)
-    assert len(set(Study("digits", *STUDIES["six methods, some failed"]).colours.values())) == 6
+    assert len(set(SOME_FAILED.colours.values())) == 6
 
 
 def test_figures_are_drawn_of_the_finished_runs_that_the_last_epoch_is_read_from():
-    cells, records = STUDIES["one method, one seed"]
-    (record,) = records
-    other = replace(record, spec=asdict(RunSpec("mcr2", ratio=0.3, selections=("patience",))))
-    failed = make_record("mcr2", 0.3, 1, failed=True)
-    study = Study("digits", cells, [record, other, failed])
-    assert study.runs("mcr2", 0.3) == [record]
+    results = make_results(["mcr2"], [0.3], [0, 1, 2], failed=[("mcr2", 0.3, 1)])
+    rows = [r for r in results.rows if (r["seed"], r["selection"]) != (2, "last")]
+    assert replace(results, rows=rows).runs_of("mcr2", ratio=0.3) == results.runs[:1]

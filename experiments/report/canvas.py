@@ -1,4 +1,4 @@
-"""What all figures share: colours, short names, how a file is written."""
+"""What all figures share: colours, names, how a panel is dressed and a file is written."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.report.table import short
 from mcr2.records import write_bytes
 
 #: Okabe & Ito's colour-blind safe palette.
@@ -36,9 +37,16 @@ def short_names(methods: Sequence[str]) -> dict[str, str]:
         >>> short_names(["ce", "/some/where/loss.py:Pull"])
         {'ce': 'ce', '/some/where/loss.py:Pull': 'loss.py:Pull'}
     """
-    names = {m: Path(m).name for m in methods}
-    unique = len(set(names.values())) == len(names)
-    return names if unique else {m: m for m in methods}
+    for names in ({m: short(Path(m).name) for m in methods}, {m: short(m) for m in methods}):
+        if len(set(names.values())) == len(names):
+            return names
+    return {m: f"{name} ({i})" for i, (m, name) in enumerate(names.items(), start=1)}
+
+
+def label(text: str, most: int = 40) -> str:
+    """Return anybody's text as matplotlib shows it: no mathematics, no name that legends drop."""
+    text = short(text, most).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def pyplot() -> Any:

@@ -1,186 +1,190 @@
-"""The study's figures, each drawn from cells and records alone: :data:`FIGURES`, by file name.
+"""The figures of a study, each drawn from its results alone: :data:`FIGURES`, by file name.
 
-A method has one colour in all of them; where both are shown, training samples are drawn solid and
-test samples dashed. Bars are 95 % intervals over seeds, bands the range over seeds: an interval of
-three seeds is wider than most axes. A method that is constructed has layers where others have
-epochs, and is drawn over them; a history of one entry is a point. Records that failed and measures
-that are null leave gaps, nothing more.
+A method has one colour in all of them; where further axes are varied, each setting has its own.
+Where both are shown, training samples are drawn solid and test samples dashed. Bars are 95 %
+intervals over seeds, bands the range over seeds: an interval of three seeds is wider than most
+axes. A network that is constructed layer by layer has panels of its own, for layers are not
+epochs. Runs that failed and measures that are null leave gaps, nothing more.
 """
 
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import pairwise
+from functools import partial
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
-from experiments.report.canvas import (
-    colours_of,
-    limits,
-    log_y,
-    panels,
-    pyplot,
-    save,
-    say,
-    short_names,
-)
-from experiments.report.statistics import Cells, Estimate, over_seeds
-from experiments.report.tables import CLEAN, DIVERSITY, LABELS, MEMORIZATION, order, reading
+from experiments.report.canvas import label, limits, log_y, panels, save, say
+from experiments.report.results import Line, Results, are_numbers, value_text
+from experiments.report.statistics import Estimate
+from experiments.report.tables import LABELS, MEMORIZATION, read_by
 from mcr2.evaluation import COMMON_READOUT, measure_key
-from mcr2.records import Record
-from mcr2.selection import SELECTIONS
+from mcr2.evaluation.catalogue import MEASURES
+from mcr2.records import Run
 
-#: Line and marker of each split.
+#: A matplotlib figure, or several by file name.
+Drawn: TypeAlias = Any
+
+#: What lines in grey say in a legend.
+Styles: TypeAlias = Mapping[str, Mapping[str, Any]]
+
+#: Line of each split.
 SPLITS = {"train": "-", "test": "--"}
+TRAIN_TEST: Styles = {f"{split} samples": {"linestyle": line} for split, line in SPLITS.items()}
 
-REDRAWN = "share of training labels redrawn"
-
-
-@dataclass(frozen=True)
-class Study:
-    """What figures are drawn of.
-
-    Attributes:
-        dataset: its name.
-        cells: rows of ``table.json``.
-        records: the runs behind them, failed ones too.
-    """
-
-    dataset: str
-    cells: Cells
-    records: Sequence[Record]
-
-    @cached_property
-    def names(self) -> dict[str, str]:
-        """Methods in the order given, and what they are called."""
-        return short_names(list(dict.fromkeys(cell["method"] for cell in self.cells)))
-
-    @cached_property
-    def colours(self) -> dict[str, str]:
-        """Each method's colour."""
-        return colours_of(list(self.names))
-
-    @cached_property
-    def ratios(self) -> list[float]:
-        """Shares of redrawn labels, rising."""
-        return sorted({cell["ratio"] for cell in self.cells})
-
-    @property
-    def ends(self) -> list[float]:
-        """The smallest and the largest ratio, once where they are one."""
-        return sorted({self.ratios[0], self.ratios[-1]})
-
-    def runs(self, method: str, ratio: float) -> list[Record]:
-        """Return the finished runs that the last epoch is read from, a record a seed."""
-        return [
-            r
-            for r in self.records
-            if (r.status, r.spec["method"], r.spec["ratio"]) == ("finished", method, ratio)
-            and (r.spec["selections"] is None or "last" in r.spec["selections"])
-        ]
+#: The readout by which a method's accuracy is reported.
+OWN = "own"
 
 
-@dataclass(frozen=True)
-class Point:
+class Point(NamedTuple):
     """A measure at one epoch: its mean and range over seeds."""
 
-    epoch: int
+    x: int
     mean: float
     low: float
     high: float
 
 
-def curve(records: Iterable[Record], key: Callable[[Record], str]) -> list[Point]:
-    """Return a measure along training, over the seeds that have it at an epoch."""
+def _points(values: Mapping[int, Sequence[float]]) -> list[Point]:
+    return [Point(x, sum(v) / len(v), min(v), max(v)) for x, v in sorted(values.items())]
+
+
+def curve(runs: Iterable[Run], measure: str, split: str, readout: str = "-") -> list[Point]:
+    """Return a measure along training, over the runs that have it at an epoch."""
     at: dict[int, list[float]] = {}
-    for record in records:
-        for entry in record.history:
-            value = _finite(entry["measures"].get(key(record)))
-            if value is not None:
+    for run in runs:
+        by = run.record.readout if readout == OWN else readout
+        key = measure_key(measure, split=split, labels=LABELS[split], readout=by)
+        for entry in run.record.history:
+            value = entry["measures"].get(key)
+            if value is not None and math.isfinite(value):
                 at.setdefault(entry["epoch"], []).append(value)
-    return [Point(e, sum(v) / len(v), min(v), max(v)) for e, v in sorted(at.items())]
+    return _points(at)
 
 
-def _finite(value: Any) -> float | None:
-    return None if value is None or not math.isfinite(value) else float(value)
+def profile(run: Run, key: str) -> Any:
+    """Return a profile of the last epoch by its key, None where the run has none."""
+    chosen = {} if run.evaluation is None else run.evaluation.selections.get("last", {})
+    return chosen.get("profiles", {}).get(key)
 
 
-def _same(
-    measure: str, split: str, labels: str = "-", readout: str = "-"
-) -> Callable[[Record], str]:
-    """Return what gives the key of a measure, the same of every record."""
-    key = measure_key(measure, split=split, labels=labels, readout=readout)
-    return lambda record: key
+def _some(values: Sequence[Any], most: int) -> list[Any]:
+    """Return at most so many values, the ends among them, evenly."""
+    if len(values) <= most:
+        return list(values)
+    step = (len(values) - 1) / (most - 1)
+    return [values[round(i * step)] for i in range(most)]
 
 
-def _own(measure: str, split: str) -> Callable[[Record], str]:
-    """Return what gives the key of a measure by a record's own readout."""
-    return lambda record: measure_key(
-        measure, split=split, labels=LABELS[split], readout=record.readout
-    )
+def _title(measure: str, readout: str = "-") -> str:
+    by = "" if readout == "-" else f" ({readout})"
+    return textwrap.fill(f"{measure}{by}: {MEASURES[measure].title}", 34)
 
 
-def _draw(axes: Any, points: Sequence[Point], colour: str, line: Any, **look: Any) -> None:
-    """Draw a curve and the range over seeds around it; a single point as a marker."""
-    if not points:
-        return
-    x = [p.epoch for p in points]
-    if len(points) == 1:
-        (point,) = points
-        axes.errorbar(
-            x,
-            [point.mean],
-            [[point.mean - point.low], [point.high - point.mean]],
-            color=colour,
-            mfc=colour if line == "-" else "white",
-            marker="o",
-            capsize=3,
-            **look,
-        )
-        return
-    axes.plot(x, [p.mean for p in points], color=colour, linestyle=line, linewidth=1.5, **look)
-    low, high = [p.low for p in points], [p.high for p in points]
-    if low != high:
-        axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+def _accuracy_label(results: Results) -> str:
+    return f"test accuracy, {label(results.dataset, 24)}"
+
+
+def _handles(styles: Styles) -> list[Any]:
+    from matplotlib.lines import Line2D
+
+    return [
+        Line2D([], [], **{"color": "0.35", "label": label(name), **look})
+        for name, look in styles.items()
+    ]
+
+
+def _legend(figure: Any, results: Results, styles: Styles | None = None) -> None:
+    """Name colours, and line styles in grey, above all panels."""
+    lines = {line.label: {"color": line.colour, "linewidth": 3} for line in results.lines}
+    handles = _handles({**lines, **(styles or {})})
+    wide = 0.085 * max(len(handle.get_label()) for handle in handles) + 0.7  # inches, about
+    columns = max(1, min(len(handles), int(figure.get_figwidth() / wide)))
+    place = "outside upper center"
+    figure.legend(handles=handles, loc=place, ncols=columns, fontsize=10, frameon=False)
+
+
+# --- scalars against the first axis
+
+#: A scalar's name, the selection rule it is of, and the line it is drawn with.
+Scalar: TypeAlias = tuple[str, str, str]
+
+
+def _across(
+    results: Results,
+    scalars: Mapping[str, Sequence[Scalar]],
+    ylabel: str,
+    styles: Styles | None = None,
+    width: float = 3.2,
+) -> tuple[Any, Any, list[list[Estimate | None]]]:
+    """Draw scalars against the first axis, a panel a title; return each panel's estimates too."""
+    figure, axes = panels(1, len(scalars), width, 3.2, sharex=True)
+    found: list[list[Estimate | None]] = []
+    for panel, (title, drawn) in zip(axes[0], scalars.items(), strict=True):
+        at = _first_axis(panel, results)
+        found.append([])
+        for measure, rule, style in drawn:
+            for number, line in enumerate(results.lines):
+                values = results.estimates(measure, line.where, rule)
+                found[-1] += values
+                place = number - (len(results.lines) - 1) / 2
+                _bars(panel, line, style, place, at, values)
+        panel.set_title(title, fontsize=11)
+    axes[0, 0].set_ylabel(ylabel)
+    _legend(figure, results, styles)
+    return figure, axes[0], found
+
+
+def _first_axis(panel: Any, results: Results) -> Sequence[float]:
+    """Give a panel the first axis, and return where its values stand.
+
+    Numbers that span a factor of 8 with widening gaps stand on a logarithmic axis, others as they
+    are, and what is not a number in turn.
+    """
+    values = results.values()
+    at = values if are_numbers(values) else list(range(len(values)))
+    gaps = [b - a for a, b in pairwise(at)]
+    if at[-1] >= 8 * at[0] > 0 and max(gaps) >= 3 * min(gaps):
+        panel.set_xscale("log")
+        panel.set_xticks([], minor=True)
+    if len(at) <= 8 or at is not values:
+        panel.set_xticks(at, [label(value_text(v), 20) for v in values])
+    panel.set_xlabel(results.axes[0].title)
+    return at
 
 
 def _bars(
-    axes: Any, study: Study, method: str, values: Sequence[Estimate | None], line: str = "-"
+    panel: Any,
+    line: Line,
+    style: str,
+    place: float,
+    at: Sequence[float],
+    values: Sequence[Estimate | None],
 ) -> None:
-    """Draw estimates against the ratio, methods a little beside each other."""
-    place = list(study.names).index(method) - (len(study.names) - 1) / 2
-    reach = (study.ratios[-1] - study.ratios[0]) or 1.0
-    points = [
-        (ratio + 0.012 * reach * place, e)
-        for ratio, e in zip(study.ratios, values, strict=True)
-        if e is not None
-    ]
-    if not points:
-        return
-    colour = study.colours[method]
-    if len(study.ratios) <= 8:
-        axes.set_xticks(study.ratios, [f"{r:g}" for r in study.ratios])
-    axes.errorbar(
-        [x for x, _ in points],
-        [e.mean for _, e in points],
-        [e.half_width or 0.0 for _, e in points] if any(e.half_width for _, e in points) else None,
-        color=colour,
-        mfc=colour if line == "-" else "white",
-        linestyle=line,
-        marker="o",
-        markersize=4,
-        elinewidth=1,
-        capsize=2.5,
-    )
-
-
-def _estimates(
-    study: Study, measure: str, method: str, rule: str = "last"
-) -> list[Estimate | None]:
-    return [over_seeds(study.cells, measure, method, rule, ratio) for ratio in study.ratios]
+    """Draw estimates and their intervals, a hundredth of the axis a place beside each other."""
+    low, high = at[0], at[-1]
+    if panel.get_xscale() == "log":
+        at = [x * (high / low) ** (place / 100) for x in at]
+    else:
+        at = [x + ((high - low) or 1) * place / 100 for x in at]
+    points = [(x, e.mean, e.half_width or 0.0) for x, e in zip(at, values, strict=True) if e]
+    if points:
+        x, mean, half = zip(*points, strict=True)
+        panel.errorbar(
+            x,
+            mean,
+            half if any(half) and not line.averaged else None,
+            color=line.colour,
+            mfc=line.colour if style == "-" else "white",
+            linestyle=style,
+            marker="o",
+            markersize=4,
+            elinewidth=1,
+            capsize=2.5,
+        )
 
 
 def _lowest(values: Iterable[Estimate | None]) -> float:
@@ -188,255 +192,340 @@ def _lowest(values: Iterable[Estimate | None]) -> float:
     return max(0.0, min([0.95, *(v.mean - min(v.half_width or 0, 0.12) for v in values if v)]))
 
 
-def _legend(
-    figure: Any, study: Study, styles: Mapping[str, Mapping[str, Any]] | None = None
-) -> None:
-    """Name colours, and line styles in grey, above all panels."""
-    from matplotlib.lines import Line2D
-
-    handles = [
-        Line2D([], [], color=study.colours[m], linewidth=3, label=name)
-        for m, name in study.names.items()
-    ]
-    handles += [
-        Line2D([], [], **({"color": "0.35"} | dict(look)), label=label)
-        for label, look in (styles or {}).items()
-    ]
-    # About what a letter and a handle take, in inches; matplotlib fills column by column, the
-    # first ones with one handle more.
-    needs = [0.085 * len(handle.get_label()) + 0.7 for handle in handles]
-
-    def width(columns: int) -> float:
-        rows, longer = divmod(len(needs), columns)
-        starts = [n * rows + min(n, longer) for n in range(columns + 1)]
-        return sum(max(needs[a:b]) for a, b in pairwise(starts))
-
-    fitting = [n for n in range(1, len(needs) + 1) if width(n) <= figure.get_figwidth()]
-    figure.legend(
-        handles=handles,
-        loc="outside upper center",
-        ncols=max(fitting, default=1),
-        fontsize=10,
-        frameon=False,
-    )
-
-
-TRAIN_TEST = {f"{split} samples": {"linestyle": line} for split, line in SPLITS.items()}
-
-
-def draw_accuracy(study: Study) -> Any:
-    """Test accuracy against the ratio, a panel a selection rule."""
-    rules = [r for r in SELECTIONS if any(c["selection"] == r for c in study.cells)]
-    columns = min(3, len(rules))
-    rows = -(-len(rules) // columns)
-    figure, axes = panels(rows, columns, 3.2, 2.7, sharex=True, sharey=True)
-    found = []
-    for panel, rule in zip(axes.flat, rules, strict=False):
-        for method in study.names:
-            values = _estimates(study, "test_accuracy", method, rule)
-            _bars(panel, study, method, values)
-            found += values
-        panel.set_title(rule.replace("_", " "), fontsize=11)
-    limits(axes.flat[0], _lowest(found), 1.0)
-    for panel in axes.flat[len(rules) :]:
-        panel.remove()
-    for number in range(columns):
-        bottom = axes.flat[max(n for n in range(len(rules)) if n % columns == number)]
-        bottom.tick_params(labelbottom=True)
-    for panel in axes[:, 0]:
-        panel.set_ylabel(f"test accuracy, {study.dataset}")
-    figure.supxlabel(REDRAWN, fontsize=10)
-    _legend(figure, study)
+def draw_accuracy(results: Results) -> Drawn:
+    """Test accuracy, a panel for all selection rules that agree."""
+    agreeing: dict[tuple[Any, ...], list[str]] = {}
+    for rule in results.rules:
+        cases = (results.estimates("test_accuracy", line.where, rule) for line in results.lines)
+        agreeing.setdefault(tuple(map(tuple, cases)), []).append(rule)
+    scalars = {
+        "\n".join(rules).replace("_", " "): [("test_accuracy", rules[0], "-")]
+        for rules in agreeing.values()
+    }
+    width = 2.6 if len(scalars) > 3 else 3.2
+    figure, axes, found = _across(results, scalars, _accuracy_label(results), width=width)
+    for panel in axes:
+        panel.set_xlabel("")
+        limits(panel, _lowest(chain(*found)), 1.0)
+        panel.label_outer()
+    figure.supxlabel(results.axes[0].title, fontsize=10)
     return figure
 
 
-def draw_memorization(study: Study) -> Any:
-    """What the networks of the last epoch made of their training labels, against the ratio."""
-    figure, axes = panels(1, len(MEMORIZATION), 3.2, 3.2, sharex=True, sharey=True)
-    for panel, (measure, title) in zip(axes[0], MEMORIZATION.items(), strict=True):
-        for method in study.names:
-            _bars(panel, study, method, _estimates(study, measure, method))
-        panel.set_title(title, fontsize=11)
-        panel.set_xlabel(REDRAWN)
+def draw_memorization(results: Results) -> Drawn:
+    """What the networks of the last epoch made of their training labels."""
+    scalars = {_title(m): [(m, "last", "-")] for m in MEMORIZATION}
+    figure, axes, _ = _across(results, scalars, "share, at the last epoch")
+    for panel in axes:
         limits(panel, 0, 1)
-    axes[0, 0].set_ylabel("share, at the last epoch")
-    _legend(figure, study)
+        panel.label_outer()
     return figure
 
 
-def draw_participation(study: Study) -> Any:
-    """Dimensions of all features and of a class at the last epoch, against the ratio."""
-    titles = {
-        "participation_ratio": "participation ratio",
-        "dim95": "components with 95 % of energy",
-        "class_dim95": "with 95 % of a class's energy",
-    }
-    figure, axes = panels(1, len(titles), 3.2, 3.2, sharex=True)
-    scalars = {scalar.measure: scalar for scalar in DIVERSITY}
-    for panel, (measure, title) in zip(axes[0], titles.items(), strict=True):
-        for method in study.names:
-            for split, line in SPLITS.items():
-                values = _estimates(study, scalars[measure].key(split), method)
-                _bars(panel, study, method, values, line)
-        panel.set_title(title, fontsize=11)
-        panel.set_xlabel(REDRAWN)
+def draw_participation(results: Results) -> Drawn:
+    """Dimensions of all features and of a class at the last epoch."""
+
+    def scalar(measure: str, split: str) -> Scalar:
+        labels = "-" if MEASURES[measure].per == "features" else LABELS[split]
+        return measure_key(measure, split=split, labels=labels), "last", SPLITS[split]
+
+    measures = ("participation_ratio", "dim95", "class_dim95")
+    scalars = {_title(m): [scalar(m, split) for split in SPLITS] for m in measures}
+    figure, axes, _ = _across(results, scalars, "dimensions, at the last epoch", TRAIN_TEST)
+    for panel in axes:
         panel.set_ylim(bottom=0)
-    axes[0, 0].set_ylabel("dimensions, at the last epoch")
-    _legend(figure, study, TRAIN_TEST)
     return figure
 
 
-#: NC measures over epochs: what they are called and the classifier they are about.
-COLLAPSE_PANELS = {
-    "nc1": ("NC1: spread within classes", "-"),
-    "nc2_etf": ("NC2: means from a simplex", "-"),
-    "nc3": ("NC3: ridge from the means", COMMON_READOUT),
-    "nc4": ("NC4: ridge, nearest mean differ", COMMON_READOUT),
-}
+def draw_settings(results: Results) -> dict[str, Drawn]:
+    """For each axis: accuracy, and what became of wrong labels; the other axes are lines."""
+    varied = [axis for axis in results.axes if len(results.values(axis)) > 1]
+    return {a.name: _draw_setting(results.along(a)) for a in varied or results.axes[:1]}
 
 
-def draw_collapse(study: Study) -> Any:
-    """Neural collapse along training, at the smallest and the largest ratio."""
-    figure, axes = panels(len(study.ends), len(COLLAPSE_PANELS), 3.0, 2.6, sharex=True)
-    for row, ratio in zip(axes, study.ends, strict=True):
-        for panel, (measure, (title, readout)) in zip(row, COLLAPSE_PANELS.items(), strict=True):
-            for method, colour in study.colours.items():
-                runs = study.runs(method, ratio)
-                for split, line in SPLITS.items():
-                    labels = LABELS[split]
-                    points = curve(runs, _same(measure, split, labels, readout))
-                    doubted = {
-                        p.epoch
-                        for p in curve(runs, _same("means_reliable", split, labels))
-                        if p.low < 1
-                    }
-                    # Faint where class means hold too little of the features to be believed.
-                    for faint, some in _stretches(points, doubted):
-                        _draw(panel, some, colour, line, alpha=0.25 if faint else 1.0)
-                if readout != "-":
-                    head = curve(runs, _same(measure, "train", LABELS["train"], "head"))
-                    _draw(panel, head, colour, ":")
-            if measure == "nc4":
-                panel.set_ylim(bottom=0)
-            else:
-                log_y(panel)
-            if ratio == study.ends[0]:
-                panel.set_title(title, fontsize=11)
-            if ratio == study.ends[-1]:
-                panel.set_xlabel("epoch")
-        row[0].set_ylabel(f"ratio {ratio:g}")
-    styles = {
-        "own head, train samples": {"linestyle": ":"},
-        "means near 0: not to be believed": {"alpha": 0.3},
+def _draw_setting(results: Results) -> Drawn:
+    rules = {"last": "-", "noisy_validation": "--", "oracle": ":"}
+    rules = {rule: style for rule, style in rules.items() if rule in results.rules}
+    if len(results.lines) > 1:
+        rules = dict(list(rules.items())[:1])
+    became = {"fit_corrupted": "-", "recovered": "--"}
+    scalars = {
+        "accuracy": [("test_accuracy", rule, style) for rule, style in rules.items()],
+        "wrong labels, at the last epoch": [(m, "last", style) for m, style in became.items()],
     }
-    _legend(figure, study, TRAIN_TEST | styles)
+    figure, axes, found = _across(results, scalars, _accuracy_label(results), width=4.5)
+    limits(axes[0], _lowest(found[0]), 1)
+    limits(axes[1], 0, 1)
+    axes[1].set_ylabel("share of the wrong labels")
+    for panel, styles in zip(axes, (rules, became), strict=True):
+        handles = _handles({name: {"linestyle": style} for name, style in styles.items()})
+        panel.legend(handles=handles, fontsize=9, frameon=False)
     return figure
 
 
-def _stretches(points: Sequence[Point], marked: set[int]) -> list[tuple[bool, list[Point]]]:
-    """Cut a curve into stretches that are marked or not; a line is where one of its ends is."""
+def draw_readouts(results: Results) -> Drawn:
+    """Test accuracy by every readout fitted on the labels trained on, at the ends."""
+    keys = [key for key in read_by(results) if key.layer == "features"]
+    lines, ends = results.lines, results.ends
+    height = max(0.24, 0.1 * len(lines)) * max(len(keys), 4) + 0.6
+    figure, axes = panels(1, len(ends), 4.6, height, sharey=True)
+    look = {"marker": "o", "markersize": 5, "elinewidth": 1, "capsize": 2}
+    for panel, value in zip(axes[0], ends, strict=True):
+        found = []
+        for place, line in enumerate(lines):
+            shift = min(0.18, 0.8 / len(lines)) * (place - (len(lines) - 1) / 2)
+            where = {**line.where, "selection": "last", results.axes[0].name: value}
+            for number, key in enumerate(keys):
+                e = results.over_seeds(str(key), **where)
+                found.append(e)
+                if e is not None:
+                    half = None if line.averaged else e.half_width
+                    panel.errorbar(e.mean, number + shift, xerr=half, color=line.colour, **look)
+        panel.set_title(label(results.at(value)), fontsize=11)
+        panel.set_xlabel(_accuracy_label(results))
+        panel.set_xlim(_lowest(found) - 0.02, 1.02)
+        panel.locator_params(axis="x", nbins=6)
+    axes[0, 0].set_yticks(range(len(keys)), [label(key.readout) for key in keys], fontsize=9)
+    axes[0, 0].set_ylim(max(len(keys), 1) - 0.4, -0.6)
+    _legend(figure, results)
+    return figure
+
+
+# --- runs: along training, and profiles of the last epoch
+
+
+def _runs(
+    panel: Any,
+    results: Results,
+    lines: Iterable[Line],
+    value: Any,
+    draw: Callable[[Any, Sequence[Run], str], None],
+    title: str,
+    xlabel: str,
+) -> None:
+    """Draw the runs of lines at a value of the first axis, each line by ``draw`` in its colour."""
+    for line in lines:
+        draw(panel, results.runs_of(**line.where, **{results.axes[0].name: value}), line.colour)
+    if not panel.lines:
+        say(panel, "nothing was measured")
+    panel.set_title(title, fontsize=11)
+    panel.set_xlabel(xlabel)
+
+
+def _courses(results: Results) -> dict[str, list[Line]]:
+    """Return what lines run over: epochs where a network is trained, layers where it is made.
+
+    A network that took steps without a learning rate was constructed layer by layer.
+    """
+    found: dict[str, list[Line]] = {"epoch": [], "layer": []}
+    for line in results.lines:
+        records = [run.record for run in results.runs_of(**line.where)]
+        made = any(r.steps > 0 and r.history[-1].get("lr") is None for r in records)
+        found["layer" if made else "epoch"].append(line)
+    return {course: lines for course, lines in found.items() if lines}
+
+
+def _draw(axes: Any, points: Sequence[Point], colour: str, line: str, **look: Any) -> None:
+    """Draw a curve and the range around it; a single point as a marker."""
+    x, mean, low, high = zip(*points, strict=True) if points else ((), (), (), ())
     if len(points) == 1:
-        return [(points[0].epoch in marked, list(points))]
-    stretches: list[tuple[bool, list[Point]]] = []
-    for start, end in pairwise(points):
-        mark = bool({start.epoch, end.epoch} & marked)
-        if stretches and stretches[-1][0] == mark:
-            stretches[-1][1].append(end)
-        else:
-            stretches.append((mark, [start, end]))
-    return stretches
+        reach = [[mean[0] - low[0]], [high[0] - mean[0]]]
+        face = colour if line == "-" else "white"
+        axes.errorbar(x, mean, reach, color=colour, mfc=face, marker="o", capsize=3, **look)
+    elif points:
+        axes.plot(x, mean, color=colour, linestyle=line, linewidth=1.5, **look)
+        if low != high:
+            axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
-def profile(record: Record, key: str) -> Any:
-    """Return a profile of the last epoch by its key, None where the record has none."""
-    return record.selections.get("last", {}).get("profiles", {}).get(key)
-
-
-def _some(ratios: Sequence[float], most: int) -> list[float]:
-    """Return at most so many ratios, the ends among them, evenly."""
-    if len(ratios) <= most:
-        return list(ratios)
-    step = (len(ratios) - 1) / (most - 1)
-    return [ratios[round(i * step)] for i in range(most)]
-
-
-def draw_spectra(study: Study) -> Any:
-    """Spectra of all features and of a class at the last epoch, a column a ratio."""
-    ratios = _some(study.ratios, 4)
-    kinds = ("spectrum", "class_spectra")
-    figure, axes = panels(2, len(ratios), 3.0, 2.6, sharex=True, sharey=True)
-    for column, ratio in zip(axes.T, ratios, strict=True):
-        column[0].set_title(f"ratio {ratio:g}", fontsize=11)
-        for panel, kind in zip(column, kinds, strict=True):
-            for method in study.names:
-                for split, line in SPLITS.items():
-                    labels = "-" if kind == "spectrum" else LABELS[split]
-                    key = measure_key(kind, split=split, labels=labels)
-                    points = _spectrum(study.runs(method, ratio), key)
-                    _draw(panel, points, study.colours[method], line)
-            log_y(panel)
-        column[1].set_xlabel("component")
-    drawn = [v for panel in axes.flat for line in panel.lines for v in line.get_ydata()]
-    if any(v > 0 for v in drawn):
-        # Below a millionth of the energy is rounding.
-        axes[0, 0].set_ylim(max(1e-6, 0.5 * min(v for v in drawn if v > 0)), 1.5)
-    axes[0, 0].set_ylabel("all features:\nshare of the energy")
-    axes[1, 0].set_ylabel("mean over classes:\nshare of the energy")
-    _legend(figure, study, TRAIN_TEST)
+def draw_collapse(results: Results) -> Drawn:
+    """Neural collapse along training, at the ends of the first axis."""
+    readouts = {"nc1": "-", "nc2_etf": "-", "nc3": COMMON_READOUT, "nc4": COMMON_READOUT}
+    rows = [(*course, value) for course in _courses(results).items() for value in results.ends]
+    figure, axes = panels(len(rows), len(readouts), 3.0, 2.6)
+    for row, (course, lines, value) in zip(axes, rows, strict=True):
+        for panel, (measure, readout) in zip(row, readouts.items(), strict=True):
+            title = _title(measure, readout) if value == results.ends[0] else ""
+            draw = partial(_draw_collapse, measure, readout)
+            _runs(panel, results, lines, value, draw, title, course)
+        row[0].set_ylabel(label(results.at(value)))
+    head = {"own head, train samples": {"linestyle": ":"}}
+    _legend(figure, results, {**TRAIN_TEST, **head, "means near 0: not reliable": {"alpha": 0.3}})
     return figure
 
 
-def _spectrum(records: Sequence[Record], key: str) -> list[Point]:
-    """Return a spectrum over seeds, its components numbered from 1; of classes, their mean."""
-    found = []
-    for record in records:
-        values = profile(record, key)
-        if values and isinstance(values[0], list):
-            values = [sum(each) / len(each) for each in zip(*values, strict=True)]
-        if values and all(_finite(v) is not None for v in values):
-            found.append(values)
-    return [
-        Point(number, sum(each) / len(each), min(each), max(each))
-        for number, each in enumerate(zip(*found, strict=False), start=1)
+def _draw_collapse(measure: str, readout: str, axes: Any, runs: Sequence[Run], colour: str) -> None:
+    """Draw a measure of collapse, faint where class means hold too little of the features."""
+    for split, style in SPLITS.items():
+        points = curve(runs, measure, split, readout)
+        doubted = {p.x for p in curve(runs, "means_reliable", split) if p.low < 1}
+        if doubted:
+            _draw(axes, points, colour, style, alpha=0.25)
+            gap = math.nan
+            points = [Point(p.x, gap, gap, gap) if p.x in doubted else p for p in points]
+        _draw(axes, points, colour, style)
+    if readout != "-":
+        _draw(axes, curve(runs, measure, "train", "head"), colour, ":")
+    if measure == "nc4":
+        axes.set_ylim(bottom=0)
+    else:
+        log_y(axes)
+
+
+def draw_margins(results: Results) -> Drawn:
+    """Normalised margins of the training samples along training, by classifier."""
+    rows = [
+        (*course, readout, title)
+        for course in _courses(results).items()
+        for readout, title in ((COMMON_READOUT, "ridge on the features"), ("head", "own head"))
+        if readout != "head" or course[0] == "epoch"  # what is constructed has no head
     ]
+    figure, axes = panels(len(rows), len(results.ends), 4.2, 2.6, sharey="row")
+    for row, (course, lines, readout, title) in zip(axes, rows, strict=True):
+        for panel, value in zip(row, results.ends, strict=True):
+            title_here = f"{title}, {label(results.at(value))}"
+            draw = partial(_draw_margins, readout)
+            _runs(panel, results, lines, value, draw, title_here, course)
+            panel.axhline(0, color="0.3", linewidth=0.8)
+        row[0].set_ylabel("normalised margin")
+    band = {"5 % to 95 % of the training samples": {"linewidth": 8, "alpha": 0.3}}
+    _legend(figure, results, {"median": {"linestyle": "-"}, **band})
+    return figure
 
 
-def draw_cosines(study: Study) -> Any:
-    """|cosine| between test samples sorted by class at the last epoch; one seed of each."""
-    columns, rows = len(study.ratios), len(study.names)
-    side = 1.9 if columns > 3 else 2.6
-    figure, axes = pyplot().subplots(
-        rows,
-        columns,
-        figsize=(max(side * columns + 0.9, 5.0), side * rows + 0.6),
-        squeeze=False,
-        layout="constrained",
+def _draw_margins(readout: str, axes: Any, runs: Sequence[Run], colour: str) -> None:
+    """Draw the median margin and a band of nine tenths of the samples, means over seeds."""
+    low, middle, high = (
+        {p.x: p.mean for p in curve(runs, f"margin_normalised_{q}", "train", readout)}
+        for q in ("q05", "q50", "q95")
     )
+    points = [Point(x, m, low.get(x, m), high.get(x, m)) for x, m in middle.items()]
+    _draw(axes, points, colour, "-")
+
+
+def draw_errors(results: Results) -> Drawn:
+    """Training and test error along training, with the beginning of the terminal phase."""
+    courses, values = _courses(results), _some(results.values(), 4)
+    figure, axes = panels(len(courses), len(values), 3.2, 2.6, sharey=True)
+    for row, (course, lines) in zip(axes, courses.items(), strict=True):
+        for panel, value in zip(row, values, strict=True):
+            title = label(results.at(value))
+            _runs(panel, results, lines, value, _draw_errors, title, course)
+        row[0].set_ylabel("error, by own readout")
+    limits(axes[0, 0], 0, 1)
+    began = {"terminal phase begins": {"marker": "^", "linestyle": "none"}}
+    train = {"train, labels trained on": {"linestyle": "-"}}
+    _legend(figure, results, {**train, "test": {"linestyle": "--"}, **began})
+    return figure
+
+
+def _draw_errors(axes: Any, runs: Sequence[Run], colour: str) -> None:
+    for measure, split in (("fit_noisy", "train"), ("accuracy", "test")):
+        right = curve(runs, measure, split, OWN)
+        wrong = [Point(p.x, 1 - p.mean, 1 - p.high, 1 - p.low) for p in right]
+        _draw(axes, wrong, colour, SPLITS[split])
+    began = [run.evaluation.terminal_epoch for run in runs if run.evaluation is not None]
+    at = [epoch for epoch in began if epoch is not None]
+    if at:
+        axes.plot(at, [0] * len(at), "^", color=colour, markersize=7, clip_on=False, zorder=5)
+
+
+def draw_matched_memorization(results: Results) -> Drawn:
+    """Test accuracy against the share of wrong labels fitted along each run, a line a seed.
+
+    At the same abscissa networks have memorised as much; the higher one is the more accurate.
+    """
+    fitted = zip(results.values(), results.estimates("fit_corrupted", {}), strict=True)
+    wrong = [value for value, estimate in fitted if estimate] or results.ends[-1:]
+    values = [wrong[-1], wrong[(len(wrong) - 1) // 2]] if len(wrong) > 2 else wrong[-1:]
+    readouts = {COMMON_READOUT: "the common ridge readout", OWN: "each method's own readout"}
+    figure, axes = panels(len(values), 2, 4.2, 3.6, sharex=True, sharey=True)
+    for row, value in zip(axes, values, strict=True):
+        for panel, (readout, name) in zip(row, readouts.items(), strict=True):
+            title = f"both axes by {name}" if value == values[0] else ""
+            xlabel = "share of the wrong labels fitted"
+            draw = partial(_draw_paths, readout)
+            _runs(panel, results, results.lines, value, draw, title, xlabel)
+        row[0].set_ylabel(f"test accuracy, {label(results.at(value))}")
+    limits(axes[0, 0], 0, 1)
+    marker = {"marker": "o", "linestyle": "none"}
+    _legend(figure, results, {"before training": {**marker, "mfc": "white"}, "last epoch": marker})
+    return figure
+
+
+def _draw_paths(readout: str, axes: Any, runs: Sequence[Run], colour: str) -> None:
+    """Draw each run's path: an open marker where it starts, a full one where it ends."""
+    for run in runs:
+        fitted = {p.x: p.mean for p in curve([run], "fit_corrupted", "train", readout)}
+        right = {p.x: p.mean for p in curve([run], "accuracy", "test", readout)}
+        path = [(fitted[x], right[x]) for x in fitted if x in right]
+        if len(path) > 1:
+            axes.plot(*zip(*path, strict=True), color=colour, linewidth=0.9, alpha=0.8)
+            axes.plot(*path[0], "o", color=colour, markersize=5, mfc="white", zorder=4)
+            start, end = max(pairwise(path), key=lambda step: math.dist(*step))
+            arrow = {"arrowstyle": "-|>", "color": colour, "linewidth": 0.9, "mutation_scale": 9}
+            if start != end:
+                axes.annotate("", xy=end, xytext=start, arrowprops=arrow)
+        if path:
+            axes.plot(*path[-1], "o", color=colour, markersize=6, zorder=5)
+
+
+def draw_spectra(results: Results) -> Drawn:
+    """Spectra of all features and of a class at the last epoch, a column a value."""
+    kinds = {"spectrum": "all features", "class_spectra": "mean over classes"}
+    values = _some(results.values(), 4)
+    figure, axes = panels(2, len(values), 3.0, 2.6, sharex=True, sharey=True)
+    for row, (kind, name) in zip(axes, kinds.items(), strict=True):
+        for panel, value in zip(row, values, strict=True):
+            title, draw = label(results.at(value)), partial(_draw_spectra, kind)
+            _runs(panel, results, results.lines, value, draw, title, "component")
+        row[0].set_ylabel(f"{name}:\nshare of the energy")
+    drawn = [v for panel in axes.flat for line in panel.lines for v in line.get_ydata() if v > 0]
+    if drawn:  # below a millionth of the energy is rounding
+        axes[0, 0].set_ylim(max(1e-6, 0.5 * min(drawn)), 1.5)
+    _legend(figure, results, TRAIN_TEST)
+    return figure
+
+
+def _draw_spectra(kind: str, axes: Any, runs: Sequence[Run], colour: str) -> None:
+    """Draw a spectrum over seeds, its components numbered from 1; of classes, their mean."""
+    for split, style in SPLITS.items():
+        labels = "-" if kind == "spectrum" else LABELS[split]
+        key = measure_key(kind, split=split, labels=labels)
+        found = [values for run in runs if (values := profile(run, key))]
+        means = [
+            [sum(v) / len(v) for v in zip(*each, strict=True)] if kind == "class_spectra" else each
+            for each in found
+        ]
+        points = _points(dict(enumerate(zip(*means, strict=False), start=1)))
+        _draw(axes, points, colour, style)
+    log_y(axes)
+
+
+def draw_cosines(results: Results) -> Drawn:
+    """|cosine| between test samples sorted by class at the last epoch; one seed of each."""
+    values = _some(results.values(), 8)
+    side = 1.9 if len(values) > 3 else 2.6
+    figure, axes = panels(len(results.lines), len(values), side, side)
+    figure.get_layout_engine().set(w_pad=0.12)  # names of rows stand near the edge
     key = measure_key("abs_cosine", split="test", labels="clean")
     image = None
-    for number, (row, (method, name)) in enumerate(zip(axes, study.names.items(), strict=True)):
-        for panel, ratio in zip(row, study.ratios, strict=True):
+    for row, line in zip(axes, results.lines, strict=True):
+        for panel, value in zip(row, values, strict=True):
+            panel.grid(False)
             panel.set(xticks=[], yticks=[], box_aspect=1)
-            if number == 0:
-                panel.set_title(f"ratio {ratio:g}", fontsize=11)
-            found = [r for r in study.runs(method, ratio) if profile(r, key)]
+            runs = results.runs_of(**line.where, **{results.axes[0].name: value})
+            found = [run for run in runs if profile(run, key)]
             if not found:
                 say(panel, "no run")
                 continue
-            values = [
-                [math.nan if v is None else v for v in line] for line in profile(found[0], key)
-            ]
-            image = panel.imshow(values, cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
-            labels = profile(found[0], f"{key}_labels") or []
-            if labels and len(set(labels)) <= 20:
-                middles = {k: [i for i, v in enumerate(labels) if v == k] for k in labels}
-                at = [sum(places) / len(places) for places in middles.values()]
-                if panel is row[0]:
-                    panel.set_yticks(at, [str(k) for k in middles], fontsize=7)
-                if number == rows - 1:
-                    panel.set_xticks(at, [str(k) for k in middles], fontsize=7)
-                panel.tick_params(length=0)
-        row[0].set_ylabel(name, fontsize=12, color=study.colours[method], fontweight="bold")
+            cosines = profile(found[0], key)
+            cosines = [[math.nan if v is None else v for v in each] for each in cosines]
+            image = panel.imshow(cosines, cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
+            _name_classes(panel, profile(found[0], f"{key}_labels") or [])
+        row[0].set_ylabel(label(line.label), fontsize=12, color=line.colour, fontweight="bold")
+    for panel, value in zip(axes[0], values, strict=True):
+        panel.set_title(label(results.at(value)), fontsize=11)
     if image is not None:
         bar = figure.colorbar(image, ax=axes, shrink=0.8, aspect=30)
         bar.set_label("|cosine| of two test samples' features")
@@ -444,211 +533,19 @@ def draw_cosines(study: Study) -> Any:
     return figure
 
 
-def draw_margins(study: Study) -> Any:
-    """Normalised margins of the training samples along training, by classifier and ratio."""
-    readouts = {COMMON_READOUT: "ridge on the features", "head": "own head, where there is one"}
-    figure, axes = panels(2, len(study.ends), 4.2, 2.6, sharex=True, sharey="row")
-    for row, (readout, title) in zip(axes, readouts.items(), strict=True):
-        for panel, ratio in zip(row, study.ends, strict=True):
-            for method in study.names:
-                runs = study.runs(method, ratio)
-
-                def quantile(q: str, runs: Any = runs, readout: str = readout) -> list[Point]:
-                    key = _same(f"margin_normalised_{q}", "train", "noisy", readout)
-                    return curve(runs, key)
-
-                colour = study.colours[method]
-                middle, low, high = quantile("q50"), quantile("q05"), quantile("q95")
-                _draw(panel, [Point(p.epoch, p.mean, p.mean, p.mean) for p in middle], colour, "-")
-                if len(middle) > 1 and len(low) == len(high) == len(middle):
-                    panel.fill_between(
-                        [p.epoch for p in low],
-                        [p.mean for p in low],
-                        [p.mean for p in high],
-                        color=colour,
-                        alpha=0.15,
-                        linewidth=0,
-                    )
-                for edge in (low, high):
-                    if len(edge) > 1:
-                        x, y = [p.epoch for p in edge], [p.mean for p in edge]
-                        panel.plot(x, y, color=colour, linestyle=":", linewidth=1)
-            panel.axhline(0, color="0.3", linewidth=0.8)
-            if len(panel.lines) == 1:
-                say(panel, "nothing was measured")
-            panel.set_title(f"{title}, ratio {ratio:g}", fontsize=10)
-    for panel in axes[-1]:
-        panel.set_xlabel("epoch")
-    for panel in axes[:, 0]:
-        panel.set_ylabel("normalised margin")
-    styles = {
-        "median": {"linestyle": "-"},
-        "5 % and 95 % of the training samples": {"linestyle": ":"},
-    }
-    _legend(figure, study, styles)
-    return figure
+def _name_classes(panel: Any, labels: Sequence[int]) -> None:
+    """Name the classes of samples in the middle of each, where they are not too many."""
+    places = {k: [i for i, v in enumerate(labels) if v == k] for k in dict.fromkeys(labels)}
+    if len(places) <= 20:
+        at = [sum(each) / len(each) for each in places.values()]
+        panel.set_xticks(at, list(map(str, places)), fontsize=7)
+        panel.set_yticks(at, list(map(str, places)), fontsize=7)
+        panel.tick_params(length=0)
+        panel.label_outer()
 
 
-def draw_errors(study: Study) -> Any:
-    """Training and test error along training, with the beginning of the terminal phase."""
-    ratios = _some(study.ratios, 6)
-    columns = min(3, len(ratios))
-    figure, axes = panels(-(-len(ratios) // columns), columns, 3.2, 2.6, sharex=True, sharey=True)
-    for number, (panel, ratio) in enumerate(zip(axes.flat, ratios, strict=False)):
-        for method in study.names:
-            colour = study.colours[method]
-            runs = study.runs(method, ratio)
-            for key, line in ((_own("fit_noisy", "train"), "-"), (_own("accuracy", "test"), "--")):
-                points = [
-                    Point(p.epoch, 1 - p.mean, 1 - p.high, 1 - p.low) for p in curve(runs, key)
-                ]
-                _draw(panel, points, colour, line)
-            for record in runs:
-                if record.terminal_epoch is not None:
-                    panel.plot(
-                        [record.terminal_epoch],
-                        [0.0],
-                        color=colour,
-                        marker="^",
-                        markersize=7,
-                        linestyle="none",
-                        clip_on=False,
-                        zorder=5,
-                    )
-        panel.set_title(f"ratio {ratio:g}", fontsize=11)
-        if number + columns >= len(ratios):
-            panel.tick_params(labelbottom=True)
-    figure.supxlabel("epoch", fontsize=10)
-    limits(axes.flat[0], 0, 1)
-    for panel in axes.flat[len(ratios) :]:
-        panel.remove()
-    for panel in axes[:, 0]:
-        panel.set_ylabel("error, by own readout")
-    styles = {
-        "train, labels trained on": {"linestyle": "-"},
-        "test": {"linestyle": "--"},
-        "terminal phase begins": {"marker": "^", "linestyle": "none"},
-    }
-    _legend(figure, study, styles)
-    return figure
-
-
-def draw_matched_memorization(study: Study) -> Any:
-    """Test accuracy against the share of wrong labels fitted along each run, a line a seed.
-
-    At the same abscissa networks have memorised as much; the higher one is the more accurate.
-    """
-    wrong = [
-        r for r in study.ratios if any(_path(run) for m in study.names for run in study.runs(m, r))
-    ]
-    ratios = wrong[-1:]
-    if len(wrong) > 2:
-        ratios = [wrong[-1], wrong[(len(wrong) - 1) // 2]]
-    figure, axes = panels(max(len(ratios), 1), 2, 4.2, 3.6, sharex=True, sharey=True)
-    titles = ("both axes by the common ridge readout", "both axes by each method's own readout")
-    for panel, title in zip(axes[0], titles, strict=True):
-        panel.set_title(title, fontsize=11)
-        if not ratios:
-            say(panel, "no training label is wrong at these ratios")
-    for row, ratio in zip(axes, ratios, strict=False):
-        for panel, readout in zip(row, (COMMON_READOUT, None), strict=True):
-            for method in study.names:
-                for record in study.runs(method, ratio):
-                    _trace(panel, _path(record, readout), study.colours[method])
-        row[0].set_ylabel(f"test accuracy, ratio {ratio:g}")
-    for panel in axes[-1]:
-        panel.set_xlabel("share of the wrong labels fitted")
-    for panel in axes.flat:
-        limits(panel, 0, 1)
-        panel.set_xlim(-0.04, 1.04)
-    styles = {
-        "before training": {"marker": "o", "mfc": "white", "linestyle": "none"},
-        "last epoch": {"marker": "o", "linestyle": "none"},
-    }
-    _legend(figure, study, styles)
-    return figure
-
-
-def _path(record: Record, readout: str | None = None) -> list[tuple[float, float]]:
-    """Return (wrong labels fitted, test accuracy) along a run, by its own readout or another."""
-    by = readout or record.readout
-    keys = (
-        measure_key("fit_corrupted", split="train", labels="noisy", readout=by),
-        measure_key("accuracy", split="test", labels="clean", readout=by),
-    )
-    pairs = [tuple(_finite(e["measures"].get(key)) for key in keys) for e in record.history]
-    return [(x, y) for x, y in pairs if x is not None and y is not None]
-
-
-def _trace(axes: Any, path: Sequence[tuple[float, float]], colour: str) -> None:
-    """Draw a run's path: thin, an open marker where it starts, a full one where it ends."""
-    if not path:
-        return
-    x, y = [p[0] for p in path], [p[1] for p in path]
-    if len(path) > 1:
-        axes.plot(x, y, color=colour, linewidth=0.9, alpha=0.8)
-        axes.plot(x[:1], y[:1], color=colour, marker="o", markersize=5, mfc="white", zorder=4)
-        steps = [math.dist(a, b) for a, b in pairwise(path)]
-        # Arrows where a third and two thirds of the way are behind.
-        for part in (1 / 3, 2 / 3):
-            gone, number = 0.0, 0
-            while number < len(steps) - 1 and gone + steps[number] < part * sum(steps):
-                gone, number = gone + steps[number], number + 1
-            if steps[number] > 0:
-                axes.annotate(
-                    "",
-                    xy=path[number + 1],
-                    xytext=path[number],
-                    arrowprops={
-                        "arrowstyle": "-|>",
-                        "color": colour,
-                        "linewidth": 0.9,
-                        "mutation_scale": 9,
-                    },
-                )
-    axes.plot(x[-1:], y[-1:], color=colour, marker="o", markersize=6, linestyle="none", zorder=5)
-
-
-def draw_readouts(study: Study) -> Any:
-    """Test accuracy by every readout fitted on the labels trained on, at the ends of the ratios."""
-    keys = dict.fromkeys(key for cell in study.cells for key in cell["measures"] if reading(key))
-    readouts = sorted((r for r in map(reading, keys) if r and not r.endswith(CLEAN)), key=order)
-    height = max(0.24, 0.1 * len(study.names)) * max(len(readouts), 4) + 0.6
-    figure, axes = panels(1, len(study.ends), 4.6, height, sharey=True)
-    for panel, ratio in zip(axes[0], study.ends, strict=True):
-        found = []
-        for place, method in enumerate(study.names):
-            shift = min(0.18, 0.8 / len(study.names)) * (place - (len(study.names) - 1) / 2)
-            for number, readout in enumerate(readouts):
-                key = measure_key("accuracy", split="test", labels="clean", readout=readout)
-                value = over_seeds(study.cells, key, method, "last", ratio)
-                found.append(value)
-                if value is not None:
-                    _dot(panel, value, number + shift, study.colours[method])
-        panel.set_title(f"ratio {ratio:g}", fontsize=11)
-        panel.set_xlabel(f"test accuracy, {study.dataset}")
-        panel.set_xlim(_lowest(found) - 0.02, 1.02)
-    axes[0, 0].set_yticks(range(len(readouts)), readouts, fontsize=9)
-    axes[0, 0].set_ylim(max(len(readouts), 1) - 0.4, -0.6)
-    _legend(figure, study)
-    return figure
-
-
-def _dot(axes: Any, value: Estimate, height: float, colour: str) -> None:
-    axes.errorbar(
-        [value.mean],
-        [height],
-        xerr=value.half_width,
-        color=colour,
-        marker="o",
-        markersize=5,
-        elinewidth=1,
-        capsize=2,
-    )
-
-
-#: Figures by file name.
-FIGURES: dict[str, Callable[[Study], Any]] = {
+#: Figures of a study by file name; one that makes several gives each the name of an axis.
+FIGURES: dict[str, Callable[[Results], Drawn]] = {
     "accuracy": draw_accuracy,
     "memorization": draw_memorization,
     "matched_memorization": draw_matched_memorization,
@@ -659,18 +556,13 @@ FIGURES: dict[str, Callable[[Study], Any]] = {
     "margins": draw_margins,
     "errors": draw_errors,
     "readouts": draw_readouts,
+    "settings": draw_settings,
 }
 
 
-def write_figures(out: Path, cells: Cells, records: Sequence[Record], dataset: str) -> None:
-    """Draw every figure of :data:`FIGURES` into ``out``.
-
-    Args:
-        out: folder of the study.
-        cells: rows of ``table.json``.
-        records: of the runs that left one.
-        dataset: its name.
-    """
-    study = Study(dataset, cells, records)
-    for name, draw in FIGURES.items():
-        save(draw(study), out / f"{name}.png")
+def write_figures(out: Path, results: Results, names: Iterable[str] = tuple(FIGURES)) -> None:
+    """Draw figures of :data:`FIGURES` into ``out``."""
+    for name in names:
+        drawn = FIGURES[name](results)
+        for file, figure in (drawn if isinstance(drawn, dict) else {name: drawn}).items():
+            save(figure, out / f"{file}.png")

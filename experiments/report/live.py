@@ -4,72 +4,59 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
+from rich import progress as bars
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from experiments.runs.runner import Cell, Outcome
-from experiments.runs.specs import RunSpec
-from mcr2.training import Progress as Told
-
-
-def label(spec: RunSpec) -> str:
-    """Return a run's name on a line."""
-    served = f" for {', '.join(spec.selections)}" if spec.selections else ""
-    return f"{spec.method} ratio {spec.ratio:g} seed {spec.seed}{served}"
-
-
-def told_line(told: Mapping[str, Any]) -> str:
-    """Return loss terms and accuracies of a run's progress, shortly."""
-    terms = {"loss": told["loss"], **told["terms"]}
-    parts = [f"{name} {value:.3f}" for name, value in terms.items() if value is not None]
-    for key, value in told["measures"].items():
-        _, split, labels, readout, measure = key.split("/")
-        if measure == "accuracy" and split in ("validation", "test") and readout != "ridge":
-            parts.append(f"{split} {labels} {value:.3f}")
-    return "  ".join(parts)
+from experiments.report.table import visible
+from experiments.runs.runner import Cell as PlannedRun
+from experiments.runs.runner import Outcome
+from mcr2.evaluation import measure_key
+from mcr2.evaluation.results import Key
+from mcr2.training import Progress
 
 
 @contextlib.contextmanager
-def training_bar(spec: RunSpec) -> Iterator[Callable[[Told], None]]:
+def training_bar(name: str, epochs: int) -> Iterator[Callable[[Progress], None]]:
     """Show one run: epochs, loss terms, accuracy and the time left."""
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TextColumn("epoch {task.completed}/{task.total}"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[told]}"),
+        bars.TextColumn("{task.description}", markup=False),
+        bars.BarColumn(bar_width=24),
+        bars.TextColumn("epoch {task.completed}/{task.total}"),
+        bars.TimeRemainingColumn(),
+        bars.TextColumn("{task.fields[values]}", markup=False),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(label(spec), total=spec.training.epochs, told="")
+    with bars.Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(visible(name), total=epochs, values="")
 
-        def tell(told: Told) -> None:
-            values = {"loss": told.loss, "terms": told.terms, "measures": told.measures}
-            bar.update(task, completed=told.epoch, total=told.epochs, told=told_line(values))
+        def show(progress: Progress) -> None:
+            values = _values(asdict(progress))
+            bar.update(task, completed=progress.epoch, total=progress.epochs, values=values)
 
-        yield tell
+        yield show
 
 
 class StudyView:
-    """The table as far as it is known and a line a running cell; plain lines off a terminal.
+    """The table as far as it is known and a line a run that goes on; plain lines off a terminal.
 
     Args:
-        total: how many cells there are.
+        total: how many runs there are.
         table: what to show of those that have ended.
-        detail: what tells runs of one method, ratio and seed apart.
+        describe: what a run is called: what tells it from the others.
     """
 
     def __init__(
         self,
         total: int,
         table: Callable[[Sequence[Outcome]], str],
-        detail: Callable[[RunSpec], str],
+        describe: Callable[[PlannedRun], str],
     ) -> None:
         self.console = Console(highlight=False)
-        self.detail = detail
+        self.describe = describe
         self.total = total
         self.table = table
         self.live: Live | None = None
@@ -85,44 +72,51 @@ class StudyView:
         if self.live is not None:
             self.live.stop()
 
-    def show(self, outcomes: Sequence[Outcome], running: Mapping[Cell, Mapping[str, Any]]) -> None:
-        """Take note of what has finished and of what the running cells tell."""
-        for outcome in outcomes[self.announced :]:
-            self.announced += 1
-            if self.live is None:
-                self.console.print(
-                    f"[{self.announced}/{self.total}] {self._label(outcome.cell)}: "
-                    f"{_ended(outcome)}",
-                    markup=False,
-                    soft_wrap=True,
-                )
+    def show(
+        self, outcomes: Sequence[Outcome], running: Mapping[PlannedRun, Mapping[str, Any]]
+    ) -> None:
+        """Show the runs that have ended, and the progress of those that go on."""
         if self.live is not None:
             table = self.table(outcomes) if outcomes else "no run has finished yet"
-            lines = [f"{self._label(cell)}: {_goes(told)}" for cell, told in running.items()]
+            lines = [
+                visible(f"{self.describe(run)}: {_status_line(progress)}")
+                for run, progress in running.items()
+            ]
             head = f"{len(outcomes)} of {self.total} runs finished"
-            text = [Text(part) for part in (table, "", head, *lines)]
-            self.live.update(Group(*text))
+            self.live.update(Group(*map(Text, (table, "", head, *lines))))
+            return
+        for outcome in outcomes[self.announced :]:
+            self.announced += 1
+            line = visible(f"{self.describe(outcome.cell)}: {_outcome_line(outcome)}")
+            text = f"[{self.announced}/{self.total}] {line}"
+            self.console.print(text, markup=False, soft_wrap=True)
 
-    def _label(self, cell: Cell) -> str:
-        return label(cell.spec) + self.detail(cell.spec)
+
+def _values(progress: Mapping[str, Any]) -> str:
+    """Return loss terms and accuracies of a run's progress, shortly."""
+    terms = {"loss": progress["loss"], **progress["terms"]}
+    parts = [f"{name} {value:.3f}" for name, value in terms.items() if value is not None]
+    for text, value in progress["measures"].items():
+        key = Key.parse(text)
+        if key.measure == "accuracy" and key.split != "train" and key.readout != "ridge":
+            parts.append(f"{key.split} {key.labels} {value:.3f}")
+    return visible("  ".join(parts))
 
 
-def _goes(told: Mapping[str, Any]) -> str:
-    if not told:
+def _status_line(progress: Mapping[str, Any]) -> str:
+    if not progress:
         return "starting"
-    left = told.get("seconds_left") or 0
-    return f"epoch {told['epoch']}/{told['epochs']}, {left:.0f} s left  {told_line(told)}"
+    epoch, left = f"epoch {progress['epoch']}/{progress['epochs']}", progress["seconds_left"] or 0
+    return f"{epoch}, {left:.0f} s left  {_values(progress)}"
 
 
-def _ended(outcome: Outcome) -> str:
+def _outcome_line(outcome: Outcome) -> str:
     record = outcome.record
-    if record is None:
-        return f"failed, {outcome.error}"
-    if record.status == "failed":
-        return f"failed, {record.reason}"
-    chosen = next(iter(record.selections.values()))
-    accuracy = chosen["measures"][f"features/test/clean/{record.readout}/accuracy"]
+    if record is None or record.status == "failed":
+        return f"failed, {outcome.error if record is None else record.reason}"
+    entry = record.history[-1]
+    key = measure_key("accuracy", split="test", labels="clean", readout=record.readout)
     return (
-        f"test accuracy {accuracy:.3f} by {record.readout} at epoch {chosen['epoch']} "
+        f"test accuracy {entry['measures'][key]:.3f} by {record.readout} at epoch {entry['epoch']} "
         f"({record.wall_seconds:.0f} s)"
     )

@@ -1,22 +1,21 @@
 """Means over seeds with 95 % intervals, and differences between methods over the same seeds.
 
-A cell is a row of ``table.json``: one run at one selected epoch. Its scalars are named by their
-key in the cell (``test_accuracy``) or, where the name holds a ``/``, by their key among the cell's
-``measures``.
+A row is one of ``table.json``: one run at one selection rule. Its scalars are named by their key in
+the row (``test_accuracy``) or, where the name holds a ``/``, by their key among its ``measures``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, TypeAlias
 
 #: Probability with which an interval holds the mean of all seeds, were they normal.
 CONFIDENCE = 0.95
 
-Cells = Sequence[Mapping[str, Any]]
+Row: TypeAlias = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,8 @@ class Estimate:
         elif places is not None:
             shown = places
         else:  # a count, of components say, is exact
-            shown = 0 if isinstance(self.mean, int) or not value else significant_places(value)
+            exact = isinstance(self.mean, int) or not value
+            shown = 0 if exact else max(2 - math.floor(math.log10(abs(value))), 0)
         text = _fixed(value, shown, plus) + ("" if half is None else f"±{_fixed(half, shown)}")
         if not exponent:
             return text
@@ -94,16 +94,6 @@ def supported_places(uncertainty: float) -> int:
     return (1 if rounded < 2 else 0) - exponent
 
 
-def significant_places(value: float, digits: int = 3) -> int:
-    """Return the decimals at which a number has so many significant digits, none below 0.
-
-    Example:
-        >>> significant_places(0.01234), significant_places(12.34), significant_places(1234.0)
-        (4, 1, 0)
-    """
-    return max(digits - 1 - math.floor(math.log10(abs(value))), 0)
-
-
 def estimate(values: Sequence[float]) -> Estimate | None:
     """Return mean and 95 % interval of values, one a seed; None of nothing.
 
@@ -126,41 +116,30 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     return Estimate(mean(values), quantile * stdev(values) / math.sqrt(n), n)
 
 
-def value_of(cell: Mapping[str, Any], name: str) -> float | None:
-    """Return a cell's scalar by its name, None where it is undefined or not finite.
+def value_of(row: Row, name: str) -> float | None:
+    """Return a row's scalar by its name, None where it is undefined or not finite.
 
     Example:
-        >>> cell = {"test_accuracy": 0.5, "measures": {"features/test/-/-/dim95": 7}}
-        >>> value_of(cell, "test_accuracy"), value_of(cell, "features/test/-/-/dim95")
+        >>> row = {"test_accuracy": 0.5, "measures": {"features/test/-/-/dim95": 7}}
+        >>> value_of(row, "test_accuracy"), value_of(row, "features/test/-/-/dim95")
         (0.5, 7)
     """
-    value = cell["measures"].get(name) if "/" in name else cell[name]
+    value = row["measures"].get(name) if "/" in name else row[name]
     return None if value is None or not math.isfinite(value) else value
 
 
-def matching(cells: Cells, **values: Any) -> Callable[[str], Estimate | None]:
-    """Return what estimates a scalar over the seeds of the cells that have these values."""
-    rows = [c for c in cells if all(c[name] == value for name, value in values.items())]
-
-    def over(name: str) -> Estimate | None:
-        return estimate([v for v in (value_of(row, name) for row in rows) if v is not None])
-
-    return over
-
-
-def over_seeds(
-    cells: Cells, measure: str, method: str, selection: str, ratio: float
-) -> Estimate | None:
-    """Return one entry of a table: a scalar's estimate over the seeds that have it."""
-    return matching(cells, method=method, selection=selection, ratio=ratio)(measure)
+def matching(rows: Sequence[Row], **values: Any) -> list[Row]:
+    """Return the rows that have these values."""
+    return [row for row in rows if all(row[name] == value for name, value in values.items())]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One method less another at one ratio and selection, seed by seed.
+    """One method less another at one setting and selection, seed by seed.
 
     Attributes:
-        method, baseline, selection, ratio: what is compared.
+        method, baseline, selection: what is compared.
+        where: the value of every axis.
         estimate: of the differences; None where no seed could be paired.
         seeds: those that were paired.
         unpaired: those that both have, but with other corrupted labels.
@@ -169,38 +148,35 @@ class Difference:
     method: str
     baseline: str
     selection: str
-    ratio: float
+    where: Mapping[str, Any]
     estimate: Estimate | None
     seeds: tuple[int, ...]
     unpaired: tuple[int, ...]
 
 
 def difference(
-    cells: Cells, method: str, baseline: str, selection: str, ratio: float
+    rows: Sequence[Row], method: str, baseline: str, selection: str, where: Mapping[str, Any]
 ) -> Difference:
     """Return the paired difference of test accuracies, ``method - baseline``.
 
     A pair is two runs of one seed that were trained on the same labels: the digests of labels
-    that their records hold as proof (``labels`` in a cell) agree. What a seed does to both
+    that their records hold as proof (``labels`` in a row) agree. What a seed does to both
     methods cancels in the difference, so that its interval may be narrower than either mean's.
     """
 
-    def runs(name: str) -> dict[int, tuple[float, str]]:
-        return {
-            c["seed"]: (value, c["labels"])
-            for c in cells
-            if (c["method"], c["selection"], c["ratio"]) == (name, selection, ratio)
-            and (value := value_of(c, "test_accuracy")) is not None
-        }
+    def accuracies(name: str) -> dict[int, tuple[float, str]]:
+        found = matching(rows, method=name, selection=selection, **where)
+        values = {row["seed"]: (value_of(row, "test_accuracy"), row["labels"]) for row in found}
+        return {seed: (v, labels) for seed, (v, labels) in values.items() if v is not None}
 
-    ours, theirs = runs(method), runs(baseline)
+    ours, theirs = accuracies(method), accuracies(baseline)
     shared = sorted(ours.keys() & theirs.keys())
     paired = tuple(s for s in shared if ours[s][1] == theirs[s][1])
     return Difference(
         method,
         baseline,
         selection,
-        ratio,
+        where,
         estimate([ours[s][0] - theirs[s][0] for s in paired]),
         paired,
         tuple(s for s in shared if s not in paired),

@@ -1,191 +1,74 @@
-"""Records -> tables: text for a terminal, Markdown, CSV, JSON."""
+"""The tables of a study, each a function of its results: :data:`TABLES`; and those of single runs.
+
+The values of the first axis are columns; methods and the further axes are rows.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
-import textwrap
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from experiments.report.canvas import short_names
-from experiments.report.statistics import (
-    Cells,
-    Difference,
-    Estimate,
-    difference,
-    over_seeds,
-    value_of,
-)
+from experiments.report.results import Results, value_text
+from experiments.report.statistics import Difference, Estimate, Row, difference, matching
+from experiments.report.table import Table, escape_markdown, short
 from mcr2.data import Availability
-from mcr2.evaluation import COMMON_READOUT, measure_key
+from mcr2.evaluation.catalogue import FAMILIES, MEASURES
+from mcr2.evaluation.results import Key, measure_key
 from mcr2.readouts import READOUTS, parse_readout
-from mcr2.records import Record, write_json, write_text
-from mcr2.selection import SELECTIONS
+from mcr2.records import Run, write_json, write_text
 
-#: Published figures: method -> ratio -> accuracy.
-Reference = Mapping[str, Mapping[float, float]]
+#: Measures of memorization, which rows hold under their names, in the order of columns and panels.
+MEMORIZATION = ("fit_noisy", "fit_corrupted", "recovered")
 
-#: Measures of memorization, in the order of tables and panels, and what they count.
-MEMORIZATION = {
-    "fit_noisy": "training labels fitted",
-    "fit_corrupted": "wrong labels fitted",
-    "recovered": "wrong labels recovered",
-}
-
-#: What accuracies are counted against in training: labels as they were trained on; in test, clean.
+#: What is counted against in training: labels as they were trained on; in test, the true ones.
 LABELS = {"train": "noisy", "test": "clean"}
 
 #: Ends the name of a readout that was fitted on clean labels, a diagnostic.
 CLEAN = "+clean"
 
-#: Text on a terminal is folded at this many columns.
-WIDTH = 120
+#: 0 where class means hold too little of the features: measures about them are then near 0/0.
+RELIABLE = "means_reliable"
 
-
-@dataclass(frozen=True)
-class Scalar:
-    """A measure of features as tables show it.
-
-    Attributes:
-        measure: its name in the key.
-        readout: the linear classifier it is about, or ``-``.
-        labelled: whether it depends on labels.
-    """
-
-    measure: str
-    readout: str = "-"
-    labelled: bool = True
-
-    def key(self, split: str) -> str:
-        """Return its key: on train by the labels trained on, on test by the clean ones.
-
-        Example:
-            >>> Scalar("nc4", "ridge").key("train"), Scalar("dim95", labelled=False).key("test")
-            ('features/train/noisy/ridge/nc4', 'features/test/-/-/dim95')
-        """
-        labels = LABELS[split] if self.labelled else "-"
-        return measure_key(self.measure, split=split, labels=labels, readout=self.readout)
-
-    def __str__(self) -> str:
-        return self.measure if self.readout == "-" else f"{self.measure} ({self.readout})"
-
-
-#: Whether features are diverse: measures that a collapse makes small (coherence: large).
-DIVERSITY = (
-    Scalar("participation_ratio", labelled=False),
-    Scalar("dim95", labelled=False),
-    Scalar("class_dim95"),
-    Scalar("coherence"),
-    Scalar("reduction"),
-)
-
-#: Whether they are collapsed: all of these go to 0 then.
-COLLAPSE = (
-    Scalar("nc1"),
-    Scalar("cdnv"),
-    Scalar("nc2_etf"),
-    Scalar("nc3", COMMON_READOUT),
-    Scalar("nc3", "head"),
-    Scalar("nc4", COMMON_READOUT),
-    Scalar("nc4", "head"),
-)
-
-#: Stand beside them: where class means hold too little of the features, collapse is 0/0.
-BELIEF = (Scalar("mean_energy"), Scalar("means_reliable"))
+#: Families that share a table, each by a measure of it, and the title. Every other family with a
+#: shown measure has a table of its own.
+TOGETHER = {
+    "diversity": (
+        ("dim95", "class_dim95", "coherence", "reduction"),
+        "Diverse or collapsed? Features at the last epoch: dimensions of all and of a class, "
+        "overlap of class subspaces (coherence), ΔR (reduction)",
+    ),
+    "collapse": (("nc1", "nc3"), "Neural collapse at the last epoch: 0 is collapsed"),
+}
 
 
 def shown_measures(measures: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of a run's measures that the study's tables show, None where one is missing."""
-    keys = [s.key(split) for s in (*DIVERSITY, *COLLAPSE, *BELIEF) for split in LABELS]
-    readings = [key for key in measures if reading(key)]
-    return {key: measures.get(key) for key in (*keys, *readings)}
+    """Return those of a run's measures that a row holds: what tables show, of every layer.
 
-
-def reading(key: str) -> str | None:
-    """Return the readout of a test accuracy's key, None for any other key."""
-    _, split, labels, readout, measure = key.split("/")
-    return readout if (split, labels, measure) == ("test", "clean", "accuracy") else None
-
-
-@dataclass(frozen=True)
-class Table:
-    """A titled table of text: a header and rows of equal length.
-
-    Attributes:
-        title: one sentence.
-        header, rows: the text.
-        left: how many columns name a row; they are aligned to the left, what is behind them to
-            the right.
-        notes: lines beneath it.
+    They are the catalogue's ``shown`` ones on train by the labels trained on and on test by the
+    true ones, what tells whether class means are reliable, and the test accuracy by every readout.
     """
 
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    left: int = 3
-    notes: tuple[str, ...] = ()
+    def stands(key: Key) -> bool:
+        if key.labels not in ("-", LABELS.get(key.split)):
+            return False
+        if key.measure == "accuracy":
+            return key.split == "test"
+        measure = MEASURES.get(key.measure)
+        if measure is None or measure.family in _families("accuracy", "fit_noisy"):
+            return False
+        return measure.shown or key.measure == RELIABLE
 
-    def text(self, width: int | None = None) -> str:
-        """Return the table in columns, numbers to the right.
-
-        Args:
-            width: fold what is wider: columns that do not fit make a block of their own beneath,
-                each behind the columns that name its rows; None never folds.
-        """
-        if width is None:
-            title, notes = [self.title], list(self.notes)
-        else:
-            wrapper = textwrap.TextWrapper(width, break_on_hyphens=False)
-            title = wrapper.wrap(self.title)
-            notes = list(chain(*map(wrapper.wrap, self.notes)))
-        blocks = (self._block(columns) for columns in self._fold(width))
-        return "\n".join([*title, "\n\n".join(blocks), *notes])
-
-    def _widths(self) -> list[int]:
-        return [max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]
-
-    def _fold(self, width: int | None) -> list[list[int]]:
-        """Return the numbers of the columns of each block."""
-        widths = self._widths()
-        names = list(range(min(self.left, len(widths))))
-        blocks: list[list[int]] = [list(names)]
-        for column in range(len(names), len(widths)):
-            wide = sum(widths[c] + 2 for c in blocks[-1]) + widths[column]
-            if width is not None and wide > width and len(blocks[-1]) > len(names):
-                blocks.append(list(names))
-            blocks[-1].append(column)
-        return blocks
-
-    def _block(self, columns: Sequence[int]) -> str:
-        widths = self._widths()
-
-        def line(cells: Sequence[str]) -> str:
-            return "  ".join(
-                cells[c].ljust(widths[c]) if c < self.left else cells[c].rjust(widths[c])
-                for c in columns
-            ).rstrip()
-
-        lines = [line(self.header), *map(line, self.rows)]
-        return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
-
-    def markdown(self) -> str:
-        """Return the table in Markdown."""
-        marks = [":--"] * self.left + ["--:"] * (len(self.header) - self.left)
-        rows = [self.header, tuple(marks[: len(self.header)]), *self.rows]
-        notes = "".join(f"\n\n{_escaped(note)}" for note in self.notes)
-        return (
-            f"**{self.title}**\n\n"
-            + "\n".join("| " + " | ".join(map(_escaped, r)) + " |" for r in rows)
-        ) + notes
+    return {text: value for text, value in measures.items() if stands(Key.parse(text))}
 
 
-def _escaped(text: str) -> str:
-    """Keep an asterisk an asterisk in Markdown."""
-    return text.replace("*", r"\*")
+def _families(*measures: str) -> set[str]:
+    return {MEASURES[measure].family for measure in measures}
 
 
 def shown(value: Estimate | None, seeds: int, places: int | None = None, **how: Any) -> str:
@@ -200,272 +83,294 @@ def shown(value: Estimate | None, seeds: int, places: int | None = None, **how: 
     return value.text(places, **how) + ("" if value.count == seeds else f" ({value.count})")
 
 
-def over_what(cells: Cells) -> str:
-    """Return what ± means in a table of these cells."""
-    seeds = len({cell["seed"] for cell in cells})
-    if seeds == 1:
-        return "one seed: no interval"
-    return f"mean ± half-width of the 95 % interval over {seeds} seeds"
+def _table(
+    results: Results,
+    title: str,
+    names: tuple[str, ...],
+    rows: Iterable[tuple[tuple[str, ...], Sequence[str]]],
+    *,
+    about: str = "",
+    notes: Sequence[str] = (),
+) -> Table | None:
+    """Return rows, each its names and its entries at the values of the first axis, as a table.
 
-
-def _ratios(cells: Cells) -> list[float]:
-    return sorted({cell["ratio"] for cell in cells})
-
-
-def _seeds(cells: Cells) -> int:
-    return len({cell["seed"] for cell in cells})
-
-
-def _methods(cells: Cells) -> list[str]:
-    return list(dict.fromkeys(cell["method"] for cell in cells))
-
-
-def _readout(cells: Cells, method: str) -> str:
-    names = {c["readout"] for c in cells if c["method"] == method and c["readout"]}
-    return ", ".join(sorted(names)) or "-"
-
-
-def _columns(cells: Cells) -> tuple[str, ...]:
-    return tuple(f"{r:g}" for r in _ratios(cells))
-
-
-def accuracy_table(cells: Cells, dataset: str, reference: Reference) -> Table:
-    """Return test accuracy: methods x selections as rows, ratios as columns.
-
-    The ``reference`` figures, by method and ratio, stand beneath as the paper's rows.
+    None where there is no row.
     """
-    ratios, seeds = _ratios(cells), _seeds(cells)
-    names = short_names(_methods(cells))
-    rows = []
-    for method in names:
-        for rule in SELECTIONS:
-            values = [over_seeds(cells, "test_accuracy", method, rule, r) for r in ratios]
-            if any(values):
-                entries = (shown(v, seeds, 3) for v in values)
-                rows.append((names[method], rule, _readout(cells, method), *entries))
-    for method, figures in reference.items():
-        entries = (f"{figures[r]:.3f}" if r in figures else "-" for r in ratios)
-        rows.append((method, "paper: last", "CIFAR-10, ResNet-18", *entries))
-    return Table(
-        f"Test accuracy on {dataset} by share of training labels redrawn ({over_what(cells)})",
-        ("method", "selection", "readout", *_columns(cells)),
-        tuple(rows),
-    )
+    lines = tuple((*called, *entries) for called, entries in rows)
+    header = (*names, *map(value_text, results.values()))
+    title = f"{title} ({about}by {results.axes[0].title}; {results.interval})"
+    return Table(title, header, lines, len(names), tuple(notes)) if lines else None
 
 
-def differences(cells: Cells, baseline: str = "ce") -> list[Difference]:
-    """Return every other method less the baseline, at each selection and ratio that both have."""
-    methods = _methods(cells)
-    if baseline not in methods:
-        return []
+def _entries(
+    results: Results, measure: str, case: Mapping[str, Any], rule: str = "last"
+) -> list[str] | None:
+    """Return accuracies or shares at the values of the first axis; None where there is none."""
+    values = results.estimates(measure, case, rule)
+    return [shown(v, results.seeds, 3) for v in values] if any(values) else None
+
+
+def _further(results: Results) -> tuple[str, ...]:
+    return tuple(axis.name for axis in results.axes[1:])
+
+
+def accuracy_table(results: Results) -> Table | None:
+    """Return test accuracy by selection rule, and published figures beneath."""
+    rows: list[tuple[tuple[str, ...], list[str]]] = [
+        ((*results.named(case), rule, results.readout_of(**case)), entries)
+        for case in results.cases
+        for rule in results.rules
+        if (entries := _entries(results, "test_accuracy", case, rule))
+    ]
+    for source, figures in results.reference.items():
+        for method, known in figures.items():
+            entries = [f"{known[v]:.3f}" if v in known else "-" for v in results.values()]
+            rows.append(((method, *("-" for _ in results.axes[1:]), "last", source), entries))
+    names = ("method", *_further(results), "selection", "readout")
+    return _table(results, f"Test accuracy on {short(results.dataset)}", names, rows)
+
+
+def differences(results: Results, baseline: str = "ce") -> list[Difference]:
+    """Return every other method less the baseline, wherever both have a test accuracy."""
     found = [
-        difference(cells, method, baseline, rule, ratio)
-        for method in methods
-        if method != baseline
-        for rule in SELECTIONS
-        for ratio in _ratios(cells)
+        difference(results.rows, case["method"], baseline, rule, where)
+        for case in results.cases
+        if case["method"] != baseline
+        for rule in results.rules
+        for value in results.values()
+        for where in [{results.axes[0].name: value} | {a: case[a] for a in _further(results)}]
     ]
     return [d for d in found if d.estimate or d.unpaired]
 
 
-def difference_table(cells: Cells, baseline: str = "ce") -> Table | None:
+def difference_table(results: Results, baseline: str = "ce") -> Table | None:
     """Return test accuracy less the baseline's, paired; None where there is nothing to compare."""
-    found = {(d.method, d.selection, d.ratio): d for d in differences(cells, baseline)}
-    if not found:
-        return None
-    seeds, names = _seeds(cells), short_names(_methods(cells))
-    rows = []
-    for method, rule in dict.fromkeys(key[:2] for key in found):
-        at = [found.get((method, rule, ratio)) for ratio in _ratios(cells)]
-        entries = (shown(d and d.estimate, seeds, 3, signed=True) for d in at)
-        rows.append((f"{names[method]} - {baseline}", rule, *entries))
-    notes = [
-        f"Not paired, for the labels trained on differ: {names[d.method]} and {baseline} at ratio "
-        f"{d.ratio:g}, {d.selection}, seed {', '.join(map(str, d.unpaired))}"
-        for d in found.values()
-        if d.unpaired
+    rows: dict[tuple[str, ...], dict[Any, Estimate | None]] = {}
+    notes = []
+    for d in differences(results, baseline):
+        name, *settings = results.named({"method": d.method, **d.where})
+        row = rows.setdefault((f"{name} - {baseline}", *settings, d.selection), {})
+        row[d.where[results.axes[0].name]] = d.estimate
+        if d.unpaired:
+            where = ", ".join(f"{axis} {value_text(value)}" for axis, value in d.where.items())
+            notes.append(
+                f"Not paired, for the labels trained on differ: {name} and {baseline} at {where}, "
+                f"{d.selection}, seed {', '.join(map(str, d.unpaired))}"
+            )
+    entries = [
+        (names, [shown(row.get(v), results.seeds, 3, signed=True) for v in results.values()])
+        for names, row in rows.items()
     ]
-    return Table(
+    title = (
         "Difference in test accuracy, each by its own readout, paired: same seed, same corrupted "
-        f"labels ({over_what(cells)})",
-        ("methods", "selection", *_columns(cells)),
-        tuple(rows),
-        left=2,
-        notes=tuple(notes),
+        "labels"
     )
+    names = ("methods", *_further(results), "selection")
+    return _table(results, title, names, entries, notes=notes)
 
 
-def memorization_table(cells: Cells) -> Table:
+def memorization_table(results: Results) -> Table | None:
     """Return what the networks of the last epoch made of their training labels."""
-    ratios, seeds = _ratios(cells), _seeds(cells)
-    names = short_names(_methods(cells))
-    rows = []
-    for method in names:
-        for measure in MEMORIZATION:
-            values = [over_seeds(cells, measure, method, "last", r) for r in ratios]
-            entries = (shown(v, seeds, 3) for v in values)
-            rows.append((names[method], measure, _readout(cells, method), *entries))
-    return Table(
-        "Memorization at the last epoch (shares: fit_noisy of all training labels; fit_corrupted "
-        "and recovered of the wrong ones)",
-        ("method", "measure", "readout", *_columns(cells)),
-        tuple(rows),
+    gaps = ["-"] * len(results.values())
+    rows = [
+        (
+            (*results.named(case), measure, results.readout_of(**case)),
+            _entries(results, measure, case) or gaps,
+        )
+        for case in results.cases
+        for measure in MEMORIZATION
+    ]
+    title = (
+        "Memorization at the last epoch: shares, fit_noisy of all training labels, fit_corrupted "
+        "and recovered of the wrong ones"
     )
+    return _table(results, title, ("method", *_further(results), "measure", "readout"), rows)
 
 
-def diversity_table(cells: Cells) -> Table:
-    """Return how many dimensions features use, overall and in a class, at the last epoch."""
-    return _geometry(
-        cells,
-        DIVERSITY,
-        "Diverse or collapsed? Features at the last epoch: dimensions of all and of a class, "
-        "overlap of class subspaces (coherence), ΔR (reduction)",
-    )
+def _keys(results: Results, wanted: Callable[[Key], bool]) -> list[Key]:
+    """Return the keys of measures at the last epoch, those of the features first."""
+    last = matching(results.rows, selection="last")
+    keys = [Key.parse(text) for text in dict.fromkeys(chain(*(row["measures"] for row in last)))]
+    return sorted(filter(wanted, keys), key=lambda key: key.layer != "features")
 
 
-def collapse_table(cells: Cells) -> Table:
-    """Return neural collapse at the last epoch, flagged where it is not to be believed."""
-    return _geometry(
-        cells,
-        COLLAPSE,
-        "Neural collapse at the last epoch: 0 is collapsed",
-        flagged=BELIEF[1],
-    )
+def _called(key: Key, name: str) -> str:
+    return name if key.layer == "features" else f"{key.layer}: {name}"
 
 
-def _geometry(
-    cells: Cells, scalars: Sequence[Scalar], title: str, flagged: Scalar | None = None
-) -> Table:
-    """Return scalars of the features, the methods beneath each other."""
-    ratios, seeds = _ratios(cells), _seeds(cells)
-    names = short_names(_methods(cells))
-    last = [cell for cell in cells if cell["selection"] == "last"]
-    doubtful = {
-        (cell["method"], cell["ratio"], split)
-        for cell in last
-        for split in LABELS
-        if flagged is not None and value_of(cell, flagged.key(split)) == 0
-    }
-    rows = []
-    for scalar in scalars:
-        for split in LABELS:
-            for method in names:
-                key = scalar.key(split)
-                values = [over_seeds(last, key, method, "last", r) for r in ratios]
+def family_table(results: Results, families: Collection[str], title: str) -> Table | None:
+    """Return the shown measures of families at the last epoch, the methods beneath each other.
+
+    Entries about class means that are not reliable in some seed carry an asterisk.
+    """
+    measures = [m for m in MEASURES.values() if m.shown and m.family in families]
+    order = [m.name for m in measures if m.name != RELIABLE]
+    keys = _keys(results, lambda key: key.measure in order)
+    keys.sort(key=lambda k: (order.index(k.measure), k.readout == "head", k.split != "train"))
+    flagged = MEASURES[RELIABLE].family in families
+    rows, doubted = [], False
+    for key in keys:
+        reliable = str(key._replace(labels=LABELS[key.split], readout="-", measure=RELIABLE))
+        name = key.measure if key.readout == "-" else f"{key.measure} ({key.readout})"
+        for case in results.cases:
+            values = results.estimates(str(key), case)
+            means = results.estimates(reliable, case)
+            doubt = [
+                bool(flagged and v and m and m.mean < 1) for v, m in zip(values, means, strict=True)
+            ]
+            doubted = doubted or any(doubt)
+            # Not every method has a head of its own.
+            if any(values) or key.readout == "-":
                 entries = [
-                    shown(v, seeds) + ("*" if v and (method, r, split) in doubtful else "")
-                    for v, r in zip(values, ratios, strict=True)
+                    shown(value, results.seeds) + "*" * mark
+                    for value, mark in zip(values, doubt, strict=True)
                 ]
-                # Not every method has a head of its own.
-                if any(values) or scalar.readout == "-":
-                    rows.append((str(scalar), split, names[method], *entries))
+                rows.append(((_called(key, name), key.split, *results.named(case)), entries))
     note = (
         "* class means hold so little of the features (mean_energy) in some seed that measures "
-        "about them are near 0/0: not to be believed"
+        "about them are near 0/0: not reliable"
     )
-    return Table(
-        f"{title} (train by the labels trained on, test by the clean ones; {over_what(cells)})",
-        ("measure", "split", "method", *_columns(cells)),
-        tuple(rows),
-        notes=(note,) if doubtful else (),
-    )
-
-
-def readout_table(cells: Cells) -> Table | None:
-    """Return test accuracy by every readout at the last epoch, fitted on the labels trained on.
-
-    None where no run was read.
-    """
-    return _readings(
-        cells,
-        lambda readout: not readout.endswith(CLEAN),
-        "Test accuracy by readout at the last epoch, fitted on the labels trained on; > marks a "
-        "method's own",
+    return _table(
+        results,
+        title,
+        ("measure", "split", "method", *_further(results)),
+        rows,
+        about="train by the labels trained on, test by the clean ones; ",
+        notes=[note] if doubted else [],
     )
 
 
-def clean_readout_table(cells: Cells) -> Table | None:
-    """Return the same for readouts fitted on clean labels; None where there are none."""
-    return _readings(
-        cells,
-        lambda readout: readout.endswith(CLEAN),
-        "Diagnostic: test accuracy by readout at the last epoch, fitted on the clean labels, which "
-        "no user has",
-    )
-
-
-def order(readout: str) -> tuple[int, int]:
+def order_of(readout: str) -> tuple[int, int]:
     """Return where a readout stands among others: by kind, then by number."""
     kind, number = parse_readout(readout.removesuffix(CLEAN))
     return ["head", *READOUTS].index(kind), number or 0
 
 
-def _readings(cells: Cells, wanted: Callable[[str], bool], title: str) -> Table | None:
-    ratios, seeds = _ratios(cells), _seeds(cells)
-    names = short_names(_methods(cells))
-    keys = dict.fromkeys(key for cell in cells for key in cell["measures"] if reading(key))
-    readouts = sorted((r for r in map(reading, keys) if r and wanted(r)), key=order)
+def read_by(results: Results, *, clean: bool = False) -> list[Key]:
+    """Return the keys of test accuracies by every readout, fitted on noisy or on clean labels."""
+
+    def wanted(key: Key) -> bool:
+        return key.measure == "accuracy" and key.readout.endswith(CLEAN) == clean
+
+    keys = _keys(results, wanted)
+    return sorted(keys, key=lambda key: (key.layer != "features", order_of(key.readout)))
+
+
+def readout_table(results: Results, *, clean: bool = False) -> Table | None:
+    """Return test accuracy by every readout at the last epoch, fitted on noisy or clean labels."""
+
+    def own(key: Key, case: Mapping[str, Any]) -> str:
+        return ">" if key.readout in results.readout_of(**case).split(", ") else ""
+
+    rows = [
+        ((_called(key, key.readout), own(key, case), *results.named(case)), entries)
+        for key in read_by(results, clean=clean)
+        for case in results.cases
+        if (entries := _entries(results, str(key), case))
+    ]
+    title = "Test accuracy by readout at the last epoch, fitted on the labels trained on; "
+    title += "> marks a method's own"
+    if clean:
+        title = "Diagnostic: test accuracy by readout at the last epoch, fitted on the clean "
+        title += "labels, which no user has"
+    return _table(results, title, ("readout", "", "method", *_further(results)), rows)
+
+
+def settings_table(results: Results) -> Table:
+    """Return accuracy and memorization as columns, every method and setting as a row."""
+    scalars = [*(("test_accuracy", rule) for rule in results.rules)]
+    scalars += [(measure, "last") for measure in MEMORIZATION]
+    axes = [axis.name for axis in results.axes]
     rows = []
-    for readout in readouts:
-        key = measure_key("accuracy", split="test", labels="clean", readout=readout)
-        for method in names:
-            values = [over_seeds(cells, key, method, "last", r) for r in ratios]
-            if any(values):
-                own = ">" if readout in _readout(cells, method).split(", ") else ""
-                rows.append((readout, own, names[method], *(shown(v, seeds, 3) for v in values)))
-    if not rows:
-        return None
+    for value in results.values():
+        for case in results.cases:
+            found = matching(results.rows, **{axes[0]: value, **case})
+            steps = sorted({row["steps"] for row in found if row["status"] == "finished"})
+            over = replace(results, rows=found).over_seeds
+            entries = (shown(over(m, selection=r), results.seeds, 3) for m, r in scalars)
+            name, *further = results.named(case)
+            made = ", ".join(map(str, steps)) or "-"
+            if found:
+                rows.append((name, value_text(value), *further, made, *entries))
+    readouts = sorted({r["readout"].partition("@")[0] for r in results.rows if r["readout"]})
     return Table(
-        f"{title} ({over_what(cells)})", ("readout", "", "method", *_columns(cells)), tuple(rows)
+        f"Settings on {short(results.dataset)}: test accuracy by {', '.join(readouts) or '-'} at "
+        f"the last and the selected epochs, memorization at the last ({results.interval})",
+        ("method", *axes, "steps", *results.rules, *MEMORIZATION),
+        tuple(rows),
+        left=len(axes) + 2,
     )
 
 
-def run_table(record: Record) -> Table:
-    """Return what one run reads by its own readout, a row a selection rule."""
-    rows = []
-    for rule, chosen in record.selections.items():
-        names = [
-            measure_key("accuracy", split="test", labels="clean", readout=record.readout),
-            *(
-                measure_key(m, split="train", labels="noisy", readout=record.readout)
-                for m in MEMORIZATION
-            ),
-        ]
-        values = (_number(chosen["measures"][name]) for name in names)
-        rows.append((rule, record.readout, str(chosen["epoch"]), *values))
-    spec = record.spec
+def family_tables() -> dict[str, Callable[[Results], Table | None]]:
+    """Return a table for the families of each entry of TOGETHER, and for each other family."""
+    groups = {name: (_families(*some), title) for name, (some, title) in TOGETHER.items()}
+    taken = _families("accuracy", "fit_noisy").union(*(some for some, _ in groups.values()))
+    for family, title in FAMILIES.items():
+        if family not in taken and any(m.shown for m in MEASURES.values() if m.family == family):
+            groups[family] = {family}, f"{title}, at the last epoch"
+    return {
+        name: partial(family_table, families=families, title=title)
+        for name, (families, title) in groups.items()
+    }
+
+
+#: Tables of a study by name.
+TABLES: dict[str, Callable[[Results], Table | None]] = {
+    "accuracy": accuracy_table,
+    "differences": difference_table,
+    "memorization": memorization_table,
+    **family_tables(),
+    "readouts": readout_table,
+    "readouts_clean": partial(readout_table, clean=True),
+    "settings": settings_table,
+}
+
+
+def run_table(run: Run) -> Table:
+    """Return what one run reaches by its own readout, a row a selection rule."""
+    record, by = run.record, run.record.readout
+    names = [
+        measure_key("accuracy", split="test", labels="clean", readout=by),
+        *(measure_key(m, split="train", labels="noisy", readout=by) for m in MEMORIZATION),
+    ]
+    rows = [
+        (rule, by, str(chosen["epoch"]), *(_number(chosen["measures"][name]) for name in names))
+        for rule, chosen in (run.evaluation.selections if run.evaluation else {}).items()
+    ]
     return Table(
-        f"{spec['method']} on {record.data['name']} at ratio {spec['ratio']:g}, seed "
-        f"{spec['seed']}: {record.epochs} epochs, {record.steps} steps, "
+        f"{_run_name(run)}: {record.epochs} epochs, {record.steps} steps, "
         f"{record.wall_seconds:.0f} s",
         ("selection", "readout", "epoch", "test_accuracy", *MEMORIZATION),
         tuple(rows),
     )
 
 
-def measures_table(
-    record: Record, readings: Mapping[str, Mapping[str, Any]], contains: str
-) -> Table:
-    """Return every measure of a run whose key contains a text: read again beside the record's."""
+def measures_table(run: Run, measured: Mapping[str, Mapping[str, Any]], contains: str) -> Table:
+    """Return a run's measures whose key contains a text, measured again, beside those it holds.
+
+    Args:
+        run: with its evaluation.
+        measured: by selection rule, measures by key.
+        contains: part of a key.
+    """
+    held = run.evaluation.selections if run.evaluation else {}
     rows = []
-    for rule, measures in readings.items():
+    for rule, measures in measured.items():
         for key, value in measures.items():
             if contains in key:
-                kept = record.selections[rule]["measures"].get(key)
-                rows.append(
-                    (
-                        rule,
-                        key,
-                        "same" if kept == value else "differs",
-                        _number(value),
-                        _number(kept),
-                    )
-                )
-    return Table(
-        f"{record.spec['method']} at ratio {record.spec['ratio']:g}, seed "
-        f"{record.spec['seed']}: read again from its weights",
-        ("selection", "measure", "", "now", "record"),
-        tuple(rows),
+                kept = held[rule]["measures"].get(key) if rule in held else None
+                same = "same" if kept == value else "differs"
+                rows.append((rule, key, same, _number(value), _number(kept)))
+    header = ("selection", "measure", "", "now", "held")
+    return Table(f"{_run_name(run)}: measured again from its weights", header, tuple(rows))
+
+
+def _run_name(run: Run) -> str:
+    spec = run.record.spec
+    return (
+        f"{short(spec['method'])} on {short(run.record.data['name'])} at ratio {spec['ratio']:g}, "
+        f"seed {spec['seed']}"
     )
 
 
@@ -489,37 +394,35 @@ def _number(value: Any) -> str:
 
 def write_tables(
     out: Path,
-    cells: Cells,
-    *,
+    results: Results,
     tables: Sequence[Table],
     facts: Mapping[str, Any],
     notes: Sequence[str],
 ) -> None:
     """Write ``table.json``, ``table.csv`` and ``table.md`` into ``out``, atomically.
 
-    ``table.json`` is an object with the ``facts``, ``cells`` and ``notes``; ``table.csv`` has a
-    line a cell, its measures in columns behind the others; ``table.md`` has the tables and the
+    ``table.json`` is an object with the ``facts``, ``rows`` and ``notes``; ``table.csv`` has a
+    line a row, its measures in columns behind the others; ``table.md`` has the tables and the
     notes.
     """
-    write_json(out / "table.json", {**facts, "cells": list(cells), "notes": list(notes)})
-    flat = [flat_cell(cell) for cell in cells]
+    write_json(out / "table.json", {**facts, "rows": list(results.rows), "notes": list(notes)})
+    flat = [flat_row(row) for row in results.rows]
     buffer = io.StringIO()
-    names = list(dict.fromkeys(chain(*flat)))
-    writer = csv.DictWriter(buffer, fieldnames=names, lineterminator="\n")
+    writer = csv.DictWriter(buffer, list(dict.fromkeys(chain(*flat))), lineterminator="\n")
     writer.writeheader()
     writer.writerows(flat)
     write_text(out / "table.csv", buffer.getvalue())
     parts = [table.markdown() for table in tables]
     if notes:
-        parts.append("\n".join(f"- {note}" for note in notes))
+        parts.append("\n".join(f"- {escape_markdown(note)}" for note in notes))
     write_text(out / "table.md", "\n\n".join(parts) + "\n")
 
 
-def flat_cell(cell: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a cell with its measures as columns of their own.
+def flat_row(row: Row) -> dict[str, Any]:
+    """Return a row with its measures as columns of their own.
 
     Example:
-        >>> flat_cell({"seed": 0, "measures": {"features/test/-/-/dim95": 7}, "run": "ce"})
+        >>> flat_row({"seed": 0, "measures": {"features/test/-/-/dim95": 7}, "run": "ce"})
         {'seed': 0, 'run': 'ce', 'features/test/-/-/dim95': 7}
     """
-    return {k: v for k, v in cell.items() if k != "measures"} | cell.get("measures", {})
+    return {**{k: v for k, v in row.items() if k != "measures"}, **row["measures"]}

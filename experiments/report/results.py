@@ -1,0 +1,206 @@
+"""The results of a study: what all its tables and figures are functions of.
+
+A study varies :class:`Axis` after axis beside methods and seeds. The first axis makes columns of
+tables and the abscissa of figures; the further ones make rows and lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from numbers import Real
+from typing import Any
+
+from experiments.report.canvas import COLOURS, colours_of, short_names
+from experiments.report.statistics import Estimate, Row, estimate, matching, value_of
+from mcr2.records import Run
+from mcr2.selection import SELECTIONS
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What a study varies.
+
+    Attributes:
+        name: its key in rows.
+        title: what it is called on axes and in titles.
+    """
+
+    name: str
+    title: str
+
+
+#: The axis of label noise.
+RATIO = Axis("ratio", "share of training labels redrawn")
+
+
+@dataclass(frozen=True)
+class Line:
+    """What makes a line of a figure.
+
+    Attributes:
+        label, colour: what it is called and drawn in.
+        where: the values of rows that it is of.
+        averaged: whether it is a mean over settings, not over seeds alone.
+    """
+
+    label: str
+    colour: str
+    where: Mapping[str, Any]
+    averaged: bool = False
+
+
+@dataclass(frozen=True)
+class Results:
+    """A study's rows and the runs behind them.
+
+    Attributes:
+        dataset: its name.
+        axes: what was varied, at least one.
+        rows: one for each run and selection rule, failed runs too: ``method``, ``selection``,
+            ``readout``, ``seed``, ``run`` (its folder's name), accuracies, ``measures`` by key, and
+            a value of every axis.
+        runs: those that left a record, failed ones too.
+        reference: published accuracies: source -> method -> value of the first axis -> accuracy.
+    """
+
+    dataset: str
+    axes: tuple[Axis, ...]
+    rows: Sequence[Row]
+    runs: Sequence[Run]
+    reference: Mapping[str, Mapping[str, Mapping[Any, float]]] = field(default_factory=dict)
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """Methods in the order given, and what they are called where there is little room."""
+        return short_names(list(dict.fromkeys(row["method"] for row in self.rows)))
+
+    @cached_property
+    def colours(self) -> dict[str, str]:
+        """Each method's colour."""
+        return colours_of(list(self.names))
+
+    @cached_property
+    def rules(self) -> list[str]:
+        """The selection rules that rows are of, in the order of ``SELECTIONS``."""
+        present = {row["selection"] for row in self.rows}
+        return [rule for rule in SELECTIONS if rule in present]
+
+    @cached_property
+    def seeds(self) -> int:
+        """How many seeds there are."""
+        return len({row["seed"] for row in self.rows})
+
+    @property
+    def interval(self) -> str:
+        """What ± means."""
+        if self.seeds == 1:
+            return "one seed: no interval"
+        return f"mean ± half-width of the 95 % interval over {self.seeds} seeds"
+
+    def values(self, axis: Axis | None = None) -> list[Any]:
+        """Return the values of an axis, by default the first: numbers rising, others as they came.
+
+        Example:
+            >>> rows = [{"ratio": 0.5, "projection": "mlp"}, {"ratio": 0, "projection": "mlp"}]
+            >>> Results("digits", (RATIO,), rows, ()).values()
+            [0, 0.5]
+        """
+        name = (axis or self.axes[0]).name
+        found = list(dict.fromkeys(row[name] for row in self.rows))
+        return sorted(found) if are_numbers(found) else found
+
+    @property
+    def ends(self) -> list[Any]:
+        """The first and the last value of the first axis, once where they are one."""
+        values = self.values()
+        return list(dict.fromkeys((values[0], values[-1])))
+
+    def at(self, value: Any) -> str:
+        """Return a value of the first axis with its name."""
+        return f"{self.axes[0].name} {value_text(value)}"
+
+    @cached_property
+    def cases(self) -> list[dict[str, Any]]:
+        """Each method at each setting of the further axes: what rows of tables are of."""
+        keys = ("method", *(axis.name for axis in self.axes[1:]))
+        orders = [list(self.names), *(self.values(axis) for axis in self.axes[1:])]
+        present = dict.fromkeys(tuple(row[key] for key in keys) for row in self.rows)
+
+        def place(case: tuple[Any, ...]) -> list[int]:
+            return [order.index(value) for order, value in zip(orders, case, strict=True)]
+
+        return [dict(zip(keys, case, strict=True)) for case in sorted(present, key=place)]
+
+    def named(self, case: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the columns that name a case: its method, and a value of every further axis."""
+        settings = (value_text(case[axis.name]) for axis in self.axes[1:])
+        return (self.names[case["method"]], *settings)
+
+    @cached_property
+    def lines(self) -> list[Line]:
+        """The lines of figures: the cases, or the methods where those are more than colours."""
+        varied = [axis.name for axis in self.axes[1:] if len(self.values(axis)) > 1]
+        averaged = bool(varied) and len(self.cases) > len(COLOURS)
+        if averaged or not varied:
+            over = f", mean over {', '.join(varied)}" if averaged else ""
+            return [
+                Line(name + over, self.colours[m], {"method": m}, averaged)
+                for m, name in self.names.items()
+            ]
+        return [
+            Line(", ".join(self._label(case, varied)), colour, case)
+            for case, colour in zip(self.cases, COLOURS, strict=False)
+        ]
+
+    def _label(self, case: Mapping[str, Any], varied: Sequence[str]) -> list[str]:
+        method = [self.names[case["method"]]] if len(self.names) > 1 else []
+        return method + [f"{name} {value_text(case[name])}" for name in varied]
+
+    def along(self, axis: Axis) -> Results:
+        """Return the same results with another axis as the first one."""
+        return replace(self, axes=(axis, *(other for other in self.axes if other != axis)))
+
+    def over_seeds(self, measure: str, /, **where: Any) -> Estimate | None:
+        """Return a scalar's estimate over the rows that have these values and it."""
+        values = (value_of(row, measure) for row in matching(self.rows, **where))
+        return estimate([value for value in values if value is not None])
+
+    def estimates(
+        self, measure: str, where: Mapping[str, Any], selection: str = "last"
+    ) -> list[Estimate | None]:
+        """Return a scalar's estimate at every value of the first axis."""
+        axis = self.axes[0].name
+        return [
+            self.over_seeds(measure, **{**where, "selection": selection, axis: value})
+            for value in self.values()
+        ]
+
+    def runs_of(self, method: str, **where: Any) -> list[Run]:
+        """Return the finished runs that the last epoch is read from, one a seed and setting."""
+        found = matching(self.rows, method=method, selection="last", status="finished", **where)
+        folders = {row["run"] for row in found}
+        return [run for run in self.runs if run.folder.name in folders]
+
+    def readout_of(self, method: str, **where: Any) -> str:
+        """Return the readout that a method's accuracies are reported with."""
+        found = matching(self.rows, method=method, **where)
+        return ", ".join(sorted({row["readout"] for row in found if row["readout"]})) or "-"
+
+
+def are_numbers(values: Sequence[Any]) -> bool:
+    """Whether values are all numbers; booleans are not."""
+    return all(isinstance(v, Real) and not isinstance(v, bool) for v in values)
+
+
+def value_text(value: Any) -> str:
+    """Return a value of an axis as text.
+
+    Example:
+        >>> value_text(0.30000000001), value_text((200, 400)), value_text(()), value_text(None)
+        ('0.3', '200+400', '-', 'None')
+    """
+    if isinstance(value, tuple):
+        return "+".join(map(value_text, value)) or "-"
+    return f"{value:g}" if isinstance(value, float) else str(value)
