@@ -40,7 +40,7 @@ class Train(TrainingOptions):
             from experiments.report.tables import run_table
             from experiments.runs.runner import run
 
-            with training_bar(spec) as progress:
+            with training_bar(f"{spec.method} seed {spec.seed}", spec.training.epochs) as progress:
                 done = run(spec, folder, machine, progress=progress)
             print(run_table(done).text())
             print(f"\n{folder / 'record.json'}")

@@ -560,9 +560,10 @@ FIGURES: dict[str, Callable[[Results], Drawn]] = {
 }
 
 
-def write_figures(out: Path, results: Results, names: Iterable[str] = tuple(FIGURES)) -> None:
-    """Draw figures of :data:`FIGURES` into ``out``."""
-    for name in names:
-        drawn = FIGURES[name](results)
+def write_figures(out: Path, results: Results, figures: Iterable[Any] = tuple(FIGURES)) -> None:
+    """Draw figures into ``out``: names of :data:`FIGURES`, or functions of results."""
+    for one in figures:
+        name, draw = (one, FIGURES[one]) if isinstance(one, str) else (one.__name__, one)
+        drawn = draw(results)
         for file, figure in (drawn if isinstance(drawn, dict) else {name: drawn}).items():
             save(figure, out / f"{file}.png")

@@ -13,8 +13,9 @@ from rich.live import Live
 from rich.text import Text
 
 from experiments.report.table import visible
-from experiments.runs.runner import Cell as PlannedRun
-from experiments.runs.runner import Outcome
+from experiments.runs.executors import Outcome
+from experiments.runs.runner import PlannedRun
+from experiments.runs.specs import RunSpec
 from mcr2.evaluation import measure_key
 from mcr2.evaluation.results import Key
 from mcr2.training import Progress
@@ -53,7 +54,7 @@ class StudyView:
         self,
         total: int,
         table: Callable[[Sequence[Outcome]], str],
-        describe: Callable[[PlannedRun], str],
+        describe: Callable[[RunSpec], str],
     ) -> None:
         self.console = Console(highlight=False)
         self.describe = describe
@@ -79,7 +80,7 @@ class StudyView:
         if self.live is not None:
             table = self.table(outcomes) if outcomes else "no run has finished yet"
             lines = [
-                visible(f"{self.describe(run)}: {_status_line(progress)}")
+                visible(f"{self.describe(run.spec)}: {_status_line(progress)}")
                 for run, progress in running.items()
             ]
             head = f"{len(outcomes)} of {self.total} runs finished"
@@ -87,7 +88,7 @@ class StudyView:
             return
         for outcome in outcomes[self.announced :]:
             self.announced += 1
-            line = visible(f"{self.describe(outcome.cell)}: {_outcome_line(outcome)}")
+            line = visible(f"{self.describe(outcome.planned.spec)}: {_outcome_line(outcome)}")
             text = f"[{self.announced}/{self.total}] {line}"
             self.console.print(text, markup=False, soft_wrap=True)
 
@@ -111,9 +112,9 @@ def _status_line(progress: Mapping[str, Any]) -> str:
 
 
 def _outcome_line(outcome: Outcome) -> str:
-    record = outcome.record
-    if record is None or record.status == "failed":
-        return f"failed, {outcome.error if record is None else record.reason}"
+    if outcome.run is None or outcome.failure is not None:
+        return f"failed, {outcome.failure}"
+    record = outcome.run.record
     entry = record.history[-1]
     key = measure_key("accuracy", split="test", labels="clean", readout=record.readout)
     return (

@@ -12,27 +12,11 @@ from functools import cached_property
 from numbers import Real
 from typing import Any
 
+from experiments.report.axis import Axis
 from experiments.report.canvas import COLOURS, colours_of, short_names
 from experiments.report.statistics import Estimate, Row, estimate, matching, value_of
 from mcr2.records import Run
 from mcr2.selection import SELECTIONS
-
-
-@dataclass(frozen=True)
-class Axis:
-    """What a study varies.
-
-    Attributes:
-        name: its key in rows.
-        title: what it is called on axes and in titles.
-    """
-
-    name: str
-    title: str
-
-
-#: The axis of label noise.
-RATIO = Axis("ratio", "share of training labels redrawn")
 
 
 @dataclass(frozen=True)
@@ -103,6 +87,7 @@ class Results:
         """Return the values of an axis, by default the first: numbers rising, others as they came.
 
         Example:
+            >>> from experiments.report.axis import RATIO
             >>> rows = [{"ratio": 0.5, "projection": "mlp"}, {"ratio": 0, "projection": "mlp"}]
             >>> Results("digits", (RATIO,), rows, ()).values()
             [0, 0.5]

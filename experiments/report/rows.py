@@ -5,21 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from experiments.report.tables import MEMORIZATION, shown_measures
 from experiments.runs.executors import Outcome
 from experiments.runs.method import rules_for
 from experiments.runs.specs import RunSpec, field_value
 from mcr2.evaluation import measure_key
-from mcr2.evaluation.catalogue import MEASURES
-from mcr2.evaluation.results import Key
 from mcr2.metrics.accuracy import standard_error
 
 if TYPE_CHECKING:
-    from experiments.report.results import Axis
+    from experiments.report.axis import Axis
 
 Row = dict[str, Any]
-
-#: What a row holds of the memorization by its readout.
-MEMORIZATION = ("fit_noisy", "fit_corrupted", "recovered")
 
 
 def rows_of(outcome: Outcome, axes: Sequence[Axis], readout: str | None = None) -> list[Row]:
@@ -79,7 +75,7 @@ def rows_of(outcome: Outcome, axes: Sequence[Axis], readout: str | None = None) 
                 "validation_accuracy": accuracy,
                 "validation_standard_error": error,
                 "test_accuracy": of("accuracy", "test", "clean"),
-                "measures": {key: v for key, v in measures.items() if _shown(Key.parse(key))},
+                "measures": shown_measures(measures),
                 **{name: of(name, "train", "noisy") for name in MEMORIZATION},
             }
         rows.append(row)
@@ -92,15 +88,3 @@ def axis_value(spec: RunSpec, name: str) -> Any:
         return field_value(spec, name)
     except KeyError:
         return None
-
-
-def _shown(key: Key) -> bool:
-    measure = MEASURES.get(key.measure)
-    if key.measure == "accuracy":
-        return (key.split, key.labels) == ("test", "clean")
-    return measure is not None and measure.shown and (key.split, key.labels) in (
-        ("train", "noisy"),
-        ("test", "clean"),
-        ("train", "-"),
-        ("test", "-"),
-    )

@@ -17,7 +17,6 @@ from typing import Any
 from experiments.report.results import Results, value_text
 from experiments.report.statistics import Difference, Estimate, Row, difference, matching
 from experiments.report.table import Table, escape_markdown, short
-from mcr2.data import Availability
 from mcr2.evaluation.catalogue import FAMILIES, MEASURES
 from mcr2.evaluation.results import Key, measure_key
 from mcr2.readouts import READOUTS, parse_readout
@@ -371,18 +370,6 @@ def _run_name(run: Run) -> str:
     return (
         f"{short(spec['method'])} on {short(run.record.data['name'])} at ratio {spec['ratio']:g}, "
         f"seed {spec['seed']}"
-    )
-
-
-def datasets_table(rows: Sequence[Availability]) -> Table:
-    """Return the data sets that are there, and where the missing ones were looked for."""
-    return Table(
-        "Data sets (or give the path of an .npz file or an image folder)",
-        ("name", "what", "where"),
-        tuple(
-            (r.name, r.description, r.found or f"missing; looked in {', '.join(r.looked)}")
-            for r in rows
-        ),
     )
 
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from experiments.runs import redunet
-from experiments.runs.method import Workspace, evaluator_along, readout_for, selected_epochs
+from experiments.runs.method import Workspace, readout_for, watch_for
 from experiments.runs.prepare import Prepared, Sizes
 from experiments.runs.specs import RunSpec
 from mcr2.redunet import LayerRates
-from mcr2.training import TrainingResult
+from mcr2.training import History, TrainingResult
 
 
 @dataclass(frozen=True)
@@ -42,3 +42,33 @@ class Constructed:
         encoder = redunet.make_encoder(spec, sizes.in_channels)
         encoder.load_state_dict(dict(state))
         return encoder
+
+    def fit(self, spec: RunSpec, data: Prepared, workspace: Workspace) -> TrainingResult:
+        """Construct the spec's network, keeping it at the depths that its rules select."""
+        encoder = redunet.make_encoder(spec, data.sizes.in_channels)
+        encoder.to(workspace.device)
+        history = History(
+            encoder,
+            watch_for(spec, readout_for(spec, self), data, workspace),
+            epochs=redunet.read_options(spec).layers,
+            evaluate_every=spec.training.evaluate_every,
+            device=workspace.device,
+            copy=False,
+        )
+
+        def record(rates: LayerRates) -> None:
+            depth, loss = rates.layers, -rates.reduction
+            terms = {name: value for name, value in rates._asdict().items() if name != "layers"}
+            history.result.steps = depth
+            if history.due(depth):
+                history.evaluate_and_record(depth, lr=None, loss=loss, terms=terms)
+            history.tell_progress(depth, loss, terms)
+
+        redunet.construct(
+            encoder,
+            data.train.to(workspace.device),
+            spec,
+            num_classes=data.sizes.num_classes,
+            progress=record,
+        )
+        return history.finish()

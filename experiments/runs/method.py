@@ -19,7 +19,7 @@ from experiments.runs.specs import RunSpec
 from mcr2.evaluation import Evaluation, ImageEncoder, evaluate, measure_key
 from mcr2.readouts import WITH_COMPONENTS, parse_readout
 from mcr2.selection import NEED_VALIDATION, SELECTIONS, Candidate, select
-from mcr2.training import Progress, TrainingResult
+from mcr2.training import Progress, TrainingResult, Watch
 
 
 @dataclass(frozen=True)
@@ -116,18 +116,6 @@ def candidates(history: Sequence[Mapping[str, Any]], readout: str) -> list[Candi
     ]
 
 
-def selected_epochs(
-    spec: RunSpec, readout: str
-) -> Callable[[Sequence[Mapping[str, Any]]], set[int]]:
-    """Return what tells, of a history so far, the epochs whose weights are to be kept."""
-
-    def keep(history: Sequence[Mapping[str, Any]]) -> set[int]:
-        points = candidates(history, readout)
-        return {points[select(rule, points)].epoch for rule in rules_for(spec)}
-
-    return keep
-
-
 def evaluator_along(
     spec: RunSpec, data: Prepared, readout: str, device: torch.device
 ) -> Callable[[ImageEncoder], Evaluation]:
@@ -147,3 +135,19 @@ def evaluator_along(
         )
 
     return measure
+
+
+def watch_for(spec: RunSpec, readout: str, data: Prepared, workspace: Workspace) -> Watch:
+    """Return who evaluates a run, says which weights are kept, and is told."""
+    measure = evaluator_along(spec, data, readout, workspace.device)
+
+    def keep(history: Sequence[Mapping[str, Any]]) -> set[int]:
+        points = candidates(history, readout)
+        return {points[select(rule, points)].epoch for rule in rules_for(spec)}
+
+    return Watch(
+        evaluate=lambda encoder: measure(encoder).measures,
+        keep=keep,
+        log=workspace.log,
+        progress=workspace.progress,
+    )

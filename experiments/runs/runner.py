@@ -330,7 +330,7 @@ def _fit(
             "transition": corruption.transition.tolist(),
             "hash": corruption.hash,
         },
-        proof=fitted.digests
+        proof=fitted.proof
         | {"labels": corruption.hash, "held_out": content_key(data.held_out)},
         environment=_environment(workspace.device, threads, method),
         readout=readout_for(spec, method),

@@ -10,15 +10,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from experiments.runs.method import Workspace, evaluator_along, readout_for, selected_epochs
+from experiments.runs.method import Workspace, readout_for, watch_for
 from experiments.runs.prepare import Prepared, Sizes
 from experiments.runs.specs import RunSpec
 from experiments.runs.user_code import is_user_code, load_object
 from mcr2.backbones import BACKBONES, check_backbone
-from mcr2.data import Augmentation, Dataset
+from mcr2.data import Augmentation
 from mcr2.objectives import Objective
 from mcr2.records import tensors_digest
-from mcr2.training import Encoder, TrainingResult, check_accumulation, seeded, train
+from mcr2.training import Encoder, Feed, TrainingResult, check_accumulation, seeded, train
 
 #: What the study hands to an objective's constructor where the signature asks for it.
 GIVEN = ("num_classes", "feature_dim", "num_samples")
@@ -103,30 +103,21 @@ class Trained:
 
     def fit(self, spec: RunSpec, data: Prepared, workspace: Workspace) -> TrainingResult:
         """Train the spec's network, keeping the weights of the epochs that its rules select."""
-        seeds = spec.streams.seeds(spec.seed)
         encoder = self.build(spec, data.sizes)
         initial = tensors_digest(encoder.backbone.state_dict())
-        readout = readout_for(spec, self)
-        measure = evaluator_along(spec, data, readout, workspace.device)
         result = train(
             encoder.backbone,
             encoder.objective,
             data.train.to(workspace.device),
             spec.training,
-            sampling_seed=seeds["batches"],
-            augmentation_seed=seeds["augmentation"],
-            objective_seed=seeds["objective"],
-            augmentation=augmentation_for(spec, data.dataset),
-            shuffle=spec.shuffle,
+            feed_for(spec, data),
+            watch_for(spec, readout_for(spec, self), data, workspace),
             device=workspace.device,
-            evaluate=lambda encoder: measure(encoder).measures,
-            keep=selected_epochs(spec, readout),
             checkpoint=workspace.checkpoint,
             checkpoint_seconds=workspace.checkpoint_seconds,
-            progress=workspace.progress,
-            log=workspace.log,
+            stop=workspace.stop,
         )
-        result.digests["initial_weights"] = initial
+        result.proof = {"initial_weights": initial} | result.proof
         return result
 
 
@@ -148,11 +139,18 @@ def make_backbone(spec: RunSpec, sizes: Sizes) -> nn.Module:
     return found
 
 
-def augmentation_for(spec: RunSpec, dataset: Dataset) -> Augmentation:
-    """Return the spec's augmentation, the data set's own where the spec leaves it open."""
-    return Augmentation(
-        shift=dataset.shift if spec.shift is None else spec.shift,
-        flip=dataset.flip if spec.flip is None else spec.flip,
+def feed_for(spec: RunSpec, data: Prepared) -> Feed:
+    """Return what a run is fed; augmentation is the data set's own where the spec leaves it open."""
+    seeds, dataset = spec.streams.seeds(spec.seed), data.dataset
+    return Feed(
+        sampling_seed=seeds["batches"],
+        augmentation_seed=seeds["augmentation"],
+        objective_seed=seeds["objective"],
+        augmentation=Augmentation(
+            shift=dataset.shift if spec.shift is None else spec.shift,
+            flip=dataset.flip if spec.flip is None else spec.flip,
+        ),
+        shuffle=spec.shuffle,
     )
 
 

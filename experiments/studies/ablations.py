@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import tyro
 
-from experiments.report.results import RATIO, Axis
+from experiments.report.axis import RATIO, Axis
 from experiments.studies.engine import GridStudy, finished, not_terminal, failures
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ class Ablation(GridStudy):
 
     def facts(self, results: Results) -> dict[str, Any]:
         """Return what was varied."""
-        values = {axis.name: results.values(axis.name) for axis in self.axes()[:-1]}
+        values = {axis.name: results.values(axis) for axis in self.axes()[:-1]}
         return {"method": self.method, "varied": values}
 
 

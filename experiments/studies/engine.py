@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from experiments.report.results import RATIO, Axis
+from experiments.report.axis import RATIO, Axis
 from experiments.runs.options import DataOptions, GridOptions, TrainingOptions
 
 if TYPE_CHECKING:
@@ -63,8 +63,10 @@ class Study:
 class GridStudy(GridOptions, Study):
     """A grid of runs over named axes, and what their records say."""
 
-    tables: ClassVar[tuple[str | Callable[[Results], Table | None], ...]] = ("accuracy",)
-    figures: ClassVar[tuple[str | Callable[[Results], Any], ...]] = ("accuracy",)
+    #: Names of ``TABLES`` and ``FIGURES``, or functions of :class:`Results` of the study's own. The
+    #: first table is shown while runs go on.
+    tables: ClassVar[tuple[Any, ...]] = ("accuracy",)
+    figures: ClassVar[tuple[Any, ...]] = ("accuracy",)
 
     def axes(self) -> tuple[Axis, ...]:
         """Return what the study varies beside methods and seeds; the first makes columns."""
@@ -96,8 +98,8 @@ class GridStudy(GridOptions, Study):
         """Return the folder of the study where none is given."""
         return Path("results") / f"{self.name}-{self.recipe}-{self.dataset_name()}"
 
-    def reference(self) -> Mapping[str, Mapping[float, float]]:
-        """Return published accuracies to stand beneath the study's own, by method and value."""
+    def reference(self) -> Mapping[str, Mapping[str, Mapping[float, float]]]:
+        """Return published accuracies to stand beneath the study's own, by source, method and value."""
         return {}
 
     def describe(self, spec: RunSpec) -> str:

@@ -74,10 +74,10 @@ class LabelNoise(GridStudy):
 
         return Path("results") / f"{self.recipe}-{self.dataset_name()}"
 
-    def reference(self) -> Mapping[str, Mapping[float, float]]:
+    def reference(self) -> Mapping[str, Mapping[str, Mapping[float, float]]]:
         """Return the paper's rows, for orientation, on the recipe's own data and noise only."""
         own = self.dataset in (None, self.found_recipe().base.dataset)
-        return PAPER if own and self.noise == "symmetric" else {}
+        return {"CIFAR-10, ResNet-18": PAPER} if own and self.noise == "symmetric" else {}
 
     def notes(self, outcomes: Sequence[Outcome], results: Results) -> list[str]:
         """Return lines beneath the tables."""
@@ -89,7 +89,7 @@ class LabelNoise(GridStudy):
 
     def facts(self, results: Results) -> dict[str, Any]:
         """Return the paired differences."""
-        from experiments.report.statistics import differences
+        from experiments.report.tables import differences
 
         return {"differences": [asdict(d) for d in differences(results)]}
 
@@ -99,7 +99,7 @@ def fails_clean_labels(results: Results) -> list[str]:
     where = {"method": "ce", "selection": "last", "ratio": 0.0}
     reference = results.over_seeds("test_accuracy", **where)
     lines = []
-    for method in results.methods if reference is not None else ():
+    for method in results.names if reference is not None else ():
         own = results.over_seeds("test_accuracy", **where | {"method": method})
         if own is not None and reference is not None and own.mean < reference.mean - COMPETENCE:
             lines.append(

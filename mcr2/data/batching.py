@@ -96,8 +96,16 @@ class Batch(NamedTuple):
 
 
 def num_batches(n: int, batch_size: int) -> int:
-    """Number of batches in an epoch over n samples: ⌈n / batch_size⌉."""
-    return -(-n // batch_size)
+    """Number of batches in an epoch over n samples: ⌈n / batch_size⌉.
+
+    One fewer where a batch of one would come of it (an odd number in pairs): batch normalisation
+    refuses a single sample.
+
+    Example:
+        >>> num_batches(6, 4), num_batches(6, 2), num_batches(7, 2)
+        (2, 3, 3)
+    """
+    return max(n // 2, 1) if batch_size == 2 and n else -(-n // batch_size)
 
 
 def to_float(images: Tensor) -> Tensor:
