@@ -410,7 +410,11 @@ def load_study(out: str | Path) -> StudyFrames:
         ValueError: results/no-such-study holds no finished run
     """
     out = Path(out)
-    folders = [out] if (out / RECORD).is_file() else sorted(p.parent for p in out.glob(f"runs/*/{RECORD}"))
+    folders = (
+        [out]
+        if (out / RECORD).is_file()
+        else sorted(p.parent for p in out.glob(f"runs/*/{RECORD}"))
+    )
     if not folders:
         raise ValueError(f"{out} holds no finished run")
     import pandas

@@ -218,7 +218,9 @@ def evaluation(encoder):
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_readouts_are_fitted_on_the_noisy_labels_of_the_training_features(name, evaluation, features):
+def test_readouts_are_fitted_on_the_noisy_labels_of_the_training_features(
+    name, evaluation, features
+):
     H, H_validation, H_test = (f.double().numpy() for f in features)
     noisy, clean = TRAIN.labels.numpy(), TRAIN.clean_labels.numpy()
     wrong = noisy != clean
@@ -248,7 +250,9 @@ def test_the_head_is_read_as_it_was_trained(encoder, evaluation, features):
     guesses = (features[2].double().numpy() @ W.T + b).argmax(1)
     assert evaluation.get("accuracy", split="test", labels="clean") == share(guesses, TEST.labels)
     guesses = (features[0].double().numpy() @ W.T + b).argmax(1)
-    assert evaluation.get("fit_noisy", split="train", labels="noisy") == share(guesses, TRAIN.labels)
+    assert evaluation.get("fit_noisy", split="train", labels="noisy") == share(
+        guesses, TRAIN.labels
+    )
 
 
 def test_the_held_out_accuracy_is_against_noisy_labels(encoder, evaluation, features):

@@ -154,7 +154,9 @@ def held(folder: Path, key: str) -> Run | None:
 def complete(planned: PlannedRun) -> Run | None:
     """Return a planned run that has nothing left to do: failed, or evaluated as of today."""
     run = held(planned.folder, planned.key)
-    if run is None or (run.record.status == "finished" and not up_to_date(run, planned.spec.layers)):
+    if run is None or (
+        run.record.status == "finished" and not up_to_date(run, planned.spec.layers)
+    ):
         return None
     return run
 
@@ -330,8 +332,7 @@ def _fit(
             "transition": corruption.transition.tolist(),
             "hash": corruption.hash,
         },
-        proof=fitted.proof
-        | {"labels": corruption.hash, "held_out": content_key(data.held_out)},
+        proof=fitted.proof | {"labels": corruption.hash, "held_out": content_key(data.held_out)},
         environment=_environment(workspace.device, threads, method),
         readout=readout_for(spec, method),
         epochs=fitted.history[-1]["epoch"] if fitted.history else 0,

@@ -92,7 +92,9 @@ class Trained:
         unknown = [layer for layer in spec.layers if layer not in encoder.layer_names()]
         if unknown:
             known = ", ".join(encoder.layer_names())
-            raise ValueError(f"unknown layer {unknown[0]!r} of {spec.backbone}; choose from {known}")
+            raise ValueError(
+                f"unknown layer {unknown[0]!r} of {spec.backbone}; choose from {known}"
+            )
         check_accumulation(spec.training, encoder.objective)
 
     def load(self, spec: RunSpec, sizes: Sizes, state: Mapping[str, Tensor]) -> Encoder:

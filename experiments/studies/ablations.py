@@ -50,6 +50,7 @@ TITLES = {
     "lr": "peak learning rate",
 }
 
+
 @dataclass(frozen=True)
 class Preset:
     """A ready-made ablation: what it asks, which fields it varies, and what that needs."""
@@ -131,7 +132,9 @@ class Ablation(GridStudy):
 
         found = find_method(self.method)
         specs = self.grid([self.method])
-        values = {name: _values(specs[0], name, texts, found) for name, texts in self.varied.items()}
+        values = {
+            name: _values(specs[0], name, texts, found) for name, texts in self.varied.items()
+        }
         for name, texts in self.varied.items():
             if name != COMPONENTS:
                 specs = [vary(s, name, text, found.options) for s in specs for text in texts]
@@ -203,7 +206,9 @@ def ablate(
 
     study = Ablation(method=method, vary=(tuple(varied),), **options)
     study.prepare()()
-    rows: list[dict[str, Any]] = read_json((study.out or study.default_out()) / "table.json")["rows"]
+    rows: list[dict[str, Any]] = read_json((study.out or study.default_out()) / "table.json")[
+        "rows"
+    ]
     return rows
 
 

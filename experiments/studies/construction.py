@@ -107,7 +107,9 @@ def build(
         f"{own:.0f} MiB; peak memory beyond it {beyond}",
         flush=True,
     )
-    measures = evaluator_along(spec, data, readout_for(spec, METHODS["redunet"]), device)(encoder).measures
+    measures = evaluator_along(spec, data, readout_for(spec, METHODS["redunet"]), device)(
+        encoder
+    ).measures
     return Made(encoder, encoder.network.history, seconds, own, extra, dict(measures))
 
 
@@ -258,9 +260,7 @@ class Construction(DataOptions, Study):
         data = prepare(spec, load(spec, machine.data_root))
         METHODS["redunet"].check(spec, data.sizes)
         make_encoder(spec, data.sizes.in_channels, self.patience)
-        claim_folder(
-            out, {"study": self.name, "dataset": data.dataset.name, "ratio": self.ratio}
-        )
+        claim_folder(out, {"study": self.name, "dataset": data.dataset.name, "ratio": self.ratio})
 
         def go() -> int:
             device = machine.configure_torch()

@@ -252,9 +252,9 @@ def one_spec(options: DataOptions, method: str, ratio: float, seed: int) -> RunS
 
     settings = options.settings() if isinstance(options, TrainingOptions) else options.set
     recipe = find_recipe(options.recipe)
-    return grid(
-        recipe, [method], [ratio], [seed], fields=spec_fields(options), settings=settings
-    )[0]
+    return grid(recipe, [method], [ratio], [seed], fields=spec_fields(options), settings=settings)[
+        0
+    ]
 
 
 def dataset_name(dataset: str) -> str:
@@ -302,7 +302,9 @@ def claim_folder(
     content = {**identity, "options": dict(options or {})}
     if marker.exists():
         held = read_json(marker)
-        known = {k: v for k, v in held.items() if k != "options"} if isinstance(held, dict) else held
+        known = (
+            {k: v for k, v in held.items() if k != "options"} if isinstance(held, dict) else held
+        )
         if known != dict(identity):
             raise ValueError(
                 f"--out {out} holds the study {known}; this one is {dict(identity)}: "
