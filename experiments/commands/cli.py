@@ -480,7 +480,8 @@ def _train(command: TrainCommand) -> Any:
         from experiments.report import run_table
         from experiments.report.live import training_bar
 
-        with training_bar(spec) as progress:
+        name = f"{spec.method} ratio {spec.ratio:g} seed {spec.seed}"
+        with training_bar(name, spec.training.epochs) as progress:
             record = run(spec, folder, machine, progress=progress)
         print(run_table(record).text())
         print(f"\n{folder / 'record.json'}")

@@ -26,7 +26,15 @@ from experiments.runs.methods import Method, find_method, readout_for
 from experiments.runs.recipes import QUICK
 from experiments.runs.runner import Cell, Machine, Outcome, extra_readouts, finished, load, plan
 from experiments.runs.specs import Recipe, RunSpec, field_value, vary
-from experiments.studies.label_noise import cells_of, claim, conduct, failures, grid, not_terminal
+from experiments.studies.label_noise import (
+    cells_of,
+    claim,
+    conduct,
+    failures,
+    grid,
+    not_terminal,
+    runs_of,
+)
 from mcr2.readouts import WITH_COMPONENTS
 
 #: What is never varied: options of their own span the grid by them, or name the one data set.
@@ -35,6 +43,18 @@ FIXED = ("ratio", "seed", "dataset", "image_size")
 #: Varied by reading: every record holds the readings at several numbers of components, and
 #: training does not depend on it.
 COMPONENTS = "n_components"
+
+
+#: What axes are called.
+AXES = {
+    "eps_sq": "squared distortion ε²",
+    "gamma1": "γ₁",
+    "gamma2": "γ₂",
+    "batch_size": "batch size asked for (samples)",
+    "feature_dim": "feature dimension d",
+    COMPONENTS: "components of a class in the readout",
+    "lr": "peak learning rate",
+}
 
 
 @dataclass(frozen=True)
@@ -101,15 +121,18 @@ class Ablation:
 
     def run(self, jobs: int = 1) -> list[dict[str, Any]]:
         """Run what is not finished, ``jobs`` at a time; print, write and return the rows."""
-        fields = tuple(self.varied)
-        return conduct(
+        axes = (*(report.Axis(name, AXES.get(name, name)) for name in self.varied), report.RATIO)
+        results = conduct(
             self.cells,
             self.out,
-            rows=self.rows,
-            tables=[lambda rows: report.ablation_table(rows, fields, self.method, self.dataset)],
-            figures=lambda rows, _: report.write_ablation_figures(
-                self.out, rows, fields, f"{self.method} on {self.dataset}"
+            results=lambda outcomes: report.Results(
+                self.dataset,
+                axes,
+                [row for outcome in outcomes for row in self.rows(outcome)],
+                runs_of(outcomes),
             ),
+            tables=["settings"],
+            figures=["settings"],
             notes=lambda outcomes, _: [
                 *failures(outcomes, self.detail),
                 *_terminal(outcomes),
@@ -124,6 +147,7 @@ class Ablation:
             machine=self.machine,
             detail=self.detail,
         )
+        return [dict(row) for row in results.rows]
 
     def rows(self, outcome: Outcome) -> list[dict[str, Any]]:
         """Return a run's rows: those of a study, with the varied fields behind the method."""

@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +21,18 @@ from experiments.runs.methods import METHODS, find_method, rules_for
 from experiments.runs.runner import Cell, Machine, Outcome, run_cells
 from experiments.runs.specs import Recipe, RunSpec, vary
 from mcr2.evaluation import measure_key
-from mcr2.records import Record, environment, read_json, write_json
+from mcr2.records import Record, Run, environment, read_json, write_json
 from mcr2.selection import NEED_VALIDATION, SELECTIONS
 
 RATIOS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 
 #: Test accuracy after Chan et al. (2021), "ReduNet", the table on label corruption: CIFAR-10,
 #: ResNet-18, ratios 0 to 0.5. The code behind the cross-entropy row was never published.
-PAPER: dict[str, dict[float, float]] = {
-    "ce": dict(zip(RATIOS, (0.939, 0.909, 0.861, 0.791, 0.724, 0.603), strict=True)),
-    "mcr2": dict(zip(RATIOS, (0.940, 0.911, 0.897, 0.881, 0.866, 0.843), strict=True)),
+PAPER: dict[str, dict[str, dict[float, float]]] = {
+    "paper, CIFAR-10, ResNet-18": {
+        "ce": dict(zip(RATIOS, (0.939, 0.909, 0.861, 0.791, 0.724, 0.603), strict=True)),
+        "mcr2": dict(zip(RATIOS, (0.940, 0.911, 0.897, 0.881, 0.866, 0.843), strict=True)),
+    }
 }
 
 #: A method more than this under cross-entropy on clean labels is not competent: underfitting
@@ -213,6 +214,11 @@ def _measure(record: Record, rule: str, measure: str, split: str, labels: str, r
     return record.selections[rule]["measures"][key]
 
 
+def runs_of(outcomes: Sequence[Outcome]) -> list[Run]:
+    """Return the runs that left a record."""
+    return [Run(o.cell.folder, o.record, o.evaluation) for o in outcomes if o.record is not None]
+
+
 def _plain(_: RunSpec) -> str:
     return ""
 
@@ -243,14 +249,15 @@ def not_terminal(outcomes: Sequence[Outcome]) -> list[str]:
     return lines
 
 
-def not_competent(cells: Sequence[Mapping[str, Any]]) -> list[str]:
+def not_competent(results: report.Results) -> list[str]:
     """Return a line for each method more than two points under cross-entropy at ratio 0."""
-    reference = report.over_seeds(cells, "test_accuracy", "ce", "last", 0.0)
+    where = {"selection": "last", "ratio": 0.0}
+    reference = results.over_seeds("test_accuracy", method="ce", **where)
     if reference is None:
         return []
     lines = []
-    for method in dict.fromkeys(cell["method"] for cell in cells):
-        own = report.over_seeds(cells, "test_accuracy", method, "last", 0.0)
+    for method in results.names:
+        own = results.over_seeds("test_accuracy", method=method, **where)
         if own is not None and own.mean < reference.mean - COMPETENCE:
             lines.append(
                 f"{method} is not competent at ratio 0: {own} against {reference} of ce, more "
@@ -289,53 +296,50 @@ def conduct(
     cells: Sequence[Cell],
     out: Path,
     *,
-    rows: Callable[[Outcome], list[dict[str, Any]]],
-    tables: Sequence[Callable[[Sequence[Mapping[str, Any]]], report.Table | None]],
-    figures: Callable[[Sequence[Mapping[str, Any]], Sequence[Record]], None],
-    notes: Callable[[Sequence[Outcome], Sequence[Mapping[str, Any]]], list[str]],
+    results: Callable[[Sequence[Outcome]], report.Results],
+    tables: Sequence[str],
+    figures: Sequence[str],
+    notes: Callable[[Sequence[Outcome], report.Results], list[str]],
     facts: Mapping[str, Any],
     jobs: int,
     machine: Machine,
     detail: Callable[[RunSpec], str] = _plain,
-    derived: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]] = lambda _: {},
-) -> list[dict[str, Any]]:
+    derived: Callable[[report.Results], Mapping[str, Any]] = lambda _: {},
+) -> report.Results:
     """Run the cells of any study, show them, and leave its tables and figures in ``out``.
 
     Args:
         cells: what to run; finished ones are only read.
         out: folder of the study.
-        rows: a run's rows of ``table.json``; every row has the same keys.
-        tables: each makes a table of all rows, to be printed and written, or None where there is
-            nothing to show; the first one is shown meanwhile.
-        figures: draws rows and the records behind them into ``out``.
+        results: what tables and figures are functions of, from how the runs ended.
+        tables: names of ``report.TABLES``; the first one is shown meanwhile.
+        figures: names of ``report.FIGURES``.
         notes: lines beneath the tables.
         facts: what ``table.json`` says of the whole study.
         jobs: processes at a time.
         machine: device and threads of each.
         detail: what tells runs of one method, ratio and seed apart.
-        derived: what ``table.json`` says of the study beside ``facts``, from all rows.
+        derived: what ``table.json`` says of the study beside ``facts``, from the results.
 
     Returns:
-        All rows, those of failed runs too.
+        The results, with rows of failed runs too.
     """
 
-    def all_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-        return [row for outcome in outcomes for row in rows(outcome)]
-
     def table(outcomes: Sequence[Outcome]) -> str:
-        first = tables[0](all_rows(outcomes))
+        first = report.TABLES[tables[0]](results(outcomes))
         return "" if first is None else first.text(report.WIDTH)
 
     start = time.perf_counter()
-    with StudyView(len(cells), table, detail) as view:
+    with StudyView(len(cells), table, lambda cell: _name(cell.spec) + detail(cell.spec)) as view:
         outcomes = run_cells(cells, jobs=jobs, machine=machine, watch=view.show)
-    found = all_rows(outcomes)
-    shown = [table for table in (make(found) for make in tables) if table is not None]
+    found = results(outcomes)
+    made = [report.TABLES[name](found) for name in tables]
+    shown = [one for one in made if one is not None]
     lines = notes(outcomes, found)
     used = {**environment(), "device": str(machine.torch_device()), **asdict(machine)}
     told = {**facts, "environment": used, **derived(found)}
-    report.write_tables(out, found, tables=shown, facts=told, notes=lines)
-    figures(found, [o.record for o in outcomes if o.record is not None])
+    report.write_tables(out, found, shown, told, lines)
+    report.write_figures(out, found, figures)
     print("\n" + "\n\n".join(part.text(report.WIDTH) for part in shown))
     if lines:
         print("\n" + "\n".join(lines))
@@ -358,29 +362,27 @@ def run_study(
     Returns:
         0, or 1 where a run failed.
     """
-    rows = conduct(
+    results = conduct(
         cells,
         out,
-        rows=cells_of,
-        tables=[
-            partial(report.accuracy_table, dataset=dataset, reference=PAPER),
-            report.difference_table,
-            report.memorization_table,
-            report.diversity_table,
-            report.collapse_table,
-            report.readout_table,
-            report.clean_readout_table,
-        ],
-        figures=lambda rows, records: report.write_figures(out, rows, records, dataset),
-        notes=lambda outcomes, rows: [
+        results=lambda outcomes: report.Results(
+            dataset,
+            (report.RATIO,),
+            [row for outcome in outcomes for row in cells_of(outcome)],
+            runs_of(outcomes),
+            PAPER,
+        ),
+        tables=[name for name in report.TABLES if name != "settings"],
+        figures=[name for name in report.FIGURES if name != "settings"],
+        notes=lambda outcomes, results: [
             *separate_runs(outcomes),
             *failures(outcomes),
             *not_terminal(outcomes),
-            *not_competent(rows),
+            *not_competent(results),
         ],
         facts={"dataset": dataset, "recipe": recipe.name},
         jobs=jobs,
         machine=machine,
-        derived=lambda rows: {"differences": [asdict(d) for d in report.differences(rows)]},
+        derived=lambda results: {"differences": [asdict(d) for d in report.differences(results)]},
     )
-    return 1 if any(row["status"] == "failed" for row in rows) else 0
+    return 1 if any(row["status"] == "failed" for row in results.rows) else 0
