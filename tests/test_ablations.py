@@ -12,8 +12,8 @@ import pytest
 import scipy.stats
 
 from experiments.commands.cli import main
-from experiments.report import Estimate, ablation_table, write_ablation_figures
-from experiments.report.tables import flat_cell
+from experiments.report import Estimate
+from experiments.report.tables import flat_row
 from experiments.runs.methods import METHODS
 from experiments.runs.runner import Machine
 from experiments.runs.specs import RunSpec, field_value, vary
@@ -78,7 +78,7 @@ def test_a_cell_for_every_setting_seed_and_selection(grid):
     with (out / "table.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     # Only the last epoch is read by every readout: elsewhere such a column is empty.
-    flat = [{k: "" if v is None else str(v) for k, v in flat_cell(c).items()} for c in cells]
+    flat = [{k: "" if v is None else str(v) for k, v in flat_row(c).items()} for c in cells]
     assert rows == [dict.fromkeys(rows[0], "") | row for row in flat]
     assert all(set(row) <= set(rows[0]) for row in flat)
 
@@ -200,33 +200,6 @@ def test_what_vary_sets_is_what_field_value_reads():
         assert field_value(vary(spec, name, text, options), name) == value
     with pytest.raises(KeyError):
         field_value(spec, "eps_sq")
-
-
-def test_more_settings_than_colours_are_averaged(tmp_path):
-    cells = [
-        {
-            "method": "m",
-            "a": a,
-            "b": b,
-            "ratio": 0.3,
-            "seed": 0,
-            "selection": "last",
-            "readout": "ridge",
-            "status": "finished",
-            "steps": 3,
-            "test_accuracy": a / 10,
-            "fit_noisy": 0.5,
-            "fit_corrupted": None,
-            "recovered": None,
-        }
-        for a in (1, 2)
-        for b in map(str, range(9))
-    ]
-    write_ablation_figures(tmp_path, cells, ["a", "b"], "title")
-    assert {path.name for path in tmp_path.iterdir()} == {"a.png", "b.png"}
-    table = ablation_table(cells, ["a", "b"], "m", "digits")
-    assert len(table.rows) == 18
-    assert table.rows[0] == ("1", "0", "0.3", "3", "0.100", "0.500", "-", "-")
 
 
 MISTAKES = {

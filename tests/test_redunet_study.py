@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from experiments.commands.cli import main
-from experiments.report import accuracy_table
+from experiments.report import RATIO, TABLES, Results
 from experiments.runs.memory import peak_memory, restart_peak_memory
 from experiments.runs.methods import METHODS, Workspace, find_method, readout_for
 from experiments.runs.recipes import QUICK
@@ -86,7 +86,7 @@ def test_the_table_has_a_row_whose_records_prove_a_fair_comparison(small, tmp_pa
     cells = plan(specs, tmp_path, Machine())
     outcomes = [Outcome(cell, run(cell.spec, cell.folder), None) for cell in cells]
     rows = [row for outcome in outcomes for row in cells_of(outcome)]
-    shown = accuracy_table(rows, "small", {}).text()
+    shown = TABLES["accuracy"](Results("small", (RATIO,), rows, [])).text()
     for rule in SELECTIONS:
         assert f"redunet  {rule:16}  nearest_subspace@3" in shown
     for ce, built in (outcomes[:2], outcomes[2:]):

@@ -23,7 +23,7 @@ import torch
 
 from experiments.commands.cli import main
 from experiments.report import FIGURES, Estimate
-from experiments.report.tables import flat_cell
+from experiments.report.tables import flat_row
 from experiments.runs import runner
 from experiments.runs.methods import find_method
 from experiments.runs.runner import Machine, read_encoder, read_run, run, terminal_epoch
@@ -186,9 +186,9 @@ def test_table_csv_has_the_cells_as_rows(study):
     cells = json.loads((out / "table.json").read_text())["cells"]
     with (out / "table.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    names = dict.fromkeys(name for cell in cells for name in flat_cell(cell))
+    names = dict.fromkeys(name for cell in cells for name in flat_row(cell))
     for row, cell in zip(rows, cells, strict=True):
-        flat = flat_cell(cell)
+        flat = flat_row(cell)
         assert list(row) == list(names)
         values = {name: flat.get(name) for name in names}
         assert row == {k: "" if v is None else str(v) for k, v in values.items()}

@@ -523,7 +523,7 @@ def draw_cosines(results: Results) -> Drawn:
             cosines = [[math.nan if v is None else v for v in each] for each in cosines]
             image = panel.imshow(cosines, cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
             _name_classes(panel, profile(found[0], f"{key}_labels") or [])
-        row[0].set_ylabel(label(line.label), fontsize=12, color=line.colour, fontweight="bold")
+        row[0].set_ylabel(label(line.label, 20), fontsize=12, color=line.colour, fontweight="bold")
     for panel, value in zip(axes[0], values, strict=True):
         panel.set_title(label(results.at(value)), fontsize=11)
     if image is not None:

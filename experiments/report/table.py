@@ -34,7 +34,7 @@ def short(text: str, most: int = 40) -> str:
 
     Example:
         >>> short("features_of_everything.npz", 12)
-        'featur…e.npz'
+        'featur…g.npz'
     """
     text = visible(text)
     head, tail = most // 2, most - most // 2 - 1
