@@ -18,17 +18,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from mcr2 import checks
-
-Array: TypeAlias = Tensor | npt.NDArray[Any]
+from mcr2.checks import Array, Labels
 
 #: The penalty of the linear classifiers in units of the features' mean variance.
 RIDGE = 1e-3
@@ -49,10 +47,7 @@ class Readout(ABC):
         return _best(self.scores(features), features)
 
     def predict_training(self, features: Array) -> Tensor:
-        """Return the classes of the very samples fitted on, in the order of the fit.
-
-        It is :meth:`predict` for all but the nearest neighbours, which leave each sample out.
-        """
+        """Return the classes of the very samples fitted on; neighbours leave each sample out."""
         return self.predict(features)
 
 
@@ -120,9 +115,7 @@ class ClassSubspaces(Readout):
     def leading(self, n_components: int) -> ClassSubspaces:
         """Return the subspaces of the first directions; a class of lower rank keeps what it has.
 
-        Raises:
-            ValueError: ``n_components`` outside 1 ... d - 1; with d of them nothing is left over
-                and every class fits every sample.
+        ``n_components`` is below d: with d of them every class fits every sample.
         """
         checks.integer("n_components", n_components, 1, self.bases.shape[1] - 1)
         # A copy, so that a kept readout does not keep all directions alive.
@@ -179,7 +172,7 @@ class NearestNeighbours(Readout):
 
 
 def class_bases(
-    features: Array, labels: Array, *, num_classes: int, centred: bool = False
+    features: Array, labels: Labels, *, num_classes: int, centred: bool = False
 ) -> ClassSubspaces:
     """Diagonalise the second moment of every class, ``S_k = (1/n_k) Σ (h - μ_k)(h - μ_k)ᵀ``.
 
@@ -225,7 +218,7 @@ def class_bases(
 
 
 def fit_nearest_subspace(
-    features: Array, labels: Array, *, num_classes: int, n_components: int, centred: bool = False
+    features: Array, labels: Labels, *, num_classes: int, n_components: int, centred: bool = False
 ) -> ClassSubspaces:
     """Fit a subspace a class: its leading right singular vectors, or principal components.
 
@@ -246,7 +239,7 @@ def fit_nearest_subspace(
     return bases.leading(n_components)
 
 
-def fit_class_mean(features: Array, labels: Array, *, num_classes: int) -> ClassSubspaces:
+def fit_class_mean(features: Array, labels: Labels, *, num_classes: int) -> ClassSubspaces:
     """Fit the nearest-class-mean classifier, ``score_k(h) = -‖h - μ_k‖²``.
 
     Arguments and errors as :func:`class_bases`.
@@ -261,7 +254,7 @@ def fit_class_mean(features: Array, labels: Array, *, num_classes: int) -> Class
     return ClassSubspaces(means, means.new_zeros(*means.shape, 0), counts > 0)
 
 
-def fit_ridge(features: Array, labels: Array, *, num_classes: int) -> LinearClassifier:
+def fit_ridge(features: Array, labels: Labels, *, num_classes: int) -> LinearClassifier:
     """Fit ridge regression on one-hot labels, bias unpenalised.
 
     ``min_{W,b} (1/N) ‖H Wᵀ + 1 bᵀ - Y‖_F² + λ ‖W‖_F²`` with ``λ = 1e-3 · tr(H̄ᵀH̄)/(N d)``: the
@@ -294,7 +287,7 @@ def fit_ridge(features: Array, labels: Array, *, num_classes: int) -> LinearClas
 
 
 def fit_logistic_regression(
-    features: Array, labels: Array, *, num_classes: int
+    features: Array, labels: Labels, *, num_classes: int
 ) -> LinearClassifier:
     """Fit multinomial logistic regression with scikit-learn, bias unpenalised.
 
@@ -320,7 +313,7 @@ def fit_logistic_regression(
     return _fit_standardised(solve, features, labels, num_classes)
 
 
-def fit_linear_svm(features: Array, labels: Array, *, num_classes: int) -> LinearClassifier:
+def fit_linear_svm(features: Array, labels: Labels, *, num_classes: int) -> LinearClassifier:
     """Fit a linear support vector machine a class, against the others, with scikit-learn.
 
     For each class ``min_{w,b} (1/N) Σ_i max(0, 1 - t_i (wᵀh_i + b))² + λ/2 (‖w‖² + (b/10)²)``,
@@ -344,7 +337,7 @@ def fit_linear_svm(features: Array, labels: Array, *, num_classes: int) -> Linea
     return _fit_standardised(solve, features, labels, num_classes)
 
 
-def fit_knn(features: Array, labels: Array, *, num_classes: int, k: int) -> NearestNeighbours:
+def fit_knn(features: Array, labels: Labels, *, num_classes: int, k: int) -> NearestNeighbours:
     """Keep the training samples as neighbours by cosine.
 
     Arguments and errors as :func:`class_bases`; ``k`` from 1 to N - 1, because a training sample
@@ -418,7 +411,7 @@ def parse_readout(name: str) -> tuple[str, int | None]:
 def fit_readout(
     name: str,
     features: Array,
-    labels: Array,
+    labels: Labels,
     *,
     num_classes: int,
     head: tuple[Array, Array | None] | None = None,
@@ -468,7 +461,7 @@ def _exact(features: Array, width: int) -> Tensor:
     return (H.cpu() if H.device.type == "mps" else H).double()
 
 
-def _training_set(features: Array, labels: Array, num_classes: int) -> tuple[Tensor, Tensor]:
+def _training_set(features: Array, labels: Labels, num_classes: int) -> tuple[Tensor, Tensor]:
     """Check a training set and return float64 features and int64 labels on one device."""
     H, y = checks.samples(features, labels, num_classes)
     return H.double(), y
@@ -498,7 +491,7 @@ def _directions(H: Tensor) -> Tensor:
 def _fit_standardised(
     solve: Callable[[Any, Any, float], tuple[Any, Any]],
     features: Array,
-    labels: Array,
+    labels: Labels,
     num_classes: int,
 ) -> LinearClassifier:
     """Fit a linear model on centred features of mean variance 1.

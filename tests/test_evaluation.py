@@ -12,7 +12,16 @@ from torch import nn
 from ce_baseline import CrossEntropy
 from mcr2.backbones import BACKBONES
 from mcr2.data import Split
-from mcr2.evaluation import Evaluation, encode, evaluate, measure_key
+from mcr2.evaluation import (
+    Evaluation,
+    Key,
+    Labelled,
+    encode,
+    encode_layers,
+    evaluate,
+    evaluate_features,
+    measure_key,
+)
 from mcr2.objectives import RateReduction
 from mcr2.training import Encoder, TrainingConfig, seeded, train
 
@@ -337,6 +346,81 @@ def test_evaluating_changes_nothing_and_repeats(encoder, evaluation):
     assert encoder.training
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
+
+
+# ------------------------------------------------------------------------------------------ layers
+
+
+class Staged(Oracle):
+    """The oracle with two stages, which counts what passes through it."""
+
+    passed = 0
+
+    def layer_names(self):
+        return ("wide", "narrow")
+
+    def layer_features(self, images, names):
+        self.passed += len(images)
+        whole = {
+            "features": images.flatten(1),
+            "wide": torch.cat([images.flatten(1), 1 + images.flatten(1).square()], 1),
+            "narrow": images.flatten(1)[:, :2],
+        }
+        return {name: whole[name] for name in names}
+
+
+def staged_splits():
+    guess = [0, 1, 2, 0, 1, 2, 0, 1, 2, 0]
+    clean = [0, 1, 2, 0, 1, 2, 0, 1, 1, 2]
+    noisy = [0, 1, 2, 0, 1, 2, 1, 1, 1, 2]
+    return predicted_as(guess, noisy, clean), predicted_as(guess, clean, clean)
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_layers_are_measured_under_their_names_in_one_pass(full):
+    train_split, test = staged_splits()
+    encoder, names = Staged(), ("nearest_subspace@2", "class_mean")
+    arguments = {"num_classes": K, "readout": "head", "readouts": names, "full": full}
+    evaluation = evaluate(encoder, train_split, test, layers=("wide", "narrow"), **arguments)
+    assert encoder.passed == len(train_split) + len(test)
+    alone = evaluate(Oracle(), train_split, test, **arguments)
+    keys = [Key.parse(key) for key in evaluation.measures]
+    assert alone.measures == {
+        str(key): evaluation.measures[str(key)] for key in keys if key.layer == "features"
+    }
+    of_train, of_test = (
+        encode_layers(encoder, split.images, ("wide",))["wide"] for split in (train_split, test)
+    )
+    expected = evaluate_features(
+        Labelled(of_train, train_split.labels, train_split.clean_labels),
+        Labelled(of_test, test.labels),
+        num_classes=K,
+        readouts=names,
+        full=full,
+        layer="wide",
+    )
+    got = {str(key): evaluation.measures[str(key)] for key in keys if key.layer == "wide"}
+    assert got == expected.measures
+    # No stage has a head; what does not fit one's width is a note.
+    assert {key.readout for key in keys if key.layer == "narrow"} >= {"ridge", "class_mean"}
+    assert not [key for key in keys if key.layer != "features" and key.readout == "head"]
+    assert evaluation.get("accuracy", split="test", labels="clean", layer="narrow") is not None
+    where = {"split": "test", "labels": "clean", "readout": names[0], "layer": "narrow"}
+    assert evaluation.get("accuracy", **where) is None
+    assert evaluation.notes[0].startswith(f"narrow: {names[0]} could not be fitted")
+
+
+def test_encoding_layers_keeps_the_features_and_refuses_what_is_not_there():
+    images = staged_splits()[0].images
+    found = encode_layers(Staged(), images, ("narrow",), batch_size=3)
+    assert list(found) == ["features", "narrow"]
+    assert torch.equal(found["features"], encode(Oracle(), images))
+    with pytest.raises(
+        ValueError, match="unknown layer 'stem'; choose from features, wide, narrow"
+    ):
+        encode_layers(Staged(), images, ("stem",))
+    with pytest.raises(ValueError, match="unknown layer 'stem'; choose from features"):
+        encode_layers(Oracle(), images, ("stem",))
 
 
 # ------------------------------------------------------------------------------------------ errors

@@ -8,8 +8,8 @@ import torch
 from sklearn.linear_model import Ridge
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 
-from mcr2.evaluation import Labelled, evaluate_features, standard_readouts
-from mcr2.metrics import collapse, margins, rank
+from mcr2.evaluation import MEASURES, Key, Labelled, evaluate_features, standard_readouts
+from mcr2.metrics import rank
 
 K, D, N, M = 4, 9, 240, 80
 
@@ -324,7 +324,7 @@ def test_a_class_without_wrong_samples_leaves_their_collapse_undefined():
     for labels in ("noisy", "clean"):
         get = {"split": "train_wrong", "labels": labels, "readout": "-"}
         assert evaluation.get("nc1", **get) is None
-        assert evaluation.get("means_reliable", **get) is None
+        assert evaluation.get("classes_present", **get) == 1
         assert evaluation.get("smallest_class", **get) == 0
         # About given means one sample has a distance.
         assert evaluation.get("nc1_ratio_about_train", **get) > 0
@@ -342,24 +342,50 @@ def test_where_every_label_is_wrong_none_is_correct():
 
 
 @pytest.mark.parametrize("full", [True, False])
-def test_a_class_that_no_training_label_names_leaves_collapse_and_margins_undefined(full):
+def test_absent_classes_are_named_and_the_others_are_measured(full):
+    """Without the samples of a class everything is as if that class did not exist."""
     generator = torch.Generator().manual_seed(0)
     H, clean = clusters(80, generator)
-    noisy = torch.where(clean == 2, 0, clean)
+    noisy = torch.where(clean == K - 1, 0, clean)
     test = Labelled(*clusters(40, generator))
     evaluation = evaluate_features(
         Labelled(H, noisy, clean), test, num_classes=K, readouts=standard_readouts(D), full=full
     )
-    assert evaluation.get("nc1", split="train", labels="noisy", readout="-") is None
-    assert evaluation.get("nc3", split="train", labels="noisy", readout="ridge") is None
-    name = "margin_normalised_mean"
-    assert evaluation.get(name, split="train", labels="noisy", readout="ridge") is None
-    assert evaluation.get("nc1", split="test", labels="clean", readout="-") > 0
+    fewer = evaluate_features(Labelled(H, noisy), num_classes=K - 1, full=full)
+    for key, value in fewer.measures.items():
+        name = Key.parse(key).measure
+        if MEASURES[name].per != "readout" and name != "smallest_class":
+            close = value if value is None else pytest.approx(value, rel=1e-6, abs=1e-9)
+            assert evaluation.measures[key] == close, key
+    assert evaluation.notes[0] == f"train, noisy labels: no sample of 1 of {K} classes ({K - 1})"
+    assert evaluation.get("classes_present", split="train", labels="noisy") == K - 1
+    assert evaluation.get("classes_present", split="test", labels="clean") == K
+    assert evaluation.get("nc1", split="test", labels="clean") > 0
     assert evaluation.get("accuracy", split="test", labels="clean") > 0.5
     if full:
-        assert evaluation.get("nc1_about_train", split="test", labels="clean", readout="-") is None
-        assert evaluation.get("nc1", split="train", labels="clean", readout="-") > 0
-        assert evaluation.get("accuracy", split="test", labels="clean", readout="ridge+clean") > 0.9
+        # A sample of a class that is never predicted has no margin; one never trained on no mean.
+        assert evaluation.get("margin_mean", split="test", labels="clean") is None
+        assert evaluation.get("nc1_about_train", split="test", labels="clean") > 0
+        of_known = test.labels < K - 1
+        known = Labelled(test.features[of_known], test.labels[of_known])
+        alone = evaluate_features(Labelled(H, noisy), known, num_classes=K - 1)
+        for name in ("nc1", "nc1_ratio", "cdnv"):
+            where = {"split": "test", "labels": "clean"}
+            got = evaluation.get(f"{name}_about_train", **where)
+            assert got == pytest.approx(alone.get(f"{name}_about_train", **where), rel=1e-6)
+        fitted_clean = {"labels": "clean", "readout": "ridge+clean"}
+        assert evaluation.get("accuracy", split="test", **fitted_clean) > 0.9
+
+
+def test_a_test_split_of_classes_never_trained_on_is_measured():
+    H, y = clusters(40, torch.Generator().manual_seed(0))
+    old = y < 2
+    train, test = Labelled(H[old], y[old]), Labelled(H[~old], y[~old])
+    evaluation = evaluate_features(train, test, num_classes=K)
+    assert evaluation.get("accuracy", split="test", labels="clean") == 0
+    assert evaluation.get("nc1_about_train", split="test", labels="clean") is None
+    assert evaluation.get("nc1", split="test", labels="clean") > 0
+    assert len(evaluation.notes) == 2
 
 
 def test_a_class_of_one_sample_is_measured_and_flagged():
@@ -367,8 +393,10 @@ def test_a_class_of_one_sample_is_measured_and_flagged():
     y[y == 3] = 2
     y[0] = 3
     evaluation = evaluate_features(Labelled(H, y), num_classes=K)
-    assert evaluation.get("smallest_class", split="train", labels="noisy", readout="-") == 1
-    assert evaluation.get("nc1", split="train", labels="noisy", readout="-") > 0
+    assert evaluation.get("smallest_class", split="train", labels="noisy") == 1
+    assert evaluation.get("nc1", split="train", labels="noisy") > 0
+    note = f"train, noisy labels: one sample only, hence no variance, of 1 of {K} classes (3)"
+    assert evaluation.notes == (note,)
 
 
 def test_features_without_spread_are_measured():
@@ -391,10 +419,12 @@ def test_a_readout_that_cannot_be_fitted_costs_only_its_own_measures():
         own = [v for k, v in evaluation.measures.items() if f"/{name}" in k]
         assert len(own) == 7
         assert set(own) == {None}
+        told = [note for note in evaluation.notes if note.startswith(name)]
+        assert [" could not be fitted: " in note for note in told] == [True, True]
     own = [v for k, v in evaluation.measures.items() if "/class_mean/" in k]
     assert len(own) == 6
     assert None not in own
-    with pytest.raises(ValueError, match="k is 5"):
+    with pytest.raises(ValueError, match="k of 5 samples is 5"):
         evaluate_features(train, test, num_classes=2, readout="knn@5")
 
 
@@ -424,7 +454,7 @@ def test_many_classes_make_no_endless_profiles():
     assert len(evaluation.profiles["features/train/noisy/-/class_spectra"]) == 100
 
 
-# --------------------------------------------------------------------- evaluation less, refusing more
+# ------------------------------------------------------------------- measuring less, refusing more
 
 
 def test_the_cheap_evaluation_is_a_part_of_the_full_one(data, evaluation):
@@ -458,26 +488,54 @@ def test_evaluation_changes_nothing_and_repeats(data, evaluation):
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
+def test_numpy_arrays_are_measured_as_tensors_are(data):
+    train, test, validation, head = data
+    arrays = [
+        Labelled(
+            *(None if t is None else t.numpy() for t in (s.features, s.labels, s.clean_labels))
+        )
+        for s in (train, test, validation)
+    ]
+    got = evaluate_features(*arrays, num_classes=K, head=tuple(h.numpy() for h in head))
+    assert got == evaluate_features(train, test, validation, num_classes=K, head=head)
+
+
+def test_without_the_truth_nothing_is_said_of_it(data):
+    train, test, validation, _ = data
+    unknown = [Labelled(s.features, s.labels) for s in (train, validation)]
+    evaluation = evaluate_features(unknown[0], test, unknown[1], num_classes=K)
+    keys = {Key.parse(text) for text in evaluation.measures}
+    assert {(k.split, k.labels) for k in keys if k.labels != "-"} == {
+        *(("train", "noisy"), ("validation", "noisy"), ("test", "clean"))
+    }
+    for name in ("fit_corrupted", "recovered"):
+        assert evaluation.get(name, split="train", labels="noisy") is None
+
+
 GOOD = Labelled(torch.randn(12, 3), torch.arange(12) % 2)
 
 
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"num_classes": 1}, ValueError, "at least two classes; got num_classes=1"),
+        ({"num_classes": 1}, ValueError, "num_classes is 1; it must be at least 2"),
         ({"train": Labelled(GOOD.features.long(), GOOD.labels)}, TypeError, "features must be"),
-        ({"train": Labelled(GOOD.features, GOOD.labels + 1)}, ValueError, r"labels must be in 0"),
+        (
+            {"train": Labelled(GOOD.features, GOOD.labels + 1)},
+            ValueError,
+            r"train labels run from 1 to 2; .* 0 \.\.\. 1",
+        ),
         (
             {"train": Labelled(GOOD.features, GOOD.labels, GOOD.labels - 1)},
             ValueError,
-            "clean labels must be in 0 ... 1; got -1",
+            r"clean train labels run from -1 to 0",
         ),
         ({"train": Labelled(GOOD.features / 0, GOOD.labels)}, ValueError, "must be finite"),
         ({"test": Labelled(GOOD.features, GOOD.labels[:5])}, ValueError, "shape"),
         ({"test": Labelled(GOOD.features[:, :2], GOOD.labels)}, ValueError, "of one width"),
         ({"readout": "head"}, ValueError, "it has none"),
         ({"readouts": ("svm",)}, ValueError, "unknown readout 'svm'"),
-        ({"head": (torch.ones(2, 4), None)}, ValueError, "head's weight must be"),
+        ({"head": (torch.ones(2, 4), None)}, ValueError, "the head's weight has shape"),
         ({"head": (torch.ones(2, 3), torch.ones(3))}, ValueError, "bias"),
     ],
 )
@@ -485,11 +543,6 @@ def test_bad_input_is_refused_by_name(change, error, message):
     arguments = {"train": GOOD, "num_classes": 2} | change
     with pytest.raises(error, match=message):
         evaluate_features(**arguments)
-
-
-def test_quantiles_of_margins_lie_in_the_unit_interval():
-    with pytest.raises(ValueError, match=r"quantiles lie in \[0, 1\]"):
-        margins.margins(GOOD.features, GOOD.labels, torch.ones(2, 3), quantiles=(0.5, 1.5))
 
 
 def test_coherence_is_that_of_the_angles():
@@ -504,9 +557,3 @@ def test_coherence_is_that_of_the_angles():
     assert rank.coherence(bases) == pytest.approx(np.mean(overlaps), rel=1e-6)
     assert rank.between_classes(bases).coherence == rank.coherence(bases)
     assert rank.coherence(bases[:1]) is None
-
-
-def test_names_of_measures_are_those_of_the_metrics(evaluation):
-    names = {key.rpartition("/")[2] for key in evaluation.measures}
-    assert set(collapse.NeuralCollapse.__dataclass_fields__) <= names
-    assert set(rank.FeatureRank.__dataclass_fields__) <= names

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -14,17 +15,13 @@ from mcr2.evaluation.features import Labelled
 NEEDED = ("features", "labels")
 ALLOWED = ("clean_labels", "weight", "bias", "test_features", "test_labels")
 
-#: So many classes are believed of any file without a classifier; more, only of as many samples.
-#: Labels beyond are codes of something else, and K × d numbers of them would be spent for nothing.
-ANY_CLASSES = 1000
+#: Without a classifier, a file may be of so many classes, or of as many as it has samples. Labels
+#: beyond are codes of something else, and arrays of K × d would be spent for nothing.
+MOST_CLASSES = 1000
 
 
-@dataclass(frozen=True, eq=False)
-class Arrays:
-    """What a file holds: ``train``, ``test`` or None, the ``head`` (W, b or None) or None, and K.
-
-    They are the arguments of :func:`~mcr2.evaluation.features.evaluate_features`.
-    """
+class Arrays(NamedTuple):
+    """What a file holds, as :func:`~mcr2.evaluation.features.evaluate_features` takes it."""
 
     train: Labelled
     test: Labelled | None
@@ -44,9 +41,9 @@ def read_features(path: str | Path, *, num_classes: int | None = None) -> Arrays
 
     Raises:
         FileNotFoundError: no such file.
-        TypeError, ValueError: an array is missing or malformed, labels are out of range, there
-            are fewer than two classes, or without a weight more than there can be; the line
-            names the file, the array and what is allowed.
+        TypeError, ValueError: an array is missing or malformed, labels are out of range, or
+            classes fewer than two or too many; the line names the file, the array and what is
+            allowed.
 
     Example:
         >>> import tempfile, numpy as np
@@ -62,39 +59,32 @@ def read_features(path: str | Path, *, num_classes: int | None = None) -> Arrays
     if "bias" in arrays and "weight" not in arrays:
         raise ValueError(f"{path}: a bias without a weight")
 
-    def floats(name: str, *shape: int | str) -> Tensor | None:
-        given = arrays.get(name)
-        return None if given is None else checks.floating(f"{path}: {name}", given, *shape)
+    def floating(name: str, *shape: int | str) -> Tensor:
+        return checks.floating(f"{path}: {name}", arrays[name], *shape)
 
-    features = checks.floating(f"{path}: features", arrays["features"], "N", "d")
-    N, d = features.shape
-    test_features, weight = floats("test_features", "M", d), floats("weight", "K", d)
-    counts = {"labels": N, "clean_labels": N, "test_labels": len(arrays.get("test_features", ()))}
-    labels = {
+    H, T, head = floating("features", "N", "d"), None, None
+    (N, d), why = H.shape, "the largest label plus one"
+    counts = {"labels": N, "clean_labels": N}
+    if "test_features" in arrays:
+        T = floating("test_features", "M", d)
+        counts["test_labels"] = len(T)
+    given = {
         name: checks.labels(arrays[name], count=count, name=f"{path}: {name}")
         for name, count in counts.items()
         if name in arrays
     }
-    most = max(int(y.max()) for y in labels.values()) + 1
-    K, why = most, "the largest label plus one"
-    if weight is not None:
-        K, why = len(weight), "the rows of weight"
+    K = max(int(y.max()) for y in given.values()) + 1
+    if "weight" in arrays:
+        K, why = len(floating("weight", "K", d)), "the rows of weight"
     if num_classes is not None:
         K, why = num_classes, "the number of classes given"
-    if K < 2:
-        raise ValueError(f"{path}: at least two classes are needed; {why} makes {K}")
-    if weight is None and max(N, ANY_CLASSES) < K:
-        raise ValueError(
-            f"{path}: {why} makes {K} classes; with {N} samples and no weight there can be at "
-            f"most {max(N, ANY_CLASSES)}"
-        )
-    for name, y in labels.items():
+    most = math.inf if "weight" in arrays else max(N, MOST_CLASSES)
+    if not 2 <= K <= most:
+        allowed = "at least 2" + f", and without a weight at most {most}" * (most < math.inf)
+        raise ValueError(f"{path}: {why} makes {K} classes; there must be {allowed}")
+    for name, y in given.items():
         checks.labels(y, K, name=f"{path}: {name}")
-    if weight is not None and len(weight) != K:
-        floats("weight", K, d)
-    return Arrays(
-        Labelled(features, labels["labels"], labels.get("clean_labels")),
-        None if test_features is None else Labelled(test_features, labels["test_labels"]),
-        None if weight is None else (weight, floats("bias", K)),
-        K,
-    )
+    if "weight" in arrays:
+        head = (floating("weight", K, d), floating("bias", K) if "bias" in arrays else None)
+    test = None if T is None else Labelled(T, given["test_labels"])
+    return Arrays(Labelled(H, given["labels"], given.get("clean_labels")), test, head, K)

@@ -59,8 +59,7 @@ class Measure:
         per: the parts that its key has: of ``features`` no labels; of ``classes`` labels; of a
             ``classifier`` labels, ``head`` and ``ridge``; of a ``readout`` labels and every one.
         better: which way a user would have it, where that can be said.
-        history: whether it is also taken along training.
-        shown: whether it stands in a study's tables.
+        history, shown: whether it is also taken along training; is in a study's tables.
         compute: its value of a view, unless it is part of its family's common computation.
     """
 
@@ -103,7 +102,7 @@ _RANKS = (
     _rank("effective_rank", "exp(entropy of σ/Σσ)"),
     _rank("participation_ratio", "(Σλ)²/Σλ²", shown=True),
     _rank("stable_rank", "Σλ/λ_max"),
-    _rank("dim95", "components that hold 95 % of the energy", shown=True),
+    _rank("dim95", "components with 95 % of the energy", shown=True),
 )
 
 #: All measures by name, in the order of tables.
@@ -116,7 +115,7 @@ MEASURES: dict[str, Measure] = {
         _readout("recovered", "wrong labels predicted as the true ones", better="high"),
         *_RANKS,
         *(
-            _class(f"class_{m.name}", f"{m.title}: mean", history=True, shown=m.name == "dim95")
+            _class(f"class_{m.name}", f"mean {m.title}", history=True, shown=m.name == "dim95")
             for m in _RANKS
         ),
         _class("coherence", "mean overlap of class subspaces", history=True, shown=True),
@@ -129,8 +128,8 @@ MEASURES: dict[str, Measure] = {
         _means("nc2_equiangular", "std of their cosines", history=True),
         _means("nc2_maxangle", "mean |cosine + 1/(K - 1)|", history=True),
         _means("nc2_etf", "their distance from a simplex", history=True, shown=True),
-        _means("mean_energy", "part of the energy in class means", history=True, shown=True),
-        _means("means_reliable", "1 where that is enough", history=True, shown=True),
+        _means("mean_energy", "part of the energy in class means", history=True),
+        _means("means_reliable", "1 where that is enough", history=True),
         _means("classes_present", "classes with a sample", history=True),
         _means("smallest_class", "samples in the smallest class", history=True),
         _means("nc1_about_train", "nc1 about the training class means"),
@@ -164,7 +163,7 @@ def as_markdown() -> str:
     """Return the measures as a table in Markdown, a family at a time.
 
     Example:
-        >>> print(as_markdown().splitlines()[4])
+        >>> print(as_markdown().splitlines()[3])
         | `accuracy` | share predicted as labelled | readout | high | yes |
     """
     lines = ["| measure | | by | better | history |", "|---|---|---|---|---|"]

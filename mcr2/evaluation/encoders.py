@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,7 +15,12 @@ from mcr2.evaluation.results import COMMON_READOUT, FEATURES, Evaluation
 
 
 class ImageEncoder(Protocol):
-    """What the evaluator asks of a network, trained or constructed."""
+    """What the evaluator asks of a network, trained or constructed.
+
+    It may have named stages: then ``layer_names()`` returns their names, and
+    ``layer_features(images, names)`` their outputs ``(m, d_l)``, by name, and ``features`` among
+    them the encoder's own.
+    """
 
     training: bool
 
@@ -27,17 +32,6 @@ class ImageEncoder(Protocol):
 
     def classifier(self) -> tuple[Tensor, Tensor | None] | None:
         """Return the own linear head, or None."""
-
-
-@runtime_checkable
-class LayeredEncoder(ImageEncoder, Protocol):
-    """An encoder with named stages, whose outputs are ``(m, d_l)``."""
-
-    def layer_names(self) -> tuple[str, ...]:
-        """Return the stages in order, without ``features``."""
-
-    def layer_features(self, images: Tensor, names: Sequence[str]) -> Mapping[str, Tensor]:
-        """Return the outputs of named stages; ``features`` is the encoder's own."""
 
 
 def encode(encoder: ImageEncoder, images: Tensor, *, batch_size: int = 500) -> Tensor:
@@ -64,15 +58,14 @@ def encode_layers(
         ValueError: a stage that the encoder does not have.
     """
     names = tuple(dict.fromkeys((FEATURES, *layers)))
-    layered = encoder if isinstance(encoder, LayeredEncoder) else None
-    known = () if layered is None else layered.layer_names()
+    staged: Any = encoder
+    stages = staged.layer_names() if hasattr(encoder, "layer_names") else ()
     for name in names:
-        checks.choice("layer", name, (FEATURES, *known))
+        checks.choice("layer", name, (FEATURES, *stages))
 
     def forward(batch: Tensor) -> Mapping[str, Tensor]:
-        if layered is None or len(names) == 1:
-            return {FEATURES: encoder(batch)}
-        return layered.layer_features(batch, names)
+        alone = len(names) == 1
+        return {FEATURES: encoder(batch)} if alone else staged.layer_features(batch, names)
 
     mode = encoder.training
     encoder.train(False)

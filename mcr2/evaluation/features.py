@@ -16,13 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from mcr2 import checks
+from mcr2.checks import Array, Labels
 from mcr2.evaluation.catalogue import MEASURES, QUANTILES, Value, View
 from mcr2.evaluation.results import (
     COMMON_READOUT,
@@ -34,14 +35,13 @@ from mcr2.evaluation.results import (
 )
 from mcr2.metrics.accuracy import accuracy
 from mcr2.metrics.coding import coding_measures
-from mcr2.metrics.collapse import NeuralCollapse, neural_collapse
+from mcr2.metrics.collapse import neural_collapse
 from mcr2.metrics.margins import alignment, margins
 from mcr2.metrics.memorization import memorization
 from mcr2.metrics.moments import first_moments
 from mcr2.metrics.rank import between_classes, class_geometry, coherence, rank_and_spectrum
 from mcr2.readouts import (
     WITH_COMPONENTS,
-    Array,
     LinearClassifier,
     Readout,
     class_bases,
@@ -51,7 +51,7 @@ from mcr2.readouts import (
 
 Head: TypeAlias = tuple[Array, Array | None]
 
-#: Components of the subspace readouts that stand in every full evaluation, and neighbours of k-NN.
+#: Components of the subspace readouts in every full evaluation, and neighbours of k-NN.
 COMPONENTS, NEIGHBOURS = (1, 2, 3, 5, 10), 5
 
 #: Profiles: where margins are taken; cosines of so many samples a class, and not more than so many
@@ -67,19 +67,18 @@ class Labelled:
     Args:
         features: ``(N, d)``, floating.
         labels: ``(N,)``, integers: as trained on; of a test split the true ones.
-        clean_labels: the true labels ``(N,)``, or None where they are unknown.
+        clean_labels: the true labels ``(N,)``; None where they are unknown, and of a test split.
     """
 
     features: Array
-    labels: Array
-    clean_labels: Array | None = None
+    labels: Labels
+    clean_labels: Labels | None = None
 
 
 def standard_readouts(dim: int, *components: int) -> tuple[str, ...]:
     """Return the names of the readouts that a full evaluation has.
 
-    The subspace readouts stand at several numbers of components, so that every evaluation shows
-    how much that choice matters.
+    Those by subspaces stand at several numbers of components, for that choice matters.
 
     Args:
         dim: d; numbers of components from d on are left out.
@@ -146,7 +145,7 @@ def evaluate_features(
 
     found = _Evaluator(splits, head, full, layer)
     found.measure_readouts(names, needed=(readout, COMMON_READOUT, "head"))
-    for split in splits.keys() - {"validation"}:
+    for split in [name for name in splits if name != "validation"]:
         found.measure_dimension(splits[split]["-"])
     for view in found.labelled():
         found.measure_collapse(view)
@@ -184,17 +183,6 @@ def _part(view: View, split: str, kept: Tensor) -> View:
     return replace(view, split=split, features=view.features[kept], labels=view.labels[kept])
 
 
-def _among(view: View, classes: Tensor) -> View:
-    """Return a view among some classes, bool ``(K,)``, in its samples and its classifier."""
-    if bool(classes.all()):
-        return view
-    some, head, places = _part(view, view.split, classes[view.labels]), view.classifier, None
-    if head is not None:
-        head = LinearClassifier(head.weight[classes], head.bias[classes])
-    places = (classes.cumsum(0) - 1)[some.labels]
-    return replace(some, labels=places, num_classes=int(classes.sum()), classifier=head)
-
-
 class _Evaluator:
     """Takes the measures of one layer, and collects them."""
 
@@ -203,11 +191,8 @@ class _Evaluator:
     ) -> None:
         self.splits, self.head, self.full, self.layer = splits, head, full, layer
         self.train, self.truth = splits["train"]["noisy"], splits["train"].get("clean")
-        self.K, wrong = (
-            self.train.num_classes,
-            torch.zeros_like(self.train.labels, dtype=torch.bool),
-        )
-        self.wrong = wrong if self.truth is None else self.train.labels != self.truth.labels
+        self.K, known = self.train.num_classes, self.truth or self.train
+        self.wrong = self.train.labels != known.labels
         self.moments = first_moments(self.train.features, self.train.labels, num_classes=self.K)
         self.classifiers: dict[str, LinearClassifier] = {}
         self.unfitted: list[tuple[str, str]] = []
@@ -218,10 +203,9 @@ class _Evaluator:
     def put(self, view: View, values: Mapping[str, Any], *families: str, by: str = "-") -> None:
         """Note measures, those of the families that the catalogue computes, and profiles."""
         taken = {m.name: m for m in MEASURES.values() if self.full or m.history}
-        own = {
-            m.name: m.compute(view) for m in taken.values() if m.compute and m.family in families
-        }
-        for name, value in {**values, **own}.items():
+        own = [m for m in taken.values() if m.family in families]
+        computed = {m.name: m.compute(view) for m in own if m.compute}
+        for name, value in {**values, **computed}.items():
             void = name in taken and taken[name].per in ("features", "classes")
             for kind in view.kinds:
                 key = str(Key(self.layer, view.split, kind, "-" if void else by, name))
@@ -312,8 +296,8 @@ class _Evaluator:
         """Give readouts that were not fitted the keys of ``ridge``, and no value."""
         for key in map(Key.parse, list(self.measures)):
             for name, suffix in self.unfitted:
-                ridge = (COMMON_READOUT + suffix, "readout")
-                if (key.readout, MEASURES[key.measure].per) == ridge:
+                by_readout = MEASURES[key.measure].per == "readout"
+                if by_readout and key.readout == COMMON_READOUT + suffix:
                     self.measures[str(key._replace(readout=name + suffix))] = None
 
     def measure_dimension(self, view: View) -> None:
@@ -325,17 +309,14 @@ class _Evaluator:
 
     def measure_collapse(self, view: View) -> None:
         """Note NC1 to NC4, and in full those about the class means of the labels trained on."""
-        for name, classifier in self.classifiers.items():
-            seen = replace(view, classifier=classifier)
-            values = _collapse(seen)
-            values["smallest_class"] = int(view.counts.min())
-            values["classes_present"] = int((view.counts > 0).sum())
+        for readout, head in self.classifiers.items():
+            collapse = partial(neural_collapse, view.features, view.labels, num_classes=self.K)
+            values = asdict(collapse(weight=head.weight, bias=head.bias))
+            values["classes_present"] = values.pop("classes")
             if self.full and view.split != "train":
-                # Of a class that was never trained on there is no mean to measure about.
-                trained = self.moments.counts > 0
-                about = _collapse(_among(seen, trained), self.moments.means[trained])
-                values |= {f"{m}_about_train": value for m, value in about.items()}
-            self.put(seen, values, "collapse", "classifier", by=name)
+                about = collapse(weight=head.weight, bias=head.bias, means=self.moments)
+                values |= {f"{name}_about_train": value for name, value in asdict(about).items()}
+            self.put(replace(view, classifier=head), values, "collapse", "classifier", by=readout)
 
     def measure_classes(self, view: View) -> None:
         """Note the rank of classes, how they lie to each other, coding rates, and cosines."""
@@ -361,12 +342,11 @@ class _Evaluator:
         They are None where it never predicts the class of some sample.
         """
         levels = (*QUANTILES.values(), *MARGIN_GRID)
-        for name, classifier in self.classifiers.items():
-            seen = replace(view, classifier=classifier)
-            able, found = torch.isfinite(classifier.bias), None
+        for name, head in self.classifiers.items():
+            able, found = torch.isfinite(head.bias), None
             if bool(able[view.labels].all()) and int(able.sum()) > 1:
-                some, W, b = _among(view, able), classifier.weight[able], classifier.bias[able]
-                found = margins(some.features, some.labels, W, b, quantiles=levels)
+                y, W, b = (able.cumsum(0) - 1)[view.labels], head.weight[able], head.bias[able]
+                found = margins(view.features, y, W, b, quantiles=levels)
             normalised = found and found.normalised
             values: dict[str, Any] = {
                 "margin_mean": found and found.mean,
@@ -376,23 +356,10 @@ class _Evaluator:
             for i, quantile in enumerate(QUANTILES):
                 values[f"margin_{quantile}"] = found and found.raw[i]
                 values[f"margin_normalised_{quantile}"] = normalised and normalised[i]
-            self.put(seen, values, "margins", by=name)
+            self.put(replace(view, classifier=head), values, "margins", by=name)
             if normalised and "noisy" in view.kinds:
                 grid = torch.tensor(normalised[len(QUANTILES) :], dtype=torch.float64)
                 self.put(replace(view, kinds=("noisy",)), {"margin_quantiles": grid}, by=name)
-
-
-def _collapse(view: View, means: Tensor | None = None) -> dict[str, Any]:
-    """Return the measures of :class:`NeuralCollapse`; all None with fewer than two classes."""
-    head = view.classifier
-    W, b = (None, None) if head is None else (head.weight, head.bias)
-    H, y, K = view.features, view.labels, view.num_classes
-    found: dict[str, Any] = dict.fromkeys(NeuralCollapse.__dataclass_fields__)
-    measurable = int((view.counts > 0).sum()) > 1 if means is None else len(y) > 0 and K > 1
-    if measurable:
-        found = asdict(neural_collapse(H, y, num_classes=K, weight=W, bias=b, means=means))
-    found["means_reliable"] = found.pop("believable", found.get("means_reliable"))
-    return found
 
 
 def _cosines(test: View) -> dict[str, Tensor]:

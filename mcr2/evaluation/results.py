@@ -24,11 +24,11 @@ class Key(NamedTuple):
     """The name of a number: ``layer/split/labels/readout/measure``, ``-`` where a part is void.
 
     Args:
-        layer: ``features``, or a stage of the encoder that has a name.
+        layer: ``features``, or a named stage of the encoder.
         split: ``train``, its parts ``train_wrong`` and ``train_correct``, ``validation``, ``test``.
-        labels: what was counted against: ``noisy``, those trained on, or ``clean``, the true ones.
-        readout: a classifier of :mod:`mcr2.readouts`; behind :data:`FITTED_CLEAN` on clean labels.
-        measure: a name of :data:`mcr2.evaluation.catalogue.MEASURES`, or a profile's.
+        labels: ``noisy``, those trained on, or ``clean``, the true ones.
+        readout: a classifier of :mod:`mcr2.readouts`; with ``+clean`` fitted on clean labels.
+        measure: a name of :data:`mcr2.evaluation.catalogue.MEASURES`, or of a profile.
 
     Example:
         >>> str(Key(split="test", labels="clean", readout="ridge", measure="accuracy"))
