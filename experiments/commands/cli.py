@@ -387,7 +387,7 @@ def _table(command: TableCommand) -> Any:
     for cell in cells:
         finished(cell.folder, cell.key)  # a damaged record is a mistake too, found before runs are
     if command.estimate:
-        from experiments.runs.estimate import report_estimate
+        from experiments.report.estimate import report_estimate
 
         def tell() -> int:
             try:
