@@ -101,8 +101,8 @@ class ResNet(nn.Module):
         feature_dim = integer("feature_dim", pooled if feature_dim is None else feature_dim, 1)
         if projection == "none" and feature_dim != pooled:
             raise ValueError(
-                f"feature_dim is {feature_dim}; without a projection it must be the pooled width, "
-                f"{pooled}"
+                f"feature_dim is {feature_dim}; without a projection it must be the pooled width "
+                f"({pooled})"
             )
         self.in_channels = in_channels
         self.feature_dim = feature_dim

@@ -160,7 +160,7 @@ def test_the_projection_is_linear_norm_relu_linear():
     "arguments, message",
     [
         ({"projection": "linear"}, "unknown projection 'linear'; choose from mlp, none"),
-        ({"projection": "none", "feature_dim": 7}, "feature_dim is 7; .* pooled width, 8"),
+        ({"projection": "none", "feature_dim": 7}, r"feature_dim is 7; .* pooled width \(8\)"),
         ({"feature_dim": 0}, "feature_dim is 0; it must be at least 1"),
         ({"in_channels": 0}, "in_channels is 0; it must be at least 1"),
         ({"stem_stride": 0}, "stem_stride is 0; it must be at least 1"),

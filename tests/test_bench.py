@@ -1,6 +1,7 @@
 """Benchmarks, estimates, TensorBoard, and studies whose early stopping has runs of its own."""
 
 import json
+import multiprocessing
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,6 @@ import torch
 
 import experiments.runs.recipes
 from experiments.bench import BENCHES
-from experiments.bench.step import Steps
 from experiments.commands.cli import main
 from experiments.runs import estimate, methods
 from experiments.runs.recipes import CPU, PAPER, QUICK
@@ -35,17 +35,20 @@ def tiny(monkeypatch, tmp_path):
 # ------------------------------------------------------------------------------------- benchmarks
 
 
-def test_bench_step_splits_a_step_and_compares_it(tiny, capsys):
+def test_bench_step_times_a_step_and_its_parts_and_prints_each_row(tiny, capsys):
     arguments = ["bench", "step", *SMALL, "--repeats", "3", "--threads", "1", "--out", "x.json"]
     assert main(arguments) == 0
-    printed = capsys.readouterr().out
+    header, *rows, note = capsys.readouterr().out.splitlines()
     figures = json.loads((tiny / "x.json").read_text())
     assert [step["method"] for step in figures["steps"]] == ["ce", "mcr2"]
-    for step in figures["steps"]:
-        assert list(step["parts"]) == ["data", "forward", "objective", "backward", "optimiser"]
-        assert min(step["parts"].values()) > 0
-        assert step["ratio"] == pytest.approx(step["whole"] / step["alone"])
-        assert f"{step['ratio']:.3f}" in printed
+    for step, row in zip(figures["steps"], rows, strict=True):
+        times = [step[name] for name in ("step", "network", "data", "objective", "optimiser")]
+        assert min(times) > 0
+        assert step["ratio"] == pytest.approx(step["step"] / step["network"])
+        assert header.split() == list(step)
+        assert row.split()[0] == step["method"]
+        assert float(row.split()[-1]) == pytest.approx(step["ratio"], rel=1e-3)
+    assert "medians of 3 on cpu" in note
     assert figures["environment"]["cpus"]
 
 
@@ -54,15 +57,15 @@ def test_bench_step_knows_micro_batches(tiny):
     assert main(["bench", "step", *SMALL, *arguments, "--threads", "1"]) == 0
 
 
-def test_bench_micro_batch_measures_what_batch_normalisation_changes(tiny, monkeypatch):
+def test_bench_micro_batch_measures_what_batch_normalisation_changes(tiny, monkeypatch, capsys):
     monkeypatch.setattr("experiments.bench.micro_batch.PIECES", (1, 4))
     arguments = ["--methods", "mcr2", "--repeats", "1", "--threads", "1", "--out", "x.json"]
     assert main(["bench", "micro_batch", *SMALL, *arguments]) == 0
-    whole, *pieces = json.loads((tiny / "x.json").read_text())["micro_batches"]
-    assert (whole["micro_batch"], whole["difference_training_mode"]) == (None, 0.0)
-    assert [piece["micro_batch"] for piece in pieces] == [13]
-    for piece in pieces:
-        assert piece["difference_evaluation_mode"] < 1e-3 < piece["difference_training_mode"]
+    whole, piece = json.loads((tiny / "x.json").read_text())["micro_batches"]
+    assert (whole["micro_batch"], whole["BN training"]) == (None, 0.0)
+    assert piece["micro_batch"] == 13
+    assert piece["BN evaluating"] < 1e-3 < piece["BN training"]
+    assert len(capsys.readouterr().out.splitlines()) == 4
 
 
 def test_benchmarks_of_functions_are_handed_threads_and_repeats(tiny, capsys, monkeypatch):
@@ -215,25 +218,24 @@ def test_an_estimate_adds_up():
         batch=50.0,
         image=0.001,
         evaluation=0.5,
-        reading=3.0,
+        selected=3.0,
         final=4.0,
         memory=10**9,
         weights=1000,
         optimizer=900,
-        entry=50,
-        measures=70,
-        images=140,
+        train=100,
+        test=40,
         needs_epoch_features=False,
     )
-    got = estimate.cell_estimate(Cell(spec, "", "", None), found, test=40)
+    got = estimate.cell_estimate(Cell(spec, "", "", None), found)
     assert got.steps == 7 * num_batches(80, 50) == 14
-    # Evaluations at 0, 3, 6 and 7, and a reading of the last and at most four more epochs.
+    # Evaluations at 0, 3, 6 and 7, and full ones of the last and at most four more epochs.
     looks = 4 * (0.14 + 0.5) + (0.14 + 4.0) + 4 * (0.14 + 3.0)
     assert got.seconds == pytest.approx(2.0 + 14 * 0.1 * 40 / 50 + looks)
-    assert got.disk == 5 * 1000 + 4 * 50 + 5 * 70 + 16 * 50
+    assert got.disk == 5 * 1000
     assert got.checkpoint == 6 * 1000 + 900
     latched = replace(found, needs_epoch_features=True)
-    more = estimate.cell_estimate(Cell(spec, "", "", None), latched, test=40)
+    more = estimate.cell_estimate(Cell(spec, "", "", None), latched)
     assert more.seconds == pytest.approx(got.seconds + 7 * 80 * 0.001)
 
 
@@ -274,21 +276,25 @@ def test_an_estimate_times_the_very_evaluation_of_a_run(monkeypatch):
     calls = []
 
     def counted(*arguments):
-        read = methods.reader(*arguments)
+        read = reader(*arguments)
         return lambda encoder: calls.append(encoder) or read(encoder)
 
-    monkeypatch.setattr(estimate, "reader", counted)
+    reader = methods.reader
+    monkeypatch.setattr(methods, "reader", counted)
     monkeypatch.setattr(estimate, "SECONDS", 0.0)
     spec = replace(TINY, ratio=0.5, training=CONFIG)
     data = prepare(spec, load(spec))
-    steps = Steps(spec, data, torch.device("cpu"))
-    met = []
-    found = estimate.probe(steps, data, 1.5, lambda: met.append(steps.taken))
-    assert len(calls) >= 2
-    assert met == [3]
-    assert steps.taken == 3 + estimate.FEWEST
-    assert (found.start, found.batch, found.images) == (1.5, 50.0, 100 + 360)
-    assert min(found.step, found.image, found.evaluation, found.reading, found.final) > 0
+    encoder = methods.find_method("ce").build(spec, data.sizes)
+    measurement = estimate.Measurement(spec, data, torch.device("cpu"), encoder)
+    ours, theirs = multiprocessing.Pipe()
+    ours.send(None)
+    found = measurement.probe(1.5, measurement.time_steps(theirs))
+    assert len(calls) >= 1
+    assert ours.poll()  # it said when it was warm
+    assert (found.start, found.batch, found.train, found.test) == (1.5, 50.0, 100, 360)
+    assert min(found.step, found.image, found.evaluation, found.selected, found.final) > 0
+    momentum = 4 * sum(p.numel() for p in encoder.parameters())
+    assert (found.optimizer, found.weights > momentum) == (momentum, True)
 
 
 # ------------------------------------------------------------------------------------- TensorBoard

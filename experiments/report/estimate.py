@@ -1,0 +1,90 @@
+"""What a study will take, as a table and a sum: hours, memory and disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from experiments.report.tables import Table
+from experiments.runs.estimate import CellEstimate, estimate
+from experiments.runs.methods import rules_for
+from experiments.runs.runner import Cell, Machine, finished
+from experiments.runs.specs import RunSpec
+
+HEADER = ("method", "backbone", "rows", "runs", "steps", "a run", "memory", "disk", "checkpoint")
+
+
+def elapsed(seconds: Sequence[float], jobs: int) -> float:
+    """Return the time that runs take in their order, ``jobs`` at a time.
+
+    Example:
+        >>> elapsed([3.0, 1.0, 1.0, 2.0], jobs=2)
+        4.0
+    """
+    free = [0.0] * jobs
+    for each in seconds:
+        free.sort()
+        free[0] += each
+    return max(free)
+
+
+def _time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _bytes(count: float | None) -> str:
+    if count is None:
+        return "-"
+    return f"{count / 2**20:.0f} MB" if count < 2**30 else f"{count / 2**30:.1f} GB"
+
+
+def _row(spec: RunSpec, group: Sequence[CellEstimate]) -> tuple[str, ...]:
+    one = group[0]
+    return (
+        spec.method,
+        spec.backbone,
+        ", ".join(rules_for(spec)),
+        str(len(group)),
+        str(one.steps),
+        _time(max(each.seconds for each in group)),
+        _bytes(one.memory),
+        _bytes(max(each.disk for each in group)),
+        _bytes(one.checkpoint),
+    )
+
+
+def report_estimate(cells: Sequence[Cell], jobs: int, machine: Machine) -> str:
+    """Measure what the runs that are not finished yet will take, and say it.
+
+    Raises:
+        ValueError: a method that could not be measured, and what it raised.
+    """
+    left = [cell for cell in cells if finished(cell.folder, cell.key) is None]
+    if not left:
+        return f"all {len(cells)} runs are finished: nothing is left to spend"
+    estimates = estimate(left, jobs, machine)
+    known = [each for each in estimates if each is not None]
+    groups: dict[RunSpec, list[CellEstimate]] = {}
+    for each in known:
+        groups.setdefault(replace(each.cell.spec, ratio=0.0, seed=0), []).append(each)
+    notes = [""]
+    if len(left) < len(cells):
+        notes.append(f"{len(cells) - len(left)} of {len(cells)} runs are finished already")
+    for cell in (c for c, e in zip(left, estimates, strict=True) if e is None):
+        notes.append(f"{cell.spec.method} at ratio {cell.spec.ratio:g}: takes no steps, not known")
+    if known:
+        seconds, at_once = [each.seconds for each in known], min(jobs, len(known))
+        memory = [each.memory for each in known if each.memory is not None]
+        disk = sum(each.disk for each in known) + at_once * max(e.checkpoint for e in known)
+        notes.append(
+            f"all: {_time(elapsed(seconds, at_once))} ({_time(sum(seconds))} one after the other), "
+            f"{_bytes(at_once * max(memory) if memory else None)} of memory, {_bytes(disk)} of disk"
+        )
+    title = (
+        f"Estimate for {len(left)} runs on {machine.torch_device()}, {machine.threads} "
+        f"thread{'s' * (machine.threads > 1)} each, {min(jobs, len(left))} at a time"
+    )
+    rows = tuple(_row(spec, group) for spec, group in groups.items())
+    return Table(title, HEADER, rows, notes=tuple(notes)).text()
