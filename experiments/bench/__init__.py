@@ -2,40 +2,75 @@
 
     mcr2 bench NAME --repeats 30 --threads 2 --out figures.json
 
-A benchmark is a file named in :data:`BENCHES`, with a function ``run(threads=..., repeats=...)``
-that returns plain figures for ``--out``. One of a recipe's steps has ``prepare(options)`` in its
-place, which checks what was asked for (ValueError, in one line) and returns what to run. A function
-``table(figures)`` lays the figures out as text.
+Each is a module with a function ``measure(options)``, which checks what was asked for and returns
+an iterator of rows, printed as they come.
 """
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, field
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
-import tyro
-
-#: Benchmarks by name: the module of each, imported when it is asked for.
-BENCHES: dict[str, str] = {
-    "step": "experiments.bench.step",
-    "micro_batch": "experiments.bench.micro_batch",
-    "rates": "experiments.bench.rates",
-    "metrics": "experiments.bench.metrics",
-    "redunet": "experiments.bench.redunet",
-}
-
-#: The options that only a recipe's benchmarks take.
-OF_A_RECIPE = ("recipe", "methods", "dataset", "subset", "set", "device", "data_root")
+from experiments.runs.options import MachineOptions
 
 
 @dataclass(frozen=True)
-class Options:
-    """Measure what something costs on this machine."""
+class Bench(MachineOptions):
+    """Options of every benchmark.
 
-    name: tyro.conf.Positional[str]
-    """step: a training step and its parts. micro_batch: memory and time of micro-batches.
-    rates: the rates' kernels. metrics: the collapse metrics. redunet: a layer's construction."""
+    Attributes:
+        module: where its ``measure`` is.
+    """
+
+    repeats: int | None = None
+    """Times that each thing is measured, instead of the benchmark's own."""
+    out: Path | None = None
+    """JSON file for the figures."""
+
+    module: ClassVar[str] = ""
+
+    def prepare(self) -> Callable[[], int]:
+        """Check everything; measuring is left to do."""
+        from experiments.commands.output import check_json
+        from experiments.runs.machine import Machine
+        from mcr2 import checks
+        from mcr2.records import environment, write_json
+
+        if self.repeats is not None:
+            checks.integer("repeats", self.repeats, 1)
+        check_json(self.out, "--out")
+        machine = Machine(self.device, self.threads)
+        rows = importlib.import_module(self.module).measure(self)
+
+        def go() -> int:
+            machine.configure_torch()
+            found: list[Mapping[str, Any]] = []
+            for row in rows:
+                found.append(row)
+                print_row(row, header=len(found) == 1 or list(row) != list(found[-2]))
+            if self.out is not None:
+                head = {"bench": self.module.rpartition(".")[2], "threads": self.threads}
+                write_json(self.out, {**head, "environment": environment(), "rows": found})
+            return 0
+
+        return go
+
+
+@dataclass(frozen=True)
+class FormBench(Bench):
+    """Options of a benchmark of forms."""
+
+    full: bool = False
+    """Add large sizes, which take many minutes."""
+
+
+@dataclass(frozen=True)
+class RecipeBench(Bench):
+    """Options of a benchmark of a recipe's steps."""
+
     recipe: str = "quick"
     """Whose steps to measure."""
     methods: tuple[str, ...] = ("ce", "mcr2")
@@ -46,13 +81,54 @@ class Options:
     """Training images to use, stratified by class."""
     set: tuple[str, ...] = ()
     """[METHOD.]FIELD=VALUE: any field of a run, its training or its objective."""
-    repeats: int | None = None
-    """Times that each thing is measured, instead of the benchmark's own; medians are reported."""
-    out: Path | None = None
-    """JSON file for the figures."""
-    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
-    """CPU threads."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
     data_root: str | None = None
     """Where data sets are looked for first."""
+
+
+class Step(RecipeBench):
+    """Time a training step, its parts, and forward and backward of the network alone."""
+
+    module = "experiments.bench.step"
+
+
+class MicroBatch(RecipeBench):
+    """Measure memory and time of micro-batches, and what they do to the gradient."""
+
+    module = "experiments.bench.micro_batch"
+
+
+class Rates(FormBench):
+    """Time the coding rates beside plain forms of them."""
+
+    module = "experiments.bench.rates"
+
+
+class Metrics(FormBench):
+    """Time the collapse metrics beside a plain form of them."""
+
+    module = "experiments.bench.metrics"
+
+
+class ReduNet(Bench):
+    """Time the construction of a ReduNet's layer beside a plain form of it."""
+
+    module = "experiments.bench.redunet"
+
+
+#: Benchmarks by name.
+BENCHES: dict[str, type[Bench]] = {
+    "step": Step,
+    "micro_batch": MicroBatch,
+    "rates": Rates,
+    "metrics": Metrics,
+    "redunet": ReduNet,
+}
+
+
+def print_row(row: Mapping[str, Any], *, header: bool) -> None:
+    """Print a row as soon as it is known, under the names of its values if it is the first."""
+    texts = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()]
+    widths = [max(len(name), 10) for name in row]
+    lines = [list(row), texts] if header else [texts]
+    for line in lines:
+        print("  ".join(t.rjust(w) for t, w in zip(line, widths, strict=True)), flush=True)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -98,70 +98,26 @@ def plain(features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor) -> dic
     return {name: float(value) for name, value in found.items()}
 
 
-#: The forms that are compared.
-FORMS: dict[str, Callable[..., dict[str, Any]]] = {"ours": ours, "plain": plain}
-
-
-def run(threads: int = 1, repeats: int = 3, full: bool = False) -> dict[str, Any]:
-    """Time both forms at each size and spread; show each line when it is there.
-
-    Args:
-        threads: of PyTorch.
-        repeats: turns; in each, every form runs for a tenth of a second, or once.
-        full: add the :data:`LARGE` sizes.
-
-    Returns:
-        Plain numbers for JSON: milliseconds are medians over turns, ``ratio`` is plain over ours,
-        ``difference`` the largest over measures, relative.
-    """
-    rows = []
-    for size in SIZES + LARGE * full:
+def measure(options: FormBench) -> Iterator[dict[str, Any]]:
+    """Return milliseconds and memory of both forms at each size and spread; ``ratio`` is plain's
+    over ours, ``difference`` the largest over measures, relative."""
+    for N, d, K in SIZES + LARGE * options.full:
         for spread in SPREADS:
-            rows.append(_row(*size, spread, threads, repeats))
-            print(_line(rows[-1]), file=sys.stderr, flush=True)
-    return {"threads": threads, "rows": rows}
-
-
-def table(figures: dict[str, Any]) -> str:
-    """Lay a result of :func:`run` out as text, a size and spread a line."""
-    head = f"collapse of float32 features, {figures['threads']} thread(s)"
-    return "\n".join([head, *map(_line, figures["rows"])])
-
-
-def _row(N: int, d: int, K: int, spread: float, threads: int, repeats: int) -> dict[str, Any]:
-    data = clusters(N, d, K, spread=spread)
-    times: dict[str, list[float]] = {name: [] for name in FORMS}
-    for _ in range(repeats):
-        for name, form in FORMS.items():
-            timer = Timer("form(*data)", globals={"form": form, "data": data}, num_threads=threads)
-            times[name].append(timer.blocked_autorange(min_run_time=0.1).median)
-    found, extra = {}, {}
-    for name, form in FORMS.items():
-        held = restart_peak()
-        found[name] = form(*data)
-        peak = peak_mib()
-        extra[name] = None if held is None or peak is None else peak - held
-    milliseconds = {name: 1e3 * statistics.median(of) for name, of in times.items()}
-    return {
-        "N": N,
-        "d": d,
-        "K": K,
-        "spread": spread,
-        "milliseconds": milliseconds,
-        "ratio": milliseconds["plain"] / milliseconds["ours"],
-        "extra_mib": extra,
-        "difference": difference(found["plain"], found["ours"]),
-    }
-
-
-def _line(row: dict[str, Any]) -> str:
-    ms, mib = row["milliseconds"], row["extra_mib"]
-    size = f"{row['N']} x {row['d']}, K = {row['K']}, spread {row['spread']}"
-    memory = ", ".join("-" if x is None else f"{x:.0f}" for x in (mib["ours"], mib["plain"]))
-    return (
-        f"{size:37}  ours {ms['ours']:8.2f} ms  plain {ms['plain']:8.2f} ms  "
-        f"ratio {row['ratio']:5.2f}  extra MiB {memory}  difference {row['difference']:.0e}"
-    )
+            data = clusters(N, d, K, spread=spread)
+            row: dict[str, Any] = {"N": N, "d": d, "K": K, "spread": spread}
+            found = {}
+            for name, form in (("ours", ours), ("plain", plain)):
+                given = {"form": form, "data": data}
+                timer = Timer("form(*data)", globals=given, num_threads=options.threads)
+                seconds = timer.blocked_autorange(min_run_time=0.1 * (options.repeats or 3)).median
+                held = restart_peak()
+                found[name] = form(*data)
+                peak = peak_mib()
+                row[f"{name} ms"] = 1e3 * seconds
+                row[f"{name} MiB"] = None if held is None or peak is None else peak - held
+            row["ratio"] = row["plain ms"] / row["ours ms"]
+            row["difference"] = difference(found["plain"], found["ours"])
+            yield row
 
 
 def difference(first: Mapping[str, float], second: Mapping[str, float]) -> float:

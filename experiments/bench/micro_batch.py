@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from statistics import median
@@ -21,29 +21,33 @@ from typing import Any
 
 import torch
 
-from experiments.bench import Options
-from experiments.bench.step import build, clock_for, print_row, specs_for
-from experiments.runs import runner
+from experiments.bench import RecipeBench
+from experiments.bench.step import build, clock_for, specs_for
+from experiments.runs.executors import process_context
+from experiments.runs.machine import Machine
 from experiments.runs.memory import peak_memory
-from experiments.runs.methods import feed_for
+from experiments.runs.prepare import load, prepare
 from experiments.runs.specs import as_dict, from_dict
+from experiments.runs.trained import feed_for
 from mcr2.objectives import Context
 from mcr2.training import Encoder, backpropagate
 
 #: Pieces that a batch is cut into.
 PIECES = (1, 2, 4, 8)
-NAMES = ("method", "batch_size", "micro_batch", "seconds", "megabytes")
-COLUMNS = (*NAMES, "BN evaluating", "BN training")
+COLUMNS = (
+    *("method", "batch_size", "micro_batch", "seconds", "megabytes"),
+    *("evaluating", "training"),
+)
 
 
 def _gradients(
-    saved: dict[str, Any], machine: runner.Machine, repeats: int
+    saved: dict[str, Any], machine: Machine, repeats: int
 ) -> tuple[torch.Tensor, torch.Tensor, float, float]:
     """Return a step's gradient with batch normalisation evaluating and training, the latter's
     median seconds and the megabytes that it took; in a process of its own."""
-    spec, device = from_dict(saved), machine.settle()
-    data = runner.prepare(spec, runner.load(spec, machine.data_root))
-    encoder, feed, now = build(spec, data, device), feed_for(spec, data.dataset), clock_for(device)
+    spec, device = from_dict(saved), machine.configure_torch()
+    data = prepare(spec, load(spec, machine.data_root))
+    encoder, feed, now = build(spec, data, device), feed_for(spec, data), clock_for(device)
     batch = next(feed.epoch(data.train.to(device), spec.training.batch_size, 0))
 
     def gradient(encoder: Encoder) -> torch.Tensor:
@@ -63,20 +67,22 @@ def _gradients(
     return gradient(untouched), training, median(spent), megabytes
 
 
-def prepare(options: Options, repeats: int = 3) -> Callable[[], dict[str, Any]]:
-    """Check the options and return what measures the gradients and prints each row."""
-    repeats = options.repeats or repeats
-    machine = runner.Machine(options.device, options.threads, options.data_root)
+def measure(options: RecipeBench) -> Iterator[dict[str, Any]]:
+    """Check the options, and return what each number of pieces costs and what it changes.
+
+    ``evaluating`` and ``training`` are the gradients' relative differences to the whole batch's,
+    by what batch normalisation does.
+    """
+    machine = Machine(options.device, options.threads, options.data_root)
     specs = [spec for spec, _ in specs_for(options)]
 
-    def measure() -> dict[str, Any]:
-        rows: list[dict[str, Any]] = []
+    def rows() -> Iterator[dict[str, Any]]:
         for spec, count in itertools.product(specs, PIECES):
             batch = spec.training.batch_size
             size = None if count == 1 else max(2, -(-batch // count))
             cut = replace(spec, training=replace(spec.training, micro_batch=size))
-            with ProcessPoolExecutor(1, mp_context=runner.process_context()) as pool:
-                sent = pool.submit(_gradients, as_dict(cut), machine, repeats)
+            with ProcessPoolExecutor(1, mp_context=process_context()) as pool:
+                sent = pool.submit(_gradients, as_dict(cut), machine, options.repeats or 3)
                 *gradients, seconds, megabytes = sent.result()
             if count == PIECES[0]:
                 whole = gradients
@@ -84,13 +90,6 @@ def prepare(options: Options, repeats: int = 3) -> Callable[[], dict[str, Any]]:
                 float((g - w).norm() / w.norm()) for g, w in zip(gradients, whole, strict=True)
             ]
             values = (spec.method, batch, size, seconds, megabytes, *apart)
-            rows.append(dict(zip(COLUMNS, values, strict=True)))
-            print_row(rows[-1], header=len(rows) == 1)
-        return {"threads": machine.threads, "repeats": repeats, "micro_batches": rows}
+            yield dict(zip(COLUMNS, values, strict=True))
 
-    return measure
-
-
-def table(figures: dict[str, Any]) -> str:
-    """Return what stands beneath the rows."""
-    return "BN evaluating, BN training: relative difference to the gradient of the whole batch"
+    return rows()

@@ -81,40 +81,18 @@ def _operator(Z: Tensor) -> tuple[Tensor, float]:
     return alpha * torch.linalg.inv(matrix), float(torch.linalg.slogdet(matrix)[1]) / 2
 
 
-def run(sizes: Any = SIZES, threads: int = 1, repeats: int = 3) -> dict[str, Any]:
-    """Time both forms at each size (m, shape of a sample, K), printing rows as they come.
-
-    Returns:
-        ``threads``, ``repeats`` and for each size under ``rows`` the size, ``seconds`` a layer by
-        form (a mean of ``repeats`` calls), their ``ratio``, and the largest ``difference`` of
-        features, which have norm 1, and of rates, relative.
-    """
-    print("            samples  classes     ours     plain  faster  features  rates differ by")
-    rows = []
-    for m, shape, K in sizes:
+def measure(options: Bench) -> Iterator[dict[str, Any]]:
+    """Return milliseconds a layer of both forms at each size, their ratio, and by how much their
+    features (of norm 1) and, relatively, their rates differ at the most."""
+    for m, shape, K in SIZES:
         X, y = samples(m, shape, K)
-        seconds = {}
+        row: dict[str, Any] = {"samples": f"{m} x {'x'.join(map(str, shape))}", "K": K}
         for form in (ours, plain):
             given = {"form": form, "X": X, "y": y}
-            timer = Timer("form(X, y)", globals=given, num_threads=threads)
-            seconds[form.__name__] = timer.timeit(repeats).mean / LAYERS
+            timer = Timer("form(X, y)", globals=given, num_threads=options.threads)
+            row[f"{form.__name__} ms"] = 1e3 * timer.timeit(options.repeats or 3).mean / LAYERS
         (mine, own), (other, others) = ours(X, y), plain(X, y)
-        difference = float((mine - other).abs().max())
-        rates = torch.tensor(own) / torch.tensor(others)
-        of_rates = float((rates - 1).abs().max())
-        ratio = seconds["plain"] / seconds["ours"]
-        size, times = {"m": m, "shape": list(shape), "K": K}, {"seconds": seconds, "ratio": ratio}
-        rows.append(size | times | {"difference": difference, "rates_difference": of_rates})
-        took = "  ".join(f"{1e3 * value:5.0f} ms" for value in seconds.values())
-        name = f"{m} x {'x'.join(map(str, shape))}"
-        print(
-            f"{name:>19}  {K:7}  {took}  {ratio:6.1f}  {difference:8.0e}  {of_rates:5.0e}",
-            flush=True,
-        )
-    return {"threads": threads, "repeats": repeats, "rows": rows}
-
-
-def table(figures: dict[str, Any]) -> str:
-    """Return what stands beneath the rows that :func:`run` has printed."""
-    threads, repeats = figures["threads"], figures["repeats"]
-    return f"construction of a layer, mean of {repeats} calls, {threads} thread(s)"
+        row["ratio"] = row["plain ms"] / row["ours ms"]
+        row["features"] = float((mine - other).abs().max())
+        row["rates"] = float((torch.tensor(own) / torch.tensor(others) - 1).abs().max())
+        yield row

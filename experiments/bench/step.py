@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from statistics import median
@@ -26,14 +26,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.bench import Options
+from experiments.bench import RecipeBench
 from experiments.runs.estimate import synchronized
-from experiments.runs.methods import Prepared, feed_for, find_method
+from experiments.runs.grid import grid
+from experiments.runs.machine import Machine
+from experiments.runs.methods import find_method
+from experiments.runs.prepare import Prepared, load, prepare
 from experiments.runs.recipes import find_recipe
-from experiments.runs.runner import Machine, load
-from experiments.runs.runner import prepare as prepare_data
 from experiments.runs.specs import RunSpec
-from experiments.studies.label_noise import grid
+from experiments.runs.trained import Trained, feed_for
 from mcr2.objectives import Context, Objective
 from mcr2.training import Encoder, Interrupted, backpropagate, make_optimizer, train
 
@@ -63,10 +64,10 @@ def build(spec: RunSpec, data: Prepared, device: torch.device) -> Encoder:
     Raises:
         ValueError: a method that is not trained by steps.
     """
-    make = find_method(spec.method).build
-    if make is None:
+    method = find_method(spec.method)
+    if not isinstance(method, Trained):
         raise ValueError(f"{spec.method} is not trained by steps; there is none to measure")
-    encoder = make(spec, data.sizes)
+    encoder = method.build(spec, data.sizes)
     encoder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return encoder
 
@@ -82,7 +83,7 @@ def time_step(
     if config.compile:
         network = torch.compile(network, dynamic=False)  # type: ignore[assignment]
     optimizer = make_optimizer(replace(config, lr=0.0), other.backbone, objective)
-    split, feed = data.train.to(device), feed_for(spec, data.dataset)
+    split, feed = data.train.to(device), feed_for(spec, data)
     fed = itertools.chain.from_iterable(
         feed.epoch(split, config.batch_size, epoch) for epoch in itertools.count()
     )
@@ -126,52 +127,28 @@ def time_step(
     return found | {"ratio": found["step"] / found["network"]}
 
 
-def specs_for(options: Options) -> list[tuple[RunSpec, Prepared]]:
+def specs_for(options: RecipeBench) -> list[tuple[RunSpec, Prepared]]:
     """Return one spec a method, checked as a study would check it, with its data."""
     recipe = find_recipe(options.recipe)
     fields = {"dataset": options.dataset or recipe.base.dataset, "subset": options.subset}
     specs = grid(recipe, options.methods, [0.0], [0], fields=fields, settings=options.set)
     found = {spec.method: spec for spec in reversed(specs)}
     loaded = load(specs[0], options.data_root)
-    pairs = [(found[name], prepare_data(found[name], loaded)) for name in options.methods]
+    pairs = [(found[name], prepare(found[name], loaded)) for name in options.methods]
     for spec, data in pairs:
         find_method(spec.method).check(spec, data.sizes)
     return pairs
 
 
-def print_row(row: Mapping[str, Any], *, header: bool) -> None:
-    """Print a row as soon as it is known, under the names of its values if it is the first."""
-    if header:
-        print("  ".join(f"{name:>13}" for name in row))
-    cells = (f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values())
-    print("  ".join(f"{cell:>13}" for cell in cells), flush=True)
-
-
-def prepare(options: Options, repeats: int = 30) -> Callable[[], dict[str, Any]]:
-    """Check the options and return what measures the steps and prints each row as it comes."""
-    repeats = options.repeats or repeats
-    machine = Machine(options.device, options.threads, options.data_root)
+def measure(options: RecipeBench) -> Iterator[dict[str, Any]]:
+    """Check the options, and return the seconds of each method's step, and of its parts."""
     pairs = specs_for(options)
 
-    def measure() -> dict[str, Any]:
-        device = machine.settle()
-        rows: list[dict[str, Any]] = []
+    def rows() -> Iterator[dict[str, Any]]:
+        device = Machine(options.device, options.threads).torch_device()
         for spec, data in pairs:
             batch_size = spec.training.batch_size
             named = {"method": spec.method, "backbone": spec.backbone, "batch_size": batch_size}
-            rows.append(named | time_step(spec, data, device, repeats))
-            print_row(rows[-1], header=len(rows) == 1)
-        figures = {"device": str(device), "threads": machine.threads, "repeats": repeats}
-        return figures | {"steps": rows}
+            yield named | time_step(spec, data, device, options.repeats or 30)
 
-    return measure
-
-
-def table(figures: dict[str, Any]) -> str:
-    """Return what stands beneath the rows."""
-    cpu = figures["device"] == "cpu" and figures["threads"] == 1
-    return (
-        f"seconds, medians of {figures['repeats']} on {figures['device']}, threads: "
-        f"{figures['threads']}, {'CPU' if cpu else 'wall'} time; network: forward and backward "
-        "alone; ratio: step to network"
-    )
+    return rows()

@@ -18,8 +18,8 @@ import tyro
 
 FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
 
-#: Commands by name: where each is defined. Studies are commands of ``mcr2 study``; these three have
-#: names of their own besides.
+#: Commands by name: where each is defined, nothing for a group of them. Three studies have names of
+#: their own besides those of ``mcr2 study``.
 COMMANDS: dict[str, str] = {
     "table": "experiments.studies.label_noise:LabelNoise",
     "ablate": "experiments.studies.ablations:Ablation",
@@ -30,7 +30,7 @@ COMMANDS: dict[str, str] = {
     "reread": "experiments.commands.evaluate:Reread",
     "measure": "experiments.commands.measure:Measure",
     "datasets": "experiments.commands.datasets:Datasets",
-    "bench": "experiments.commands.bench:Bench",
+    "bench": "",
 }
 
 #: Options that may be given more than once.
@@ -49,11 +49,12 @@ def find_command(name: str) -> type[Any]:
 def guide() -> str:
     """Return what ``mcr2 --help`` prints: every command in a line."""
     lines = ["usage: mcr2 COMMAND [OPTIONS]    (mcr2 COMMAND --help lists the options)", ""]
+    groups = {
+        "study": "Run a study by its name; without one, list them.",
+        "bench": "Measure what something costs here; without a name, list the benchmarks.",
+    }
     for name in COMMANDS:
-        about = "Run a study by its name; without one, list them."
-        if COMMANDS[name]:
-            about = (find_command(name).__doc__ or "").strip().partition("\n")[0]
-        lines.append(f"  {name:10} {about}")
+        lines.append(f"  {name:10} {groups.get(name) or _about(find_command(name))}")
     options = {
         "--version": "Print the version.",
         "--install-completion SHELL": f"Set up completion for {', '.join(SHELLS)}.",
@@ -61,13 +62,46 @@ def guide() -> str:
     return "\n".join([*lines, "", *(f"  {o:27} {about}" for o, about in options.items())])
 
 
-def studies() -> str:
-    """Return what ``mcr2 study`` prints: every study in a line."""
-    from experiments.studies import STUDIES, find_study
+def _members(group: str) -> dict[str, Any]:
+    """Return the commands of a group by name."""
+    if group == "study":
+        from experiments.studies import STUDIES, find_study
 
-    lines = [f"  {name:16} {find_study(name).about()}" for name in STUDIES]
-    own = "or mcr2 study path/to/file.py:NAME for one of your own"
-    return "\n".join(["usage: mcr2 study NAME [OPTIONS]", "", *lines, "", own])
+        return {name: find_study(name) for name in STUDIES}
+    from experiments.bench import BENCHES
+
+    return dict(BENCHES)
+
+
+def _about(kind: type[Any]) -> str:
+    return (kind.__doc__ or "").strip().partition("\n")[0]
+
+
+def _group_guide(group: str) -> str:
+    """Return what ``mcr2 study`` and ``mcr2 bench`` print: their members, one in a line."""
+    lines = [f"  {name:14} {_about(kind)}" for name, kind in _members(group).items()]
+    own = ["", "or mcr2 study path/to/file.py:NAME for one of your own"] * (group == "study")
+    return "\n".join([f"usage: mcr2 {group} NAME [OPTIONS]", "", *lines, *own])
+
+
+def _find(name: str, rest: list[str]) -> tuple[type[Any], str, list[str]]:
+    """Return a command's class, what it is called, and the arguments that are left for it."""
+    if name not in COMMANDS:
+        raise ValueError(f"unknown command {name!r}; choose from {', '.join(COMMANDS)}")
+    if COMMANDS[name]:
+        return find_command(name), f"mcr2 {name}", rest
+    if not rest or rest[0] in ("-h", "--help"):
+        print(_group_guide(name))
+        raise SystemExit(0)
+    member, *rest = rest
+    if name == "study":
+        from experiments.studies import find_study
+
+        return find_study(member), f"mcr2 study {member}", rest
+    members = _members(name)
+    if member not in members:
+        raise ValueError(f"unknown benchmark {member!r}; choose from {', '.join(members)}")
+    return members[member], f"mcr2 {name} {member}", rest
 
 
 def install_completion(arguments: Sequence[str]) -> str:
@@ -83,7 +117,9 @@ def install_completion(arguments: Sequence[str]) -> str:
         "tcsh": Path.home() / ".mcr2-completion.tcsh",
     }[shell]
     place.parent.mkdir(parents=True, exist_ok=True)
-    commands = {name: find_command(name) for name, place in COMMANDS.items() if place}
+    commands: dict[str, Any] = {n: find_command(n) for n, where in COMMANDS.items() if where}
+    for group in (name for name, where in COMMANDS.items() if not where):
+        commands |= {f"{group} {name}": kind for name, kind in _members(group).items()}
     with contextlib.suppress(SystemExit):
         tyro.extras.subcommand_cli_from_dict(
             commands, prog="mcr2", args=["--tyro-write-completion", shell, str(place)]
@@ -133,18 +169,7 @@ def parse(arguments: Sequence[str]) -> Any:
         raise printed(f"mcr2 {__version__}")
     if name == "--install-completion":
         raise printed(install_completion(rest))
-    if name not in COMMANDS:
-        raise ValueError(f"unknown command {name!r}; choose from {', '.join(COMMANDS)}")
-    prog = f"mcr2 {name}"
-    if name == "study":
-        from experiments.studies import find_study
-
-        if not rest or rest[0] in ("-h", "--help"):
-            raise printed(studies())
-        kind: type[Any] = find_study(rest[0])
-        prog, rest = f"{prog} {rest[0]}", rest[1:]
-    else:
-        kind = find_command(name)
+    kind, prog, rest = _find(name, rest)
     # Of an option given twice, tyro would keep the last without a word.
     options = [a.partition("=")[0].replace("_", "-") for a in rest if a.startswith("--")]
     for option in options:

@@ -68,8 +68,9 @@ class Evaluate(_Again):
             from experiments.report.tables import measures_table, run_table
             from mcr2.records import write_json
 
+            measured = {rule: chosen["measures"] for rule, chosen in now.items()}
             if self.measure is not None:
-                print(measures_table(again, kept, self.measure).text())
+                print(measures_table(saved, measured, self.measure).text())
             elif rule is None:
                 print(f"{run_table(again).text()}\nfailed: {again.record.reason}")
             else:
@@ -77,7 +78,7 @@ class Evaluate(_Again):
                 print(f"\nAt the selection {rule}, epoch {now[rule]['epoch']}:")
                 for table in evaluation_tables(now[rule]["measures"]):
                     print(f"\n{table.text()}")
-                print("\n" + "\n".join(agreement(kept, now)))
+                print("\n" + "\n".join(agreement(kept, measured)))
             if self.json is not None:
                 write_json(self.json, {"run": self.run, "selections": now})
             return 0

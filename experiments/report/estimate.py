@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from experiments.report.tables import Table
-from experiments.runs.estimate import CellEstimate, estimate
-from experiments.runs.methods import rules_for
-from experiments.runs.runner import Cell, Machine, finished
+from experiments.report.table import Table
+from experiments.runs.estimate import RunEstimate, estimate
+from experiments.runs.machine import Machine
+from experiments.runs.method import rules_for
+from experiments.runs.runner import PlannedRun, complete
 from experiments.runs.specs import RunSpec
 
 HEADER = ("method", "backbone", "rows", "runs", "steps", "a run", "memory", "disk", "checkpoint")
@@ -40,7 +41,7 @@ def _bytes(count: float | None) -> str:
     return f"{count / 2**20:.0f} MB" if count < 2**30 else f"{count / 2**30:.1f} GB"
 
 
-def _row(spec: RunSpec, group: Sequence[CellEstimate]) -> tuple[str, ...]:
+def _row(spec: RunSpec, group: Sequence[RunEstimate]) -> tuple[str, ...]:
     one = group[0]
     return (
         spec.method,
@@ -55,25 +56,25 @@ def _row(spec: RunSpec, group: Sequence[CellEstimate]) -> tuple[str, ...]:
     )
 
 
-def report_estimate(cells: Sequence[Cell], jobs: int, machine: Machine) -> str:
+def report_estimate(planned: Sequence[PlannedRun], jobs: int, machine: Machine) -> str:
     """Measure what the runs that are not finished yet will take, and say it.
 
     Raises:
         ValueError: a method that could not be measured, and what it raised.
     """
-    left = [cell for cell in cells if finished(cell.folder, cell.key) is None]
+    left = [one for one in planned if complete(one) is None]
     if not left:
-        return f"all {len(cells)} runs are finished: nothing is left to spend"
+        return f"all {len(planned)} runs are finished: nothing is left to spend"
     estimates = estimate(left, jobs, machine)
     known = [each for each in estimates if each is not None]
-    groups: dict[RunSpec, list[CellEstimate]] = {}
+    groups: dict[RunSpec, list[RunEstimate]] = {}
     for each in known:
-        groups.setdefault(replace(each.cell.spec, ratio=0.0, seed=0), []).append(each)
+        groups.setdefault(replace(each.planned.spec, ratio=0.0, seed=0), []).append(each)
     notes = [""]
-    if len(left) < len(cells):
-        notes.append(f"{len(cells) - len(left)} of {len(cells)} runs are finished already")
-    for cell in (c for c, e in zip(left, estimates, strict=True) if e is None):
-        notes.append(f"{cell.spec.method} at ratio {cell.spec.ratio:g}: takes no steps, not known")
+    if len(left) < len(planned):
+        notes.append(f"{len(planned) - len(left)} of {len(planned)} runs are finished already")
+    for one in (o for o, e in zip(left, estimates, strict=True) if e is None):
+        notes.append(f"{one.spec.method} at ratio {one.spec.ratio:g}: takes no steps, not known")
     if known:
         seconds, at_once = [each.seconds for each in known], min(jobs, len(known))
         memory = [each.memory for each in known if each.memory is not None]

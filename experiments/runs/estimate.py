@@ -23,11 +23,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.runs import methods
+from experiments.runs.executors import process_context
+from experiments.runs.machine import Machine
 from experiments.runs.memory import peak_memory
-from experiments.runs.methods import Prepared, find_method, rules_for
-from experiments.runs.runner import Cell, Machine, load, prepare, process_context, read_encoder
+from experiments.runs.method import evaluator_along, readout_for, rules_for
+from experiments.runs.methods import find_method
+from experiments.runs.prepare import Prepared, load, prepare
+from experiments.runs.runner import PlannedRun, evaluate_fully
 from experiments.runs.specs import RunSpec, Streams, as_dict, from_dict
+from experiments.runs.trained import Trained, feed_for
 from mcr2.data import num_batches
 from mcr2.evaluation import encode
 from mcr2.training import Encoder, Interrupted, train
@@ -58,10 +62,10 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class CellEstimate:
+class RunEstimate:
     """One run: its seconds, and its bytes in memory, on disk when over, and while it goes on."""
 
-    cell: Cell
+    planned: PlannedRun
     steps: int
     seconds: float
     memory: int | None
@@ -69,10 +73,10 @@ class CellEstimate:
     checkpoint: int
 
 
-def cell_estimate(cell: Cell, found: Probe) -> CellEstimate:
+def run_estimate(planned: PlannedRun, found: Probe) -> RunEstimate:
     """Return what a run will take, by what was measured of its method."""
-    config, served = cell.spec.training, rules_for(cell.spec)
-    train = found.train - round(found.train * cell.spec.validation)
+    config, served = planned.spec.training, rules_for(planned.spec)
+    train = found.train - round(found.train * planned.spec.validation)
     evaluations = 1 + -(-config.epochs // config.evaluate_every)
     look = found.image * (found.train + found.test)
     seconds = (
@@ -86,7 +90,7 @@ def cell_estimate(cell: Cell, found: Probe) -> CellEstimate:
     )
     steps, disk = config.epochs * num_batches(train, config.batch_size), len(served) * found.weights
     checkpoint = disk + found.weights + found.optimizer
-    return CellEstimate(cell, steps, seconds, found.memory, disk, checkpoint)
+    return RunEstimate(planned, steps, seconds, found.memory, disk, checkpoint)
 
 
 class _Pretender:
@@ -131,7 +135,7 @@ class Measurement:
         """Train as the run does, without evaluations and without end, until told to stop."""
         config = replace(self.spec.training, epochs=10**6, evaluate_every=10**6)
         backbone, objective = self.encoder.backbone, self.encoder.objective
-        feed = methods.feed_for(self.spec, self.data.dataset)
+        feed = feed_for(self.spec, self.data)
         with contextlib.suppress(Interrupted):
             go = partial(train, device=self.device, stop=stop)
             raise ValueError(go(backbone, objective, self.data.train, config, feed).reason)
@@ -165,18 +169,18 @@ class Measurement:
     def probe(self, start: float, step: float) -> Probe:
         """Measure what the run does beside its steps; those and its start are measured."""
         spec, data, device, encoder = self.spec, self.data, self.device, self.encoder
-        readout = methods.readout_for(spec, find_method(spec.method))
+        readout = readout_for(spec, find_method(spec.method))
         pretender = _Pretender(encoder, spec.feature_dim)
-        read = methods.reader(data, readout, device)
+        along = evaluator_along(replace(spec, layers=()), data, readout, device)
         some = data.train.images[:IMAGES].to(device)
-        full = partial(read_encoder, pretender, spec, data, readout, device)
+        full = partial(evaluate_fully, pretender, spec, data, readout, device)
         slots = 2 if spec.training.optimizer == "adamw" else int(spec.training.momentum > 0)
         return Probe(
             start=start,
             step=step,
             batch=len(data.train) / num_batches(len(data.train), spec.training.batch_size),
             image=self._time(lambda: encode(encoder, some)) / len(some),
-            evaluation=self._time(lambda: read(pretender)),
+            evaluation=self._time(lambda: along(pretender)),
             selected=self._time(lambda: full(final=False)),
             final=self._time(full),
             memory=peak_memory(device),
@@ -209,11 +213,11 @@ def _measure(
 ) -> None:
     """Measure one spec in a process of its own, and go on taking steps until it is ended."""
     try:
-        device, spec = machine.settle(), from_dict(saved)
+        device, spec = machine.configure_torch(), from_dict(saved)
         data = prepare(spec, load(spec, machine.data_root))
-        build = find_method(spec.method).build
-        assert build is not None
-        measurement = Measurement(spec, data, device, build(spec, data.sizes))
+        method = find_method(spec.method)
+        assert isinstance(method, Trained)
+        measurement = Measurement(spec, data, device, method.build(spec, data.sizes))
         start = time.time() - launched
         connection.send(measurement.probe(start, measurement.time_steps(connection)))
         measurement.take_steps(connection.poll)  # true, too, when the other end is gone
@@ -254,17 +258,19 @@ def _together(specs: Sequence[RunSpec], machine: Machine) -> list[Probe | None]:
             process.join()
 
 
-def estimate(cells: Sequence[Cell], jobs: int, machine: Machine) -> list[CellEstimate | None]:
-    """Measure and return what each cell will take; None for a method that takes no steps.
+def estimate(
+    planned: Sequence[PlannedRun], jobs: int, machine: Machine
+) -> list[RunEstimate | None]:
+    """Measure and return what each run will take; None for a method that takes no steps.
 
     A method that cannot be measured raises ValueError, and says why.
     """
     wanted: dict[RunSpec, float] = {}
-    for cell in cells:
-        if find_method(cell.spec.method).build is not None:
-            key = _measured_as(cell.spec)
-            wanted[key] = max(wanted.get(key, 0.0), cell.spec.ratio)
-    at_once = min(jobs, len(cells))
+    for one in planned:
+        if find_method(one.spec.method).trained:
+            key = _measured_as(one.spec)
+            wanted[key] = max(wanted.get(key, 0.0), one.spec.ratio)
+    at_once = min(jobs, len(planned))
     # Some are measured twice, so that at all times as many share the machine as in the study.
     queue = list(islice(cycle(wanted), -(-len(wanted) // at_once) * at_once))
     # What starts processes is started before them, as a study does it once.
@@ -277,5 +283,5 @@ def estimate(cells: Sequence[Cell], jobs: int, machine: Machine) -> list[CellEst
         # With as many wrong labels as a run will have: they are evaluated apart from the others.
         specs = [replace(key, ratio=wanted[key]) for key in keys]
         found |= zip(keys, _together(specs, machine), strict=True)
-    probes = ((cell, found.get(_measured_as(cell.spec))) for cell in cells)
-    return [None if one is None else cell_estimate(cell, one) for cell, one in probes]
+    probes = ((one, found.get(_measured_as(one.spec))) for one in planned)
+    return [None if probe is None else run_estimate(one, probe) for one, probe in probes]
