@@ -1,8 +1,15 @@
 """Features without a network, ascended on ΔR, become what the theory says."""
 
+import json
+
 import pytest
 
-from experiments.studies.free_features import ascend, largest_reduction, plot, reduction_at
+from experiments.studies.free_features import (
+    FreeFeatures,
+    ascend,
+    largest_reduction,
+    reduction_at,
+)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -31,6 +38,12 @@ def test_equal_dimensions_are_the_best_at_a_small_distortion_only():
         assert (unequal > largest_reduction(12, 3, eps_sq)) == better
 
 
-def test_the_figure_is_drawn(tmp_path):
-    plot([ascend(d=6, num_classes=2, per_class=5)], tmp_path / "figure.png")
-    assert (tmp_path / "figure.png").stat().st_size > 10_000
+def test_the_study_leaves_rows_and_a_figure(tmp_path, capsys):
+    assert FreeFeatures(out=tmp_path, seeds=(0, 5), d=8).prepare()() == 0
+    rows = json.loads((tmp_path / "free_features.json").read_text())["rows"]
+    assert [row["start"] for row in rows] == [0, 5]
+    assert str(rows[1]["dimensions"]) in capsys.readouterr().out
+    assert (tmp_path / "free_features.png").stat().st_size > 10_000
+    for wrong, message in (({"d": 3}, "d is 3"), ({"eps_sq": 0.0}, "eps_sq is 0.0")):
+        with pytest.raises(ValueError, match=message):
+            FreeFeatures(**wrong).prepare()

@@ -1,6 +1,6 @@
 """What ΔR itself asks for: unit vectors with labels and no network, ascended on ΔR.
 
-    python -m experiments.studies.free_features docs/free_features.png
+    mcr2 study free_features
 
 Takes a second on one core. Each class should become a subspace orthogonal to the others, with
 equal singular values (Yu et al. 2020, Theorem 2.1), and ΔR should reach its maximum over balanced
@@ -11,112 +11,103 @@ neighbouring dimensions: a local maximum, whose value is known too.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor
+from experiments.studies.small import Row, SmallStudy
 
-from mcr2.rates import rate_reduction
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
-class FreeFeatures:
-    """Features at a local maximum of ΔR, and what they should have become.
+class FreeFeatures(SmallStudy):
+    """Unit vectors with labels and no network, moved freely so as to increase ΔR."""
 
-    Attributes:
-        features: unit vectors ``(m, d)``, float64.
-        labels: ``(m,)``.
-        reduction: ΔR at each evaluation, in nats; the last one is reached.
-        best: the largest ΔR of balanced classes of unit vectors.
-        at_dimensions: ΔR of orthogonal classes of ``dimensions`` with equal singular values.
-        dimensions: singular values of each class above 1e-3 of its largest.
-        singular_values: of each class, in falling order.
-        coherence: mean over pairs of classes of ‖U_iᵀU_j‖² / min(q_i, q_j); 0 if orthogonal.
-    """
+    name: ClassVar[str] = "free_features"
+    title: ClassVar[str] = "ΔR reached; best of balanced classes; of orthogonal ones so large"
 
-    features: Tensor
-    labels: Tensor
-    reduction: list[float]
-    best: float
-    at_dimensions: float
-    dimensions: list[int]
-    singular_values: list[Tensor]
-    coherence: float
+    seeds: tuple[int, ...] = (0, 1, 2, 3)
+    """Of the starts; spectra and angles are shown of the first."""
+    d: int = 40
+    """Dimension, from 4 to 120, the numbers of classes and of samples."""
+    eps_sq: float = 0.5
+    """ε²."""
+
+    def _check(self) -> None:
+        from mcr2 import checks
+
+        checks.integer("d", self.d, 4, 120)
+        checks.positive("eps_sq", self.eps_sq)
+
+    def _measure(self, figure: Path) -> list[Row]:
+        found = [ascend(self.d, eps_sq=self.eps_sq, seed=seed) for seed in self.seeds]
+        plot(found, figure)
+        names = ("best", "at_dimensions", "dimensions", "coherence")
+        return [
+            {"start": seed, "reached": one.reduction[-1]} | {k: getattr(one, k) for k in names}
+            for seed, one in zip(self.seeds, found, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """Features at a local maximum of ΔR, sorted by class, and what they should have become."""
+
+    features: Tensor  # unit vectors (m, d), float64
+    reduction: list[float]  # ΔR at each evaluation, in nats, the last one where it ended
+    best: float  # the largest ΔR of balanced classes of unit vectors
+    at_dimensions: float  # ΔR of orthogonal classes of `dimensions` with equal singular values
+    dimensions: list[int]  # singular values of each class above 1e-3 of its largest
+    singular_values: list[Tensor]  # of each class, falling
+    coherence: float  # mean over pairs of ‖U_iᵀU_j‖² / min(q_i, q_j); 0 if orthogonal
 
 
 def ascend(
-    d: int = 40,
-    num_classes: int = 4,
-    per_class: int = 30,
-    *,
-    eps_sq: float = 0.5,
-    seed: int = 0,
-    steps: int = 600,
-) -> FreeFeatures:
+    d: int = 40, num_classes: int = 4, per_class: int = 30, *, eps_sq: float = 0.5, seed: int = 0
+) -> Ascent:
     """Ascend ΔR over balanced unit vectors by L-BFGS in float64 from a random start.
-
-    Args:
-        d: dimension, at least ``num_classes``.
-        num_classes: K.
-        per_class: samples of each class, at least d/K.
-        eps_sq: ε².
-        seed: of the start.
-        steps: L-BFGS steps at most; it converges long before.
-
-    Returns:
-        :class:`FreeFeatures`.
 
     Example:
         >>> found = ascend(d=8, num_classes=2, per_class=6)
         >>> found.coherence < 1e-6, sum(found.dimensions)
         (True, 8)
     """
+    import torch
+
+    from mcr2.rates import rate_reduction
+
     generator = torch.Generator().manual_seed(seed)
     shape = (num_classes * per_class, d)
     raw = torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
     labels = torch.arange(num_classes).repeat_interleave(per_class)
-    optimiser = torch.optim.LBFGS(
-        [raw],
-        max_iter=steps,
-        history_size=20,
-        tolerance_grad=1e-13,
-        tolerance_change=1e-16,
-        line_search_fn="strong_wolfe",
-    )
+    limits: dict[str, Any] = {"max_iter": 600, "tolerance_grad": 1e-13, "tolerance_change": 1e-16}
+    optimiser = torch.optim.LBFGS([raw], **limits, history_size=20, line_search_fn="strong_wolfe")
     reduction: list[float] = []
 
     def loss() -> Tensor:
         optimiser.zero_grad()
         Z = torch.nn.functional.normalize(raw)
-        rates = rate_reduction(Z, labels, num_classes=num_classes, eps_sq=eps_sq)
-        (-rates.reduction).backward()
-        reduction.append(float(rates.reduction.detach()))
-        return -rates.reduction.detach()
+        value = rate_reduction(Z, labels, num_classes=num_classes, eps_sq=eps_sq).reduction
+        (-value).backward()  # type: ignore[no-untyped-call]
+        reduction.append(float(value.detach()))
+        return -value.detach()
 
-    optimiser.step(loss)
+    optimiser.step(loss)  # type: ignore[no-untyped-call]
+    loss()  # where it ended
     Z = torch.nn.functional.normalize(raw.detach())
-    final = rate_reduction(Z, labels, num_classes=num_classes, eps_sq=eps_sq).reduction
-    parts = [torch.linalg.svd(Z[labels == k], full_matrices=False) for k in range(num_classes)]
+    parts = [torch.linalg.svd(part, full_matrices=False) for part in torch.split(Z, per_class)]
     dimensions = [int((S / S[0] > 1e-3).sum()) for _, S, _ in parts]
     bases = [V[:q] for (_, _, V), q in zip(parts, dimensions, strict=True)]
     overlaps = [
-        float((bases[i] @ bases[j].T).square().sum() / min(dimensions[i], dimensions[j]))
-        for i in range(num_classes)
-        for j in range(i)
+        float((U @ V.T).square().sum()) / min(len(U), len(V)) for U, V in combinations(bases, 2)
     ]
-    return FreeFeatures(
-        features=Z,
-        labels=labels,
-        reduction=[*reduction, float(final)],
-        best=largest_reduction(d, num_classes, eps_sq),
-        at_dimensions=reduction_at(dimensions, d, eps_sq),
-        dimensions=dimensions,
-        singular_values=[S for _, S, _ in parts],
-        coherence=sum(overlaps) / len(overlaps),
-    )
+    best, here = largest_reduction(d, num_classes, eps_sq), reduction_at(dimensions, d, eps_sq)
+    values, coherence = [S for _, S, _ in parts], sum(overlaps) / len(overlaps)
+    return Ascent(Z, reduction, best, here, dimensions, values, coherence)
 
 
 def largest_reduction(d: int, num_classes: int, eps_sq: float) -> float:
@@ -137,81 +128,28 @@ def reduction_at(dimensions: Sequence[int], d: int, eps_sq: float) -> float:
     )
 
 
-def plot(found: Sequence[FreeFeatures], path: Path) -> None:
-    """Draw the ascent of each start, and singular values and cosines of the first.
+def plot(found: Sequence[Ascent], path: Path) -> None:
+    """Draw the ascent of each start, and singular values and cosines of the first."""
+    from experiments.report.canvas import COLOURS, pyplot, save
 
-    Args:
-        found: one result a start.
-        path: where the figure goes, PNG.
-    """
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot as plt
-
-    blue, orange, grey = "#0072b2", "#d55e00", "0.45"
+    figure, axes = pyplot().subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    reached = [", ".join(map(str, sorted(one.dimensions))) for one in found]
+    kinds = list(dict.fromkeys(reached))
+    for i, one in enumerate(found):
+        gap = [max(1 - value / one.best, 1e-16) for value in one.reduction]
+        colour = COLOURS[kinds.index(reached[i]) % len(COLOURS)]
+        label = None if reached[i] in reached[:i] else reached[i]
+        axes[0].semilogy(gap, color=colour, linewidth=1.5, label=label)
+    axes[0].legend(title="dimensions reached", fontsize=9, frameon=False)
+    axes[0].set(xlabel="evaluations of ΔR", ylabel="1 − ΔR / its maximum", title="Ascent")
     first = found[0]
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
-
-    labelled: set[tuple[int, ...]] = set()
-    for result in found:
-        gap = [max(1 - value / result.best, 1e-16) for value in result.reduction]
-        axes[0].semilogy(gap, color=orange if result is first else blue, linewidth=1.5)
-        reached = tuple(sorted(result.dimensions))
-        if reached not in labelled:
-            labelled.add(reached)
-            axes[0].annotate(
-                ", ".join(map(str, reached)),
-                (len(gap) - 1, gap[-1]),
-                xytext=(0, -12),
-                textcoords="offset points",
-                fontsize=9,
-                ha="right",
-            )
-    axes[0].axhline(5e-3, color=grey, linestyle=":", linewidth=1)
-    axes[0].text(0, 4e-3, "0.5 %", color=grey, fontsize=9, va="top")
-    axes[0].set(
-        xlabel="evaluations of ΔR",
-        ylabel="1 − ΔR / its maximum",
-        title="Ascent, and dimensions reached",
-    )
-
-    markers = "osD^v<>*"
-    for k, values in enumerate(first.singular_values):
-        axes[1].plot(
-            range(1, len(values) + 1),
-            values.numpy(),
-            marker=markers[k % len(markers)],
-            markersize=4,
-            linewidth=1,
-            color=plt.get_cmap("viridis")(k / max(len(first.dimensions) - 1, 1) * 0.85),
-            label=f"class {k}: {first.dimensions[k]} dimensions",
-        )
+    for k, (values, q) in enumerate(zip(first.singular_values, first.dimensions, strict=True)):
+        label, colour = f"class {k}: {q} dimensions", COLOURS[k % len(COLOURS)]
+        axes[1].plot(range(1, len(values) + 1), values.numpy(), ".-", color=colour, label=label)
     axes[1].legend(fontsize=9, frameon=False)
-    axes[1].set(
-        xlabel="index", ylabel="singular value", title="Spectrum of each class, first start"
-    )
-
+    axes[1].set(xlabel="index", ylabel="singular value", title="Spectra, first start")
     cosines = (first.features @ first.features.T).abs().numpy()
     image = axes[2].imshow(cosines, cmap="Greys", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes[2], label="|cosine|")
     axes[2].set(xlabel="sample, by class", ylabel="sample, by class", title="Angles, first start")
-
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
-def main(arguments: Sequence[str]) -> None:
-    """Ascend from four starts, print what came of them, draw it to the path given."""
-    found = [ascend(seed=seed) for seed in range(4)]
-    for seed, result in enumerate(found):
-        print(
-            f"start {seed}: ΔR {result.reduction[-1]:.5f} of {result.best:.5f}, "
-            f"dimensions {result.dimensions}, coherence {result.coherence:.1e}"
-        )
-    if arguments:
-        plot(found, Path(arguments[0]))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+    save(figure, path)

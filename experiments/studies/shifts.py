@@ -1,103 +1,158 @@
 """Digits under all their circular shifts: pixels, a plain ResNet, and a shift-invariant ReduNet.
 
-    python -m experiments.studies.shifts
+    mcr2 study shifts
 
 All 64 circular shifts of every 8 × 8 test digit are classified; nothing was shifted in training,
-but for the plain network's usual augmentation by one pixel. Two minutes on one core.
+but for the plain network's usual augmentation by one pixel. Two minutes on one core and a seed. The
+plain network should lose most shifted digits; the others classify every shift alike.
 
-Features of images are read by *shift subspaces*: for each class the leading principal directions
-of all shifts of its training features. How far a sample is from such a subspace does not change as
-the sample is shifted, whatever the features are, raw pixels too: invariance comes from the readout,
-and what counts is how well classes are told apart on those terms. The number of directions is
-chosen on held-out training digits, for every kind of features separately.
+Features of images are classified by *shift subspaces*: for each class the leading principal
+directions of all shifts of its training features. How far a sample is from such a subspace does not
+change as the sample is shifted, whatever the features are, raw pixels too: invariance comes from
+the readout, and what counts is how well classes are told apart on those terms. The number of
+directions is chosen on held-out training digits, for every kind of features separately.
 """
 
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
+from experiments.studies.small import Row, SmallStudy
 
-from experiments.report import Table
-from experiments.runs.methods import METHODS, Prepared, Workspace
-from experiments.runs.recipes import QUICK
-from experiments.runs.redunet import construct, make_encoder
-from experiments.runs.runner import load, prepare
-from experiments.runs.specs import RunSpec, vary
-from mcr2.data import Split, to_float
-from mcr2.redunet import ReduNet
+if TYPE_CHECKING:
+    from torch import Tensor
 
-#: Shares of all directions that are tried for the subspaces.
-SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    from experiments.runs.methods import Prepared
+    from experiments.runs.specs import RunSpec
+    from mcr2.data import Split
 
-#: The shift-invariant network: 16 random filters.
-SETTINGS = ("lifting=16", "layers=20", "eta=0.5", "eps_sq=0.1", "lam=500")
+#: Fractions of all directions that are tried for the subspaces.
+FRACTIONS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
-#: After how many of its layers it is read, beside all.
-EARLY = 5
+#: Accuracies on the test digits: as they are, mean over the shifts, the lowest of a shift.
+MEASURED = ("as_they_are", "shifted", "worst_shift")
 
 
 @dataclass(frozen=True)
-class ShiftSubspaces:
-    """For each class, principal directions of all circular shifts of its samples.
+class Shifts(SmallStudy):
+    """Digits under all their circular shifts, by pixels, a ResNet and a shift-invariant ReduNet."""
 
-    The second moment of all shifts is block-diagonal over frequencies, so that its directions come
-    from one C × C matrix a frequency; those of a frequency that stands for two count twice.
+    name: ClassVar[str] = "shifts"
+    title: ClassVar[str] = "Test digits: accuracy as they are, and over their circular shifts"
 
-    Attributes:
-        energies: eigenvalues ``(K, F, C)``.
-        directions: eigenvectors ``(K, F, C, C)``, columns.
-        weights: dimensions that each frequency stands for, 1 or 2, ``(F,)``.
-    """
+    set: tuple[str, ...] = ("lifting=16", "layers=20")
+    """OPTION=VALUE of the ReduNet, which is measured after 5 layers and after all."""
+    epochs: int | None = None
+    """Of the plain network, instead of the recipe's."""
+    every: int = 1
+    """Classify under the first of so many shifts only."""
 
-    energies: Tensor
-    directions: Tensor
-    weights: Tensor
+    def _check(self) -> None:
+        from mcr2 import checks
 
-    @classmethod
-    def fit(cls, Z: Tensor, labels: Tensor, num_classes: int) -> ShiftSubspaces:
-        """Fit on images ``(m, C, H, W)`` of any kind."""
-        S, weights = _spectrum(Z)
-        grams = torch.stack([S[:, labels == k].mH @ S[:, labels == k] for k in range(num_classes)])
-        return cls(*torch.linalg.eigh(grams), weights)
+        checks.integer("every", self.every, 1)
+        self._specs(0)
 
-    def residuals(self, Z: Tensor, dimensions: int) -> Tensor:
-        """Return squared distances ``(m, K)`` to subspaces of so many dimensions, or one fewer.
+    def _specs(self, seed: int) -> tuple[RunSpec, RunSpec]:
+        """Return the specs of the ReduNet and of the plain network."""
+        from experiments.runs.methods import METHODS
+        from experiments.runs.recipes import QUICK
+        from experiments.runs.redunet import make_encoder
+        from experiments.runs.specs import vary
 
-        Example:
-            >>> stripes, plain = [[1.0, 0.0], [1.0, 0.0]], [[1.0, 1.0], [1.0, 1.0]]
-            >>> Z = torch.tensor([[stripes], [plain]])
-            >>> readout = ShiftSubspaces.fit(Z, torch.tensor([0, 1]), 2)
-            >>> readout.residuals(Z.roll(1, -1), 2)[0]
-            tensor([0., 1.], dtype=torch.float64)
-        """
-        S, weights = _spectrum(Z)
-        squares = (S.abs().square().sum(-1) * weights[:, None]).sum(0)
-        found = []
-        for energies, directions in zip(self.energies, self.directions, strict=True):
-            falling, order = energies.flatten().sort(descending=True)
-            spent = weights[:, None].expand_as(energies).flatten()[order].cumsum(0)
-            # Directions of f and −f have equal energy and go together. Rounding has some, too.
-            beyond = falling[spent > dimensions]
-            floor = 1e-12 * falling[0] if len(beyond) == 0 else beyond[0] * (1 + 1e-9)
-            kept = energies > torch.maximum(floor, 1e-12 * falling[0])
-            inside = (S @ directions).abs().square() * kept[:, None]
-            found.append(squares - (inside.sum(-1) * weights[:, None]).sum(0))
-        return torch.stack(found, dim=1)
+        spec = QUICK.spec("redunet", additive=False, seed=seed)
+        for text in self.set:
+            name, _, value = text.partition("=")
+            spec = vary(spec, name, value, METHODS["redunet"].options)
+        if make_encoder(spec, in_channels=1).network.lifting is None:
+            raise ValueError("lifting is 0; a shift-invariant ReduNet needs lifted channels")
+        plain = QUICK.spec("ce", additive=True, seed=seed)
+        return spec, plain if self.epochs is None else vary(plain, "epochs", str(self.epochs))
+
+    def _measure(self, figure: Path) -> list[Row]:
+        found = {seed: self._compare(seed) for seed in self.seeds}
+        plot(found[self.seeds[0]], figure)
+        return [row | {"seed": seed} for seed, rows in found.items() for row in rows]
+
+    def _compare(self, seed: int) -> list[Row]:
+        import torch
+
+        from experiments.runs.methods import METHODS, Workspace
+        from experiments.runs.redunet import construct, make_encoder
+        from experiments.runs.runner import load, prepare
+
+        spec, plain = self._specs(seed)
+        data = prepare(spec, load(spec))
+        invariant = make_encoder(spec, data.sizes.in_channels)
+        construct(invariant, data.train, spec, num_classes=data.sizes.num_classes)
+        network = invariant.network
+        fitted = METHODS["ce"].fit(plain, data, Workspace(torch.device("cpu")))
+        encoder = METHODS["ce"].load(plain, data.sizes, fitted.states[fitted.history[-1]["epoch"]])
+        encoder.train(False)
+        head = encoder.classifier()
+        assert head is not None
+        assert network.lifting is not None
+
+        def by_head(X: Tensor) -> Tensor:
+            return torch.nn.functional.linear(encoder(X), *head).argmax(1)
+
+        kinds: dict[str, Callable[[Tensor], Tensor]] = {
+            "pixels": lambda X: X,
+            "lifted pixels": network.lifting,
+        }
+        for depth in sorted({min(5, len(network.layers)), len(network.layers)}):
+            kinds[f"ReduNet, {depth} layers"] = functools.partial(network, layers=depth)
+        with torch.no_grad():
+            rows = [row_of("ResNet, own head", by_head, data, every=self.every)]
+            return rows + [by_subspaces(*kind, data, every=self.every) for kind in kinds.items()]
 
 
-def _spectrum(Z: Tensor) -> tuple[Tensor, Tensor]:
-    """Return half the spectrum ``(F, m, C)`` and how many frequencies each one stands for."""
-    S = torch.fft.rfft2(Z.double(), norm="ortho")
-    counts = torch.full(S.shape[2:], 2.0, dtype=torch.float64)
-    counts[:, 0] = 1
-    if Z.shape[-1] % 2 == 0:
-        counts[:, -1] = 1
-    return S.flatten(2).permute(2, 0, 1), counts.flatten()
+def row_of(
+    name: str,
+    predict: Callable[[Tensor], Tensor],
+    data: Prepared,
+    dimensions: int | None = None,
+    *,
+    every: int,
+) -> Row:
+    """Classify the held-out digits, and the test digits under the first of so many shifts."""
+    from mcr2.data import to_float
+
+    assert data.validation is not None
+    moved = all_shifts(to_float(data.test.images))[::every]
+    found = [_accuracy(predict(X), data.test) for X in moved]
+    held_out = _accuracy(predict(to_float(data.validation.images)), data.validation)
+    accuracies = zip(MEASURED, (found[0], sum(found) / len(found), min(found)), strict=True)
+    return {"features": name, "dimensions": dimensions, "held_out": held_out, **dict(accuracies)}
+
+
+def by_subspaces(
+    name: str, features: Callable[[Tensor], Tensor], data: Prepared, *, every: int
+) -> Row:
+    """Fit shift subspaces, choose their dimensions on the held-out digits, and classify."""
+    from mcr2.data import to_float
+
+    validation = data.validation
+    assert validation is not None
+    train = features(to_float(data.train.images))
+    spectra = shift_spectra(train, data.train.labels, data.sizes.num_classes)
+    held_out = features(to_float(validation.images))
+    tried = [max(1, round(fraction * train[0].numel())) for fraction in FRACTIONS]
+
+    def predict(Z: Tensor, dimensions: int) -> Tensor:
+        return residuals(Z, spectra, dimensions).argmin(1)
+
+    # The first of equals has the fewest.
+    best = max(tried, key=lambda n: _accuracy(predict(held_out, n), validation))
+    return row_of(name, lambda X: predict(features(X), best), data, best, every=every)
+
+
+def _accuracy(guesses: Tensor, split: Split) -> float:
+    return float((guesses == split.labels).double().mean())
 
 
 def all_shifts(images: Tensor) -> list[Tensor]:
@@ -106,150 +161,50 @@ def all_shifts(images: Tensor) -> list[Tensor]:
     return [images.roll((i, j), (2, 3)) for i in range(H) for j in range(W)]
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How one kind of features reads the test digits.
+def shift_spectra(Z: Tensor, labels: Tensor, num_classes: int) -> list[tuple[Tensor, Tensor]]:
+    """Return for each class the energies, falling, and principal directions of all its shifts."""
+    import torch
 
-    Attributes:
-        name: of the features and the readout.
-        unshifted: accuracy on the test digits as they are.
-        shifted: mean accuracy over all their circular shifts.
-        worst: the lowest accuracy of a shift.
-        validation: accuracy on the held-out digits as they are.
-        dimensions: of the shift subspaces; None for a head.
+    found = []
+    for k in range(num_classes):
+        rows = torch.cat([X.flatten(1) for X in all_shifts(Z[labels == k].double())])
+        energies, directions = torch.linalg.eigh(rows.T @ rows)
+        found.append((energies.flip(0), directions.flip(1)))
+    return found
+
+
+def residuals(Z: Tensor, spectra: Sequence[tuple[Tensor, Tensor]], dimensions: int) -> Tensor:
+    """Return squared distances ``(m, K)`` to subspaces of so many dimensions, or a few fewer.
+
+    Example:
+        >>> import torch
+        >>> stripes, plain = [[1.0, 0.0], [1.0, 0.0]], [[1.0, 1.0], [1.0, 1.0]]
+        >>> Z = torch.tensor([[stripes], [plain]])
+        >>> residuals(Z.roll(1, -1), shift_spectra(Z, torch.tensor([0, 1]), 2), 2)[0].abs()
+        tensor([0., 1.], dtype=torch.float64)
     """
+    import torch
 
-    name: str
-    unshifted: float
-    shifted: float
-    worst: float
-    validation: float
-    dimensions: int | None = None
-
-
-def read(
-    name: str,
-    predict: Callable[[Tensor], Tensor],
-    data: Prepared,
-    dimensions: int | None = None,
-    *,
-    every: int = 1,
-) -> Reading:
-    """Classify the test digits under every shift, or under the first of so many."""
-    assert data.validation is not None
-    moved = all_shifts(to_float(data.test.images))[::every]
-    accuracies = [_accuracy(predict(X), data.test) for X in moved]
-    held_out = _accuracy(predict(to_float(data.validation.images)), data.validation)
-    mean = sum(accuracies) / len(accuracies)
-    return Reading(name, accuracies[0], mean, min(accuracies), held_out, dimensions)
+    flat = Z.double().flatten(1)
+    found = []
+    for energies, directions in spectra:
+        # Shifts of a frequency have equal energies: they stay together, or no shift of a subspace
+        # would be the same subspace.
+        beyond = energies[dimensions:][:1].sum() + 1e-9 * energies[0]
+        inside = flat @ directions[:, energies > beyond]
+        found.append(flat.square().sum(1) - inside.square().sum(1))
+    # Classes of pixels may have the same subspace: the first is taken, whatever rounding says.
+    return torch.stack(found, dim=1).round(decimals=9)
 
 
-def read_by_subspaces(
-    name: str, features: Callable[[Tensor], Tensor], data: Prepared, *, every: int = 1
-) -> Reading:
-    """Fit shift subspaces, choose their dimensions on the held-out digits, and read."""
-    assert data.validation is not None
-    train = features(to_float(data.train.images))
-    readout = ShiftSubspaces.fit(train, data.train.labels, data.sizes.num_classes)
-    held_out = features(to_float(data.validation.images))
-    tried = [max(1, round(share * train[0].numel())) for share in SHARES]
-    best = max(  # the first of equals has the fewest
-        tried, key=lambda n: _accuracy(readout.residuals(held_out, n).argmin(1), data.validation)
-    )
-    return read(
-        name, lambda X: readout.residuals(features(X), best).argmin(1), data, best, every=every
-    )
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Draw for each kind of features the accuracy as they are, mean and worst of the shifts."""
+    from experiments.report.canvas import COLOURS, pyplot, save
 
-
-def _accuracy(guesses: Tensor, split: Split) -> float:
-    return float((guesses == split.labels).double().mean())
-
-
-def constructed(spec: RunSpec, data: Prepared) -> ReduNet:
-    """Return the shift-invariant network of a spec."""
-    encoder = make_encoder(spec, data.sizes.in_channels)
-    construct(encoder, data.train, spec, num_classes=data.sizes.num_classes)
-    return encoder.network
-
-
-def compare(
-    seed: int = 0,
-    settings: Sequence[str] = SETTINGS,
-    epochs: int | None = None,
-    *,
-    every: int = 1,
-) -> list[Reading]:
-    """Read the shifted digits by each kind of features.
-
-    Args:
-        seed: of held-out digits, filters and the plain network.
-        settings: options of the ReduNet.
-        epochs: of the plain network, instead of the recipe's.
-        every: read under one shift of so many.
-    """
-    spec = QUICK.spec("redunet", additive=False, seed=seed)
-    for text in settings:
-        name, _, value = text.partition("=")
-        spec = vary(spec, name, value, METHODS["redunet"].options)
-    data = prepare(spec, load(spec))
-    network = constructed(spec, data)
-    assert network.lifting is not None
-    plain = QUICK.spec("ce", additive=True, seed=seed)
-    if epochs is not None:
-        plain = vary(plain, "epochs", str(epochs))
-    fitted = METHODS["ce"].fit(plain, data, Workspace(torch.device("cpu")))
-    encoder = METHODS["ce"].load(plain, data.sizes, fitted.kept[fitted.history[-1]["epoch"]])
-    head = encoder.classifier()
-    assert head is not None
-    weight, bias = head
-    encoder.train(False)
-
-    def logits(X: Tensor) -> Tensor:
-        scores: Tensor = torch.nn.functional.linear(encoder(X), weight, bias)
-        return scores
-
-    with torch.no_grad():
-        return [
-            read("plain ResNet, own head", lambda X: logits(X).argmax(1), data, every=every),
-            read_by_subspaces("pixels, shift subspaces", lambda X: X, data, every=every),
-            read_by_subspaces("lifted pixels, shift subspaces", network.lifting, data, every=every),
-            *(
-                read_by_subspaces(
-                    f"ReduNet, {depth} layers, shift subspaces",
-                    functools.partial(network, layers=depth),
-                    data,
-                    every=every,
-                )
-                for depth in (EARLY, len(network.layers))
-            ),
-        ]
-
-
-def table(readings: Sequence[Reading]) -> Table:
-    """Lay readings out as text."""
-    return Table(
-        "Test digits: accuracy as they are, and over all 64 circular shifts",
-        ("features", "validation", "dimensions", "as they are", "shifted", "worst shift"),
-        tuple(
-            (
-                r.name,
-                f"{r.validation:.3f}",
-                "-" if r.dimensions is None else str(r.dimensions),
-                f"{r.unshifted:.3f}",
-                f"{r.shifted:.3f}",
-                f"{r.worst:.3f}",
-            )
-            for r in readings
-        ),
-        left=1,
-    )
-
-
-def main(arguments: Sequence[str]) -> None:
-    """Compare with the seed given, 0 by default, and print."""
-    torch.set_num_threads(1)
-    print(table(compare(int(arguments[0]) if arguments else 0)).text())
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+    figure, axes = pyplot().subplots(figsize=(7, 3), layout="constrained")
+    for key, marker, colour in zip(MEASURED, "osx", COLOURS, strict=False):
+        values, names = zip(*((row[key], row["features"]) for row in reversed(rows)), strict=True)
+        axes.plot(values, names, marker, color=colour, label=key.replace("_", " "))
+    axes.set(xlim=(0, 1.02), xlabel="accuracy on the test digits")
+    axes.legend(fontsize=9)
+    save(figure, path)

@@ -1,0 +1,69 @@
+"""What studies share that are not a grid of runs: rows for each seed, and one figure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from experiments.studies.engine import Study
+
+#: A row of a study's table, its figures by name.
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SmallStudy(Study):
+    """A study that measures something for each seed, and leaves NAME.json and NAME.png.
+
+    A subclass has a ``title`` and ``_measure(figure)``, which draws the figure and returns rows of
+    equal keys, the first of which names a row; ``_check`` refuses options of its own.
+    """
+
+    title: ClassVar[str]
+
+    out: Path | None = None
+    """Folder for the numbers and the figure; results/NAME by default."""
+    seeds: tuple[int, ...] = (0,)
+    """Of everything that is drawn; the figure shows the first."""
+    threads: int = 1
+    """CPU threads."""
+
+    def prepare(self) -> Callable[[], int]:
+        """Check the options and return what runs the study."""
+        from mcr2 import checks
+
+        for seed in self.seeds:
+            checks.integer("seeds", seed, 0)
+        checks.integer("the number of seeds", len(self.seeds), 1)
+        checks.integer("threads", self.threads, 1)
+        self._check()
+        return self._run
+
+    def _check(self) -> None:
+        raise NotImplementedError
+
+    def _measure(self, figure: Path) -> list[Row]:
+        raise NotImplementedError
+
+    def _run(self) -> int:
+        import torch
+
+        from experiments.report import Table
+        from mcr2.records import write_json
+
+        out = self.out or Path("results") / self.name
+        torch.set_num_threads(self.threads)
+        rows = self._measure(out / f"{self.name}.png")
+        write_json(out / f"{self.name}.json", {"rows": rows})
+        header = tuple(name.replace("_", " ") for name in rows[0])
+        body = tuple(tuple(map(_text, row.values())) for row in rows)
+        print(Table(self.title, header, body, left=1).text())
+        return 0
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}" if value == 0 or abs(value) >= 1e-4 else f"{value:.1e}"
+    return "-" if value is None else str(value)
