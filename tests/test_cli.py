@@ -113,7 +113,7 @@ def assert_mistake(arguments, fragment, place, capsys):
 
 IN_A_STUDY = {
     # data
-    "--dataset mnits": "unknown data set 'mnits'; allowed are digits, fashion_mnist, mnist",
+    "--dataset mnits": "unknown data set 'mnits'; choose from digits, fashion_mnist, mnist",
     "--dataset notes.txt": "unknown data set 'notes.txt'",
     "--dataset thesis": "thesis: no folder train/",
     "--dataset=": "unknown data set ''",
@@ -126,7 +126,7 @@ IN_A_STUDY = {
     "--dataset objects.npz": "y_train is an object array",
     "--dataset part.npz": "y_train",
     "--data-root notes.txt": "the data root must be a folder, but notes.txt is a file",
-    "--subset 100000": "subset must lie between 10 (one image a class) and 1437",
+    "--subset 100000": "subset is 100000; it must be between 10 and 1437",
     "--subset 0": "subset is 0",
     "--subset 12 --set validation=0.001": "leaves 12 to train on and 0 to validate on",
     # noise

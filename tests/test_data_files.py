@@ -600,7 +600,6 @@ def test_all_layouts_of_images_mean_the_same(tmp_path):
 def test_clean_labels_and_class_names_are_taken_from_an_npz(tmp_path):
     clean = np.array([3, *[0, 1, 2] * 3, 1, 2], np.uint8)
     own = load_dataset(save_npz(tmp_path / "a.npz", y_train_clean=clean))
-    assert own.truth_known
     assert own.train.clean_labels.tolist() == clean.tolist()
     assert own.train.labels.tolist() == [0, 1, 2] * 4
     assert own.num_classes == 4  # the largest label of all, the clean ones included
@@ -650,12 +649,12 @@ def test_labels_known_to_be_noisy_are_not_passed_off_as_clean(tmp_path):
     told = load_dataset(save_npz(tmp_path / "a.npz", labels_are=noisy))
     assert told.train.clean_labels is None
     assert torch.equal(told.test.clean_labels, told.test.labels)
-    assert load_dataset(tmp_path / "a.npz", labels_are="clean").truth_known
+    assert load_dataset(tmp_path / "a.npz", labels_are="clean").train.clean_labels is not None
     plain = save_npz(tmp_path / "b.npz")
-    assert load_dataset(plain).truth_known
+    assert load_dataset(plain).train.clean_labels is not None
     asked = load_dataset(plain, labels_are="noisy", subset=6)
     assert asked.train.clean_labels is None
-    assert not load_dataset("digits", labels_are="noisy").truth_known
+    assert load_dataset("digits", labels_are="noisy").train.clean_labels is None
     both = save_npz(tmp_path / "c.npz", labels_are=noisy, y_train_clean=clean)
     assert load_dataset(both).train.clean_labels.tolist() == clean.tolist()
     with pytest.raises(ValueError, match=r"c.npz: labels_are is 'clean', but y_train differs"):

@@ -339,7 +339,7 @@ def test_a_folder_that_is_not_there_is_said_so(tmp_path):
     with pytest.raises(FileNotFoundError, match="none not found: name an existing"):
         load_dataset(tmp_path / "none")
     for name in ("", "none"):  # an empty name is not the present folder
-        with pytest.raises(ValueError, match=f"unknown data set '{name}'; allowed are digits, "):
+        with pytest.raises(ValueError, match=f"unknown data set '{name}'; choose from digits, "):
             load_dataset(name)
     (tmp_path / "file.zip").touch()
     with pytest.raises(ValueError, match=r"unknown data set .*file.zip.*or a folder that holds"):

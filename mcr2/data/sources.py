@@ -153,7 +153,7 @@ def load_dataset(
         raise FileNotFoundError(f"{name} not found: name an existing .npz file or image folder")
     else:
         raise ValueError(
-            f"unknown data set {name!r}; allowed are {', '.join(DATASETS)}, a path ending in "
+            f"unknown data set {name!r}; choose from {', '.join(DATASETS)}, a path ending in "
             ".npz, or a folder that holds train/CLASS/* and test/CLASS/*"
         )
     train = dataset.train

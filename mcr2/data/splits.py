@@ -141,11 +141,6 @@ class Dataset:
         return f"Dataset({self.name!r}, {self.num_classes} classes: {self.train}, {self.test})"
 
     @property
-    def truth_known(self) -> bool:
-        """Whether the true labels of the training split are known."""
-        return self.train.clean_labels is not None
-
-    @property
     def num_classes(self) -> int:
         """K."""
         return len(self.classes)
