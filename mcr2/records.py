@@ -114,7 +114,7 @@ def _holds_mapping(value: Any) -> bool:
 
 
 def write_signed(path: str | Path, value: Mapping[str, Any]) -> None:
-    """Write a mapping as JSON with a ``digest`` of the rest of it, which :func:`read_signed` checks.
+    """Write a mapping as JSON with a ``digest`` of it, which :func:`read_signed` checks.
 
     Example:
         >>> import tempfile

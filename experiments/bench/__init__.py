@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from experiments.runs.options import MachineOptions
+from experiments.runs.options import MachineOptions, check_file
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,13 @@ class Bench(MachineOptions):
 
     def prepare(self) -> Callable[[], int]:
         """Check everything; measuring is left to do."""
-        from experiments.commands.output import check_json
         from experiments.runs.machine import Machine
         from mcr2 import checks
         from mcr2.records import environment, write_json
 
         if self.repeats is not None:
             checks.integer("repeats", self.repeats, 1)
-        check_json(self.out, "--out")
+        check_file(self.out, "--out")
         machine = Machine(self.device, self.threads)
         rows = importlib.import_module(self.module).measure(self)
 

@@ -17,8 +17,6 @@ high-water mark in one call.
 
 from __future__ import annotations
 
-import statistics
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -27,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.utils.benchmark import Timer
 
+from experiments.bench import FormBench
 from experiments.runs.memory import peak_mib, restart_peak
 from mcr2.metrics.collapse import neural_collapse
 

@@ -10,13 +10,14 @@ inverse and ``slogdet`` of every C × C matrix. Half a minute on one quiet core.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.benchmark import Timer
 
+from experiments.bench import Bench
 from mcr2.redunet import ReduNet
 
 LAYERS, ETA, EPS_SQ, LAM = 2, 0.5, 0.1, 500.0

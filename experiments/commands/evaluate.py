@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tyro
 
-from experiments.commands.output import check_json
+from experiments.runs.options import check_file
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class _Again:
         return {name: getattr(self, name) for name in names}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evaluate(_Again):
     """Measure a finished run again from its weights, and print everything."""
 
-    run: tyro.conf.Positional[Path] = Path()
+    run: tyro.conf.Positional[Path]
     """Folder of the run."""
     selection: str | None = None
     """Rule whose epoch is shown; the run's first by default."""
@@ -52,7 +52,7 @@ class Evaluate(_Again):
         from experiments.runs.runner import evaluate_again
         from mcr2.records import load_run
 
-        check_json(self.json)
+        check_file(self.json)
         saved = load_run(self.run)
         again = evaluate_again(self.run, **self._options())  # type: ignore[arg-type]
         now = again.evaluation.selections if again.evaluation else {}
@@ -86,14 +86,14 @@ class Evaluate(_Again):
         return go
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Reread(_Again):
     """Measure all finished runs of a study again from their weights, and show the study anew.
 
     Nothing is trained. Of use when measures or selection rules were added, or for further layers.
     """
 
-    out: tyro.conf.Positional[Path] = Path()
+    out: tyro.conf.Positional[Path]
     """Folder of a study, or of one run."""
 
     def prepare(self) -> Callable[[], int]:

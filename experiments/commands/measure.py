@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tyro
 
-from experiments.commands.output import check_json
+from experiments.runs.options import check_file
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Measure:
         )
         from mcr2.readouts import parse_readout
 
-        check_json(self.json)
+        check_file(self.json)
         machine = Machine("cpu", self.threads)
         for name in self.readouts or ():
             if parse_readout(name)[0] == "head":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.report import Table
+from experiments.report.table import Table
 from mcr2.evaluation import FAMILIES, MEASURES, Key
 from mcr2.evaluation.results import FITTED_CLEAN
 

@@ -168,5 +168,9 @@ def _outcome(one: PlannedRun, exitcode: int | None) -> Outcome:
     if error.exists():
         reason = error.read_text(encoding="utf-8").splitlines()[0]
         return Outcome(one, None, f"{reason} (traceback in {error})")
-    how = f"was killed by signal {-exitcode}" if (exitcode or 0) < 0 else f"ended with {exitcode}"
+    how = (
+        f"was killed by signal {-exitcode}"
+        if exitcode and exitcode < 0
+        else f"ended with {exitcode}"
+    )
     return Outcome(one, None, f"its process {how} and left no record")

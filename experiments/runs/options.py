@@ -5,6 +5,7 @@ Nothing here imports torch: ``--help`` and mistakes are answered at once.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -30,7 +31,7 @@ class DataOptions(MachineOptions):
     """Which data, corrupted how."""
 
     recipe: Literal["quick", "cpu", "paper"] = "quick"
-    """How runs are trained: quick (digits, minutes), cpu (CIFAR-10 subset, an hour), paper (GPU)."""
+    """How to train: quick (digits, minutes), cpu (CIFAR-10 subset, an hour), paper (a GPU)."""
     dataset: str | None = None
     """Name (see `mcr2 datasets`), .npz file or image folder; the recipe's own by default."""
     subset: int | None = None
@@ -90,3 +91,22 @@ class GridOptions(TrainingOptions):
     """Runs at a time; by default as many as fit the processors, one on a GPU."""
     estimate: Switch = False
     """Measure and tell what all this would take, and do nothing else."""
+
+
+def check_file(path: Path | None, option: str = "--json") -> None:
+    """Refuse a place where no file can be written, before anything is spent.
+
+    Raises:
+        ValueError: it is a folder, lies in a file, or in a folder that cannot be written to.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise ValueError(f"{option} {path} is a folder; give a file")
+    for parent in path.parents:
+        if parent.exists():
+            if not parent.is_dir():
+                raise ValueError(f"{option} {path}: {parent} is a file, not a folder")
+            if not os.access(parent, os.W_OK):
+                raise ValueError(f"{option} {path}: {parent} cannot be written to")
+            return

@@ -140,7 +140,7 @@ def set_aside(path: Path, why: Exception) -> None:
 
 
 def held(folder: Path, key: str) -> Run | None:
-    """Return a folder's run if its record is there and has this key; damaged files are set aside."""
+    """Return a folder's run if its record has this key; damaged files are set aside."""
     while (folder / RECORD).is_file():
         try:
             run = load_run(folder)

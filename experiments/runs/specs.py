@@ -152,9 +152,10 @@ def from_dict(value: Mapping[str, Any]) -> RunSpec:
     """
     try:
         parts = dict(value)
-        parts["training"] = TrainingConfig(
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in parts["training"].items()}
-        )
+        training: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in parts["training"].items()
+        }
+        parts["training"] = TrainingConfig(**training)
         parts["streams"] = Streams(**parts["streams"])
         parts["options"] = tuple((str(k), v) for k, v in parts["options"])
         for name in ("selections", "layers"):

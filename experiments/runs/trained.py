@@ -85,7 +85,11 @@ class Trained:
         encoder = self.build(spec, sizes)
         if is_user_code(spec.backbone):
             check_backbone(
-                encoder.backbone, sizes.in_channels, spec.feature_dim, sizes.height, sizes.width
+                encoder.backbone,
+                in_channels=sizes.in_channels,
+                feature_dim=spec.feature_dim,
+                height=sizes.height,
+                width=sizes.width,
             )
         if readout_for(spec, self) == "head" and encoder.classifier() is None:
             raise ValueError(f"readout is 'head', but {self.name} has no classifier of its own")
@@ -142,7 +146,7 @@ def make_backbone(spec: RunSpec, sizes: Sizes) -> nn.Module:
 
 
 def feed_for(spec: RunSpec, data: Prepared) -> Feed:
-    """Return what a run is fed; augmentation is the data set's own where the spec leaves it open."""
+    """Return what a run is fed; a spec may leave augmentation to the data set."""
     seeds, dataset = spec.streams.seeds(spec.seed), data.dataset
     return Feed(
         sampling_seed=seeds["batches"],

@@ -1,6 +1,7 @@
-"""Classes that a user names on the command line: ``path/to/file.py:Class``, ``package.module:Class``.
+"""Classes that a user names: ``path/to/file.py:Class``, ``package.module:Class``.
 
-Nothing is imported that was not named there. A record that names such a class is read without it.
+Nothing is imported that was not named on the command line. A record that
+names such a class is read without it.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import tyro
 
 from experiments.report.axis import RATIO, Axis
-from experiments.studies.engine import GridStudy, finished, not_terminal, failures
+from experiments.studies.engine import GridStudy, failures, finished, not_terminal
 
 if TYPE_CHECKING:
     from experiments.report.results import Results
@@ -250,7 +250,7 @@ def _check_components(spec: RunSpec, method: Method, counts: Sequence[int]) -> N
     readout = readout_for(spec, method).partition("@")[0]
     if readout not in WITH_COMPONENTS:
         raise ValueError(
-            f"{COMPONENTS} varies subspace readouts, and the readout of {spec.method} is {readout}; "
+            f"{COMPONENTS} varies subspace readouts; that of {spec.method} is {readout}; "
             "--set readout=nearest_subspace changes that"
         )
     recorded = [name for name in extra_readouts(spec) if name.startswith(f"{readout}@")]

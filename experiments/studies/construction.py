@@ -225,7 +225,8 @@ def _directions(made: Made, split: Split, layers: int | None) -> Tensor:
 
     with torch.no_grad():
         X = made.encoder.enter(to_float(split.images))
-        return made.encoder.network(X, layers=layers).flatten(1).cpu().double()
+        features: Tensor = made.encoder.network(X, layers=layers)
+        return features.flatten(1).cpu().double()
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ class GridStudy(GridOptions, Study):
         return Path("results") / f"{self.name}-{self.recipe}-{self.dataset_name()}"
 
     def reference(self) -> Mapping[str, Mapping[str, Mapping[float, float]]]:
-        """Return published accuracies to stand beneath the study's own, by source, method and value."""
+        """Return published accuracies: source -> method -> value of the first axis -> accuracy."""
         return {}
 
     def describe(self, spec: RunSpec) -> str:

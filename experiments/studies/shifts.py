@@ -26,7 +26,7 @@ from experiments.studies.small import Row, SmallStudy
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from experiments.runs.methods import Prepared
+    from experiments.runs.prepare import Prepared
     from experiments.runs.specs import RunSpec
     from mcr2.data import Split
 
@@ -81,9 +81,10 @@ class Shifts(SmallStudy):
     def _compare(self, seed: int) -> list[Row]:
         import torch
 
-        from experiments.runs.methods import METHODS, Workspace
+        from experiments.runs.method import Workspace
+        from experiments.runs.methods import METHODS
+        from experiments.runs.prepare import load, prepare
         from experiments.runs.redunet import construct, make_encoder
-        from experiments.runs.runner import load, prepare
 
         spec, plain = self._specs(seed)
         data = prepare(spec, load(spec))
@@ -91,7 +92,7 @@ class Shifts(SmallStudy):
         construct(invariant, data.train, spec, num_classes=data.sizes.num_classes)
         network = invariant.network
         fitted = METHODS["ce"].fit(plain, data, Workspace(torch.device("cpu")))
-        encoder = METHODS["ce"].load(plain, data.sizes, fitted.states[fitted.history[-1]["epoch"]])
+        encoder = METHODS["ce"].load(plain, data.sizes, fitted.kept[fitted.history[-1]["epoch"]])
         encoder.train(False)
         head = encoder.classifier()
         assert head is not None

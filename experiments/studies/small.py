@@ -50,7 +50,7 @@ class SmallStudy(Study):
     def _run(self) -> int:
         import torch
 
-        from experiments.report import Table
+        from experiments.report.table import Table
         from mcr2.records import write_json
 
         out = self.out or Path("results") / self.name

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from mcr2 import checks
-from mcr2.data.npz import read_arrays
+from mcr2.data.files import read_arrays
 from mcr2.evaluation.features import Labelled
 
 NEEDED = ("features", "labels")
