@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,9 @@ class Evaluate(_Again):
         saved = load_run(self.run)
         again = evaluate_again(self.run, **self._options())  # type: ignore[arg-type]
         now = again.evaluation.selections if again.evaluation else {}
+        for layer in self.layers if again.evaluation else ():
+            if layer not in again.evaluation.layers:
+                raise ValueError(f"{self.run} has no layer {layer!r}")
         rule = self.selection or next(iter(now), None)
         if rule is not None and rule not in now:
             raise ValueError(f"no selection {rule!r} in {self.run}; it has {', '.join(now)}")
@@ -114,14 +118,22 @@ class Reread(_Again):
         from experiments.runs.runner import evaluate_again
         from mcr2.records import save_evaluation
 
+        failed, missing = False, set(self.layers)
         for number, folder in enumerate(folders, start=1):
-            run = evaluate_again(folder, **self._options())  # type: ignore[arg-type]
-            told = "failed, nothing to measure"
-            if run.evaluation is not None:
-                save_evaluation(folder, run.evaluation)
-                told = f"measured again in {run.evaluation.seconds:.1f} s"
+            try:
+                run = evaluate_again(folder, **self._options())  # type: ignore[arg-type]
+            except ValueError as error:
+                failed, told = True, f"not measured, {error}"
+            else:
+                told = "its training failed, nothing to measure"
+                if run.evaluation is not None:
+                    save_evaluation(folder, run.evaluation)
+                    missing -= set(run.evaluation.layers)
+                    told = f"measured again in {run.evaluation.seconds:.1f} s"
             print(f"[{number}/{len(folders)}] {folder.name}: {told}", flush=True)
-        return 0
+        for layer in sorted(missing):
+            print(f"mcr2: no run has a layer {layer!r}", file=sys.stderr)
+        return int(failed or bool(missing))
 
     def _show(self, held: dict[str, object]) -> int:
         from experiments.studies import find_study

@@ -369,6 +369,7 @@ def _evaluate(
         kept = record.weights.get(str(chosen.epoch))
         if kept is not None and chosen.epoch not in evaluations:
             encoder = _load_weights(run.folder, kept, spec, data, method)
+            layers = [layer for layer in layers if layer in encoder.layer_names()]
             final = chosen.epoch == points[-1].epoch
             evaluations[chosen.epoch] = evaluate_fully(
                 encoder, spec, data, readout, device, final=final, layers=layers
@@ -435,10 +436,10 @@ def evaluate_again(
         dataset: where the run's data are now, if not where its spec says.
         code: the user's own classes that may be imported, as the run's spec names them, or the
             same file or module and class in another place.
-        layers: named stages to measure beside the features.
+        layers: named stages to measure beside the features, where the network has them.
 
     Returns:
-        The run, with the new evaluation.
+        The run, with the new evaluation; its ``layers`` says what was measured.
 
     Raises:
         ValueError: the folder holds no finished run, or its data, weights or code are not those
