@@ -419,8 +419,7 @@ def fit_readout(
     """Fit the named readout.
 
     Args:
-        name: as for :func:`parse_readout`.
-        features, labels, num_classes: ``(N, d)``; ``(N,)``, as trained on; K.
+        name, features, labels, num_classes: as for :func:`parse_readout`, :func:`class_bases`.
         head: the objective's own ``(W, b)``, ``(K, d)`` and ``(K,)`` or None for no bias; used by
             ``"head"`` only.
 

@@ -347,15 +347,13 @@ class _Evaluator:
             if bool(able[view.labels].all()) and int(able.sum()) > 1:
                 y, W, b = (able.cumsum(0) - 1)[view.labels], head.weight[able], head.bias[able]
                 found = margins(view.features, y, W, b, quantiles=levels)
-            normalised = found and found.normalised
-            values: dict[str, Any] = {
-                "margin_mean": found and found.mean,
-                "margin_positive": found and found.positive,
-                "margin_normalised_mean": found and found.normalised_mean,
-            }
+            normalised = found.normalised if found else None
+            values: dict[str, Any] = {"margin_positive": found.positive if found else None}
             for i, quantile in enumerate(QUANTILES):
-                values[f"margin_{quantile}"] = found and found.raw[i]
-                values[f"margin_normalised_{quantile}"] = normalised and normalised[i]
+                values[f"margin_{quantile}"] = found.raw[i] if found else None
+                values[f"margin_normalised_{quantile}"] = normalised[i] if normalised else None
+            values["margin_mean"] = found.mean if found else None
+            values["margin_normalised_mean"] = found.normalised_mean if found else None
             self.put(replace(view, classifier=head), values, "margins", by=name)
             if normalised and "noisy" in view.kinds:
                 grid = torch.tensor(normalised[len(QUANTILES) :], dtype=torch.float64)
