@@ -77,7 +77,7 @@ class History:
         epochs: how many there will be; layers of a constructed network.
         evaluate_every: epochs between evaluations.
         device: where the network is.
-        copy: False keeps a state's tensors themselves: those of layers that never change again.
+        copy: False keeps a state's tensors themselves, of layers that never change again.
 
     Example:
         >>> watch = Watch(evaluate=lambda net: {"weight": net.weight.item()})

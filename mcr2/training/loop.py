@@ -34,16 +34,12 @@ from mcr2.training.step import FeaturesNotFiniteError, backpropagate, make_optim
 def seeded(seed: int) -> Iterator[None]:
     """Seed torch's generators inside the block and leave them as they were behind it.
 
-    Modules draw their initial weights from the global generator; this is how a run makes that
-    draw a stream of its own.
+    Modules draw their initial weights from them; this makes that draw a stream of its own.
 
     Example:
         >>> with seeded(3):
-        ...     a = nn.Linear(2, 2).weight
-        >>> with seeded(3):
-        ...     b = nn.Linear(2, 2).weight
-        >>> torch.equal(a, b)
-        True
+        ...     print(f"{torch.rand(()):.4f}")
+        0.0043
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -147,24 +143,18 @@ def train(
     device = torch.device(device)
     backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     encoder = Encoder(backbone, objective.to(device))
-    path = None if checkpoint is None else Path(checkpoint)
     training = _Training(
         encoder,
         split.to(device),
         config,
         feed or Feed(),
         watch or Watch(),
-        device,
-        path,
+        None if checkpoint is None else Path(checkpoint),
         checkpoint_seconds,
         stop,
     )
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         return training.run()
-
-
-#: The counters of a run on its way that its checkpoint holds.
-COUNTERS = ("epoch", "done", "count")
 
 
 @dataclass
@@ -176,7 +166,6 @@ class _Training:
     config: TrainingConfig
     feed: Feed
     watch: Watch
-    device: torch.device
     checkpoint: Path | None
     checkpoint_seconds: float
     stop: Callable[[], bool] | None
@@ -195,8 +184,9 @@ class _Training:
             replace(self.watch, evaluate=self._measures),
             epochs=config.epochs,
             evaluate_every=config.evaluate_every,
-            device=self.device,
+            device=self.split.device,
         )
+        self.result = self.history.result
         self.totals: dict[str, Tensor] = {}  # of loss and terms, since the last evaluation
         self.count = 0  # of steps in them
         self.latest: dict[str, Tensor] = {}
@@ -204,11 +194,6 @@ class _Training:
         self.epoch = 0  # finished
         self.done = 0  # steps of the epoch that is not
         self.saved = time.perf_counter()
-
-    @property
-    def result(self) -> TrainingResult:
-        """The history so far, steps and reason among it."""
-        return self.history.result
 
     def run(self) -> TrainingResult:
         """Continue from the checkpoint, or begin, and go on to the end."""
@@ -254,7 +239,7 @@ class _Training:
             generator=self.generator,
         )
         seed = mix_seed("layers", self.feed.objective_seed, step)
-        if self.device.type == "cpu":
+        if self.split.device.type == "cpu":
             torch.default_generator.manual_seed(seed)  # manual_seed looks for other devices, too
         else:
             torch.manual_seed(seed)
@@ -295,11 +280,9 @@ class _Training:
     def _evaluate_and_record(self) -> None:
         lr = learning_rate(self.config, max(self.result.steps - 1, 0), self.per_epoch)
         terms = {name: float(value) / self.count for name, value in self.totals.items()}
-        self.totals, self.count = {}, 0
+        loss, self.totals, self.count = terms.pop("loss", None), {}, 0
         try:
-            self.history.evaluate_and_record(
-                self.epoch, lr=lr, loss=terms.pop("loss", None), terms=terms
-            )
+            self.history.evaluate_and_record(self.epoch, lr=lr, loss=loss, terms=terms)
         except FeaturesNotFiniteError:
             self._fail("features", self.epoch)
 
@@ -340,8 +323,8 @@ class _Training:
             "generator": {0: {"state": self.generator.get_state()}},
         }
         result = vars(self.result) | {"kept": {}, "wall_seconds": self.history.seconds()}
-        values = {"result": result, **{name: getattr(self, name) for name in COUNTERS}}
-        write_checkpoint(self.checkpoint, self._identity(), groups, values)
+        place = {"epoch": self.epoch, "done": self.done, "count": self.count}
+        write_checkpoint(self.checkpoint, self._identity(), groups, {"result": result, **place})
         self.saved = time.perf_counter()
 
     def _restore(self, path: Path) -> None:
@@ -358,8 +341,7 @@ class _Training:
                     named[slot] = torch.empty_like(parameters[index]).copy_(value)
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": slots})
         totals = groups.get("totals", {0: {}})[0]
-        self.totals = {name: value.to(self.device) for name, value in totals.items()}
+        self.totals = {name: value.to(self.split.device) for name, value in totals.items()}
         self.generator.set_state(groups["generator"][0]["state"])
-        self.history.result = TrainingResult(**values.pop("result"))
-        self.result.kept = groups.get("kept", {})
-        self.epoch, self.done, self.count = (values[name] for name in COUNTERS)
+        vars(self.result).update(values["result"], kept=groups.get("kept", {}))
+        self.epoch, self.done, self.count = values["epoch"], values["done"], values["count"]

@@ -44,8 +44,8 @@ def backpropagate(
 
     With raw features H = f(x; θ) and a loss ℓ(H; φ), the objective's ``embed`` included, the
     gradient is taken in two parts, dℓ/dH and dℓ/dφ by the objective and (dH/dθ)ᵀ dℓ/dH by the
-    backbone. That keeps the objective in float32 whatever the backbone runs in, and makes
-    micro-batches exact for losses that are not additive:
+    backbone. So the objective stays in float32 whatever the backbone runs in, and micro-batches
+    are exact for losses that are not additive:
 
     - ``micro_batch=None``: one forward, one backward;
     - ``micro_batch=n``: H in pieces without a graph; dℓ/dH of the whole batch; once more forward
