@@ -57,8 +57,8 @@ class Evaluate(_Again):
         saved = load_run(self.run)
         again = evaluate_again(self.run, **self._options())  # type: ignore[arg-type]
         now = again.evaluation.selections if again.evaluation else {}
-        for layer in self.layers if again.evaluation else ():
-            if layer not in again.evaluation.layers:
+        for layer in self.layers:
+            if again.evaluation is not None and layer not in again.evaluation.layers:
                 raise ValueError(f"{self.run} has no layer {layer!r}")
         rule = self.selection or next(iter(now), None)
         if rule is not None and rule not in now:

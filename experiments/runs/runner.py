@@ -26,7 +26,14 @@ from experiments.runs.specs import RunSpec, as_dict, field_value, from_dict
 from experiments.runs.tensorboard_log import TensorBoardLog
 from experiments.runs.user_code import is_user_code, load_object
 from mcr2.data import Dataset
-from mcr2.evaluation import Evaluation, ImageEncoder, evaluate, measure_key, standard_readouts
+from mcr2.evaluation import (
+    Evaluation,
+    ImageEncoder,
+    evaluate,
+    layers_of,
+    measure_key,
+    standard_readouts,
+)
 from mcr2.evaluation.catalogue import MEASURES
 from mcr2.metrics.memorization import terminal_phase
 from mcr2.readouts import READOUTS
@@ -369,7 +376,7 @@ def _evaluate(
         kept = record.weights.get(str(chosen.epoch))
         if kept is not None and chosen.epoch not in evaluations:
             encoder = _load_weights(run.folder, kept, spec, data, method)
-            layers = [layer for layer in layers if layer in encoder.layer_names()]
+            layers = [layer for layer in layers if layer in layers_of(encoder)]
             final = chosen.epoch == points[-1].epoch
             evaluations[chosen.epoch] = evaluate_fully(
                 encoder, spec, data, readout, device, final=final, layers=layers

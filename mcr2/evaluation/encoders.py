@@ -34,6 +34,12 @@ class ImageEncoder(Protocol):
         """Return the own linear head, or None."""
 
 
+def layers_of(encoder: ImageEncoder) -> tuple[str, ...]:
+    """Return the names of an encoder's stages, none where it does not name them."""
+    staged: Any = encoder
+    return tuple(staged.layer_names()) if hasattr(encoder, "layer_names") else ()
+
+
 def encode(encoder: ImageEncoder, images: Tensor, *, batch_size: int = 500) -> Tensor:
     """Return the features ``(N, d)`` of images, as :func:`encode_layers` does."""
     return encode_layers(encoder, images, batch_size=batch_size)[FEATURES]
@@ -59,9 +65,8 @@ def encode_layers(
     """
     names = tuple(dict.fromkeys((FEATURES, *layers)))
     staged: Any = encoder
-    stages = staged.layer_names() if hasattr(encoder, "layer_names") else ()
     for name in names:
-        checks.choice("layer", name, (FEATURES, *stages))
+        checks.choice("layer", name, (FEATURES, *layers_of(encoder)))
 
     def forward(batch: Tensor) -> Mapping[str, Tensor]:
         alone = len(names) == 1
