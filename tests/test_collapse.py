@@ -178,6 +178,25 @@ def test_an_absent_class_can_be_predicted_and_is_nobodys_nearest():
     assert got.nc4 == 1
 
 
+def test_samples_of_classes_without_a_training_mean_are_left_out():
+    H, y, W, b = case(300, 8, 5)
+    train = np.arange(len(y)) % 2 == 0
+    seen = first_moments(H[train & (y != 3)], y[train & (y != 3)], num_classes=5)
+    got = neural_collapse(H[~train], y[~train], num_classes=5, weight=W, bias=b, means=seen)
+    known = [0, 1, 2, 4]
+    kept = ~train & (y != 3)
+    places = np.searchsorted(known, y[kept])
+    W_, b_ = W[known], b[known]
+    want = oracle(H[kept], places, 4, W_, b_, seen.means.numpy()[known])
+    assert_close(got, want, rel=1e-9, but=["nc4"])
+    near = np.array(known)[((H[kept][:, None] - seen.means.numpy()[known]) ** 2).sum(2).argmin(1)]
+    assert got.nc4 == np.mean((H[kept] @ W.T + b).argmax(1) != near)
+    assert got.absent == (3,)
+    only = neural_collapse(H[y == 3], y[y == 3], num_classes=5, weight=W, means=seen)
+    assert (only.nc1, only.cdnv, only.nc4, only.classes) == (None, None, None, 0)
+    assert only.nc2_etf == got.nc2_etf
+
+
 def test_fewer_than_two_classes_have_no_collapse():
     H, y, W, b = case(60, 5, 4)
     got = measure(H[y == 2], y[y == 2], 4, W, b)

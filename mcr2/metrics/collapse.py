@@ -37,7 +37,7 @@ from torch import Tensor
 
 from mcr2 import checks
 from mcr2.checks import Array, Labels
-from mcr2.metrics.moments import ClassMoments, average, exact, pieces, precision
+from mcr2.metrics.moments import ClassMoments, FirstMoments, average, exact, pieces, precision
 
 #: Below this ``mean_energy`` class means are too small a part of the features for measures about
 #: them to mean much. (The means of n samples without any class structure hold 1/n of the energy.)
@@ -95,7 +95,7 @@ def neural_collapse(
     num_classes: int,
     weight: Array | None = None,
     bias: Array | None = None,
-    means: Array | None = None,
+    means: Array | FirstMoments | None = None,
 ) -> NeuralCollapse:
     """Measure neural collapse over the classes that are present.
 
@@ -112,7 +112,8 @@ def neural_collapse(
         bias: b ``(num_classes,)``, or None for no bias; -inf for a class never to be predicted.
         means: class means ``(num_classes, d)`` to measure about, as for test samples about the
             training class means. K is then the number of means, of classes without samples too;
-            only cdnv is over pairs of classes with samples.
+            only cdnv is over pairs of classes with samples. Given as :func:`first_moments` of
+            other samples, a class absent there has no mean, and samples of it are left out.
 
     Raises:
         TypeError, ValueError: as :func:`mcr2.checks.samples`; fewer than two classes; weight, bias
@@ -130,20 +131,21 @@ def neural_collapse(
     K = checks.integer("num_classes", num_classes, 2)
     H, y = checks.samples(features, labels, K)
     eps, work = precision(H), torch.promote_types(H.dtype, torch.float32)
+    given = None if means is None else _given(means, K, H)
+    if given is not None and not bool(given.counts.all()):
+        kept = given.counts[y] > 0
+        H, y = H[kept], y[kept]
+
     first, unit = average(H, y, K), 1.0
     if not _SAFE[0] < first.energy < _SAFE[1] and bool(H.any()):
         unit = math.ldexp(1.0, math.frexp(float(H.abs().max()))[1] - 1)
         H = H.double() / unit
         first = average(H, y, K)
-    if means is None:
-        points, known = first.means, first.counts
-    else:
-        given = exact(checks.floating("means", means, K, H.shape[1])).to(H.device)
-        points, known = given / unit, torch.ones_like(first.counts)
-    about = _Means(points, known, eps, first.energy)
+    points, counts = (first.means, first.counts) if given is None else (given[1] / unit, given[0])
+    about = _Means(points, counts, eps, first.energy)
     W, b = _classifier(weight, bias, about.means)
     judge = None
-    if W is not None and not about.vanishes:
+    if W is not None and not about.vanishes and len(H) > 0:
         judge = _Judge(about, W, b / unit, work)
 
     squares, along, mismatches = about.means.new_zeros(K), about.means.new_zeros(()), 0
@@ -299,7 +301,8 @@ def _measures(
     nc1 = nc1_ratio = nc2_etf = nc3 = nc3_etf = None
     if not about.vanishes:
         nc2_etf = _off_simplex(gram)
-        nc1, nc1_ratio = along / N, float(squares.sum() / N / (gram.trace() / K))
+        if N > 0:
+            nc1, nc1_ratio = along / N, float(squares.sum() / N / (gram.trace() / K))
     frame_w: tuple[float | None, float | None, float | None] = (None, None, None)
     if W is not None:
         W = W[about.kept]
@@ -365,6 +368,15 @@ def _off_simplex(products: Tensor) -> float:
     K = len(products)
     simplex = (torch.eye(K).to(products) - 1 / K) / math.sqrt(K - 1)
     return float((products / products.norm() - simplex).norm())
+
+
+def _given(means: Array | FirstMoments, K: int, H: Tensor) -> FirstMoments:
+    """Return class means ``(K, d)`` with counts, of ones where none came with them."""
+    counts = torch.ones(K, dtype=torch.int64)
+    if isinstance(means, FirstMoments):
+        counts, means, _ = means
+    points = exact(checks.floating("means", means, K, H.shape[1]))
+    return FirstMoments(counts.to(H.device), points.to(H.device), 0.0)
 
 
 def _classifier(

@@ -56,7 +56,7 @@ def first_moments(features: Array, labels: Labels, *, num_classes: int) -> First
 
 
 def average(H: Tensor, y: Tensor, num_classes: int) -> FirstMoments:
-    """Return :func:`first_moments` of samples that were checked."""
+    """Return :func:`first_moments` of samples that were checked; there may be none."""
     counts = torch.bincount(y, minlength=num_classes)
     means = torch.zeros(num_classes, H.shape[1], dtype=torch.float64, device=H.device)
     energy = means.new_zeros(())
@@ -65,7 +65,7 @@ def average(H: Tensor, y: Tensor, num_classes: int) -> FirstMoments:
         means.index_add_(0, classes, part)
         energy += torch.dot(part.reshape(-1), part.reshape(-1))
     means /= counts.clamp(min=1).unsqueeze(1)
-    return FirstMoments(counts, means, float(energy) / len(H))
+    return FirstMoments(counts, means, float(energy) / max(len(H), 1))
 
 
 class ClassMoments:
