@@ -314,25 +314,9 @@ class _Evaluator:
             values = asdict(collapse(weight=head.weight, bias=head.bias))
             values["classes_present"] = values.pop("classes")
             if self.full and view.split != "train":
-                about = self.about_train(view, head)
-                values |= {f"{name}_about_train": value for name, value in about.items()}
+                about = collapse(weight=head.weight, bias=head.bias, means=self.moments)
+                values |= {f"{name}_about_train": value for name, value in asdict(about).items()}
             self.put(replace(view, classifier=head), values, "collapse", "classifier", by=readout)
-
-    def about_train(self, view: View, head: LinearClassifier) -> dict[str, Any]:
-        """Return the collapse about training class means, of the classes that have one."""
-        has_mean = self.moments.counts > 0
-        kept = has_mean[view.labels]
-        if int(has_mean.sum()) < 2 or not bool(kept.any()):
-            return {}
-        found = neural_collapse(
-            view.features[kept],
-            (has_mean.cumsum(0) - 1)[view.labels[kept]],
-            num_classes=int(has_mean.sum()),
-            weight=head.weight[has_mean],
-            bias=head.bias[has_mean],
-            means=self.moments.means[has_mean],
-        )
-        return asdict(found)
 
     def measure_classes(self, view: View) -> None:
         """Note the rank of classes, how they lie to each other, coding rates, and cosines."""
