@@ -41,6 +41,8 @@ from mcr2.metrics.memorization import memorization
 from mcr2.metrics.moments import first_moments
 from mcr2.metrics.rank import between_classes, class_geometry, coherence, rank_and_spectrum
 from mcr2.readouts import (
+    NUMBERED,
+    READOUTS,
     WITH_COMPONENTS,
     LinearClassifier,
     Readout,
@@ -76,7 +78,7 @@ class Labelled:
 
 
 def standard_readouts(dim: int, *components: int) -> tuple[str, ...]:
-    """Return the names of the readouts that a full evaluation has.
+    """Return the names of the readouts that a full evaluation has: every kind.
 
     Those by subspaces stand at several numbers of components, for that choice matters.
 
@@ -90,8 +92,8 @@ def standard_readouts(dim: int, *components: int) -> tuple[str, ...]:
     """
     counts = sorted(n for n in {*COMPONENTS, *components} if n < dim)
     subspaces = [f"{kind}@{n}" for kind in WITH_COMPONENTS for n in counts]
-    rest = (f"knn@{NEIGHBOURS}", "logistic_regression", "linear_svm")
-    return (COMMON_READOUT, "class_mean", *subspaces, *rest)
+    kinds = [kind for kind in READOUTS if kind not in NUMBERED]
+    return (*kinds, *subspaces, f"knn@{NEIGHBOURS}")
 
 
 def evaluate_features(
