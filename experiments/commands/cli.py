@@ -16,7 +16,9 @@ from typing import Any
 
 import tyro
 
-FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
+from experiments.runs.signals import STOP, Stopped
+
+FAILED, MISTAKE = 1, 2
 
 #: Commands by name: where each is defined, nothing for a group of them. Three studies have names of
 #: their own besides those of ``mcr2 study``.
@@ -187,16 +189,21 @@ def parse(arguments: Sequence[str]) -> Any:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    try:
-        go = parse(sys.argv[1:] if arguments is None else arguments).prepare()
-    # An ImportError is a data set's: torchvision that does not fit torch.
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"mcr2: {' '.join(str(error).split())}", file=sys.stderr)
-        return MISTAKE
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    try:
-        return int(go())
-    except KeyboardInterrupt:
-        print("\nmcr2: interrupted; the same command continues", file=sys.stderr)
-        return INTERRUPTED
+    begun = "nothing was begun"
+    with STOP:
+        try:
+            go = parse(sys.argv[1:] if arguments is None else arguments).prepare()
+            begun = "the same command continues"
+            return int(go())
+        except Stopped as stopped:
+            print(f"\nmcr2: {stopped}; {begun}", file=sys.stderr)
+            return stopped.status
+        # An ImportError is a data set's: torchvision that does not fit torch.
+        except (ValueError, TypeError, OSError, ImportError) as error:
+            if begun == "nothing was begun":
+                print(f"mcr2: {' '.join(str(error).split())}", file=sys.stderr)
+                return MISTAKE
+            if not isinstance(error, OSError):
+                raise
+            print(f"mcr2: {error}; {begun}", file=sys.stderr)  # a full disk, say
+            return FAILED

@@ -39,9 +39,15 @@ class Train(TrainingOptions):
             from experiments.report.live import training_bar
             from experiments.report.tables import run_table
             from experiments.runs.runner import run
+            from experiments.runs.signals import STOP
+            from mcr2.training import Interrupted
 
             with training_bar(f"{spec.method} seed {spec.seed}", spec.training.epochs) as progress:
-                done = run(spec, folder, machine, progress=progress)
+                try:
+                    done = run(spec, folder, machine, progress=progress, stop=STOP)
+                except Interrupted:
+                    STOP.raise_if_stopped()
+                    raise
             print(run_table(done).text())
             print(f"\n{folder / 'record.json'}")
             if done.record.status == "failed":

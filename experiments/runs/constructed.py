@@ -15,7 +15,7 @@ from experiments.runs.method import Workspace, readout_for, watch_for
 from experiments.runs.prepare import Prepared, Sizes
 from experiments.runs.specs import RunSpec
 from mcr2.redunet import LayerRates
-from mcr2.training import History, TrainingResult
+from mcr2.training import History, Interrupted, TrainingResult
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,8 @@ class Constructed:
             if history.due(depth):
                 history.evaluate_and_record(depth, lr=None, loss=loss, terms=terms)
             history.tell_progress(depth, loss, terms)
+            if workspace.stop is not None and workspace.stop():
+                raise Interrupted  # layers have no checkpoint: the next time begins again
 
         redunet.construct(
             encoder,

@@ -21,9 +21,10 @@ from experiments.runs.runner import (
     complete,
     run,
 )
+from experiments.runs.signals import STOP, Stopped
 from experiments.runs.specs import as_dict, from_dict
 from mcr2.records import Run, read_json, write_json, write_text
-from mcr2.training import Progress
+from mcr2.training import Interrupted, Progress
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ def run_planned(
                 process.start()
                 running[one] = process
             time.sleep(poll_seconds)
+            STOP.raise_if_stopped()
             for one, process in list(running.items()):
                 if not process.is_alive():
                     process.join()
@@ -88,7 +90,7 @@ def run_planned(
                     outcomes[one] = _outcome(one, process.exitcode)
             if watch is not None:
                 watch(list(outcomes.values()), {one: _progress(one) for one in running})
-    finally:
+    finally:  # a second signal raises here, and what still runs dies with this process
         for process in running.values():
             process.terminate()
         for process in running.values():
@@ -141,11 +143,14 @@ def _work(spec: dict[str, Any], folder: str, machine: Machine) -> None:
             told = now
             write_json(place / PROGRESS, asdict(progress), indent=None)
 
-    (place / ERROR).unlink(missing_ok=True)
     try:
-        run(from_dict(spec), place, machine, progress=tell)
-    except KeyboardInterrupt:
-        os._exit(130)
+        with STOP:
+            (place / ERROR).unlink(missing_ok=True)
+            run(from_dict(spec), place, machine, progress=tell, stop=STOP)
+    except Stopped as stopped:
+        os._exit(stopped.status)
+    except Interrupted:
+        os._exit(128 + (STOP.signum or 0))
     except BaseException as error:
         place.mkdir(parents=True, exist_ok=True)
         text = f"{type(error).__name__}: {error}".splitlines()[0]

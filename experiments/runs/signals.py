@@ -1,0 +1,61 @@
+"""SIGINT, SIGTERM and SIGHUP: a run finishes its step and writes its checkpoint, then ends."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import types
+from typing import Any
+
+
+class Stopped(BaseException):
+    """A signal asked for an end; ``status`` is the exit status that says which."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.signum, self.status = signum, 128 + signum
+
+
+class StopSignals:
+    """Whether a signal has asked for an end, to be asked after every step.
+
+    As a context manager it catches the signals, in a process's main thread. While nobody has asked
+    yet, and at a second signal, :class:`Stopped` is raised at once.
+    """
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self._asked = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        self.signum, self._asked = None, False
+        if threading.current_thread() is threading.main_thread():
+            names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+            caught = [getattr(signal, name) for name in names if hasattr(signal, name)]
+            self._before = {each: signal.signal(each, self._catch) for each in caught}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for each, handler in self._before.items():
+            signal.signal(each, handler)
+        self._before = {}
+
+    def _catch(self, signum: int, _: types.FrameType | None) -> None:
+        if self.signum is not None or not self._asked:
+            raise Stopped(signum)
+        self.signum = signum
+
+    def __call__(self) -> bool:
+        """Whether an end was asked for."""
+        self._asked = True
+        return self.signum is not None
+
+    def raise_if_stopped(self) -> None:
+        """Raise :class:`Stopped` where an end was asked for."""
+        if self():
+            raise Stopped(self.signum or signal.SIGTERM)
+
+
+#: Of this process.
+STOP = StopSignals()
