@@ -14,8 +14,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mcr2.rates import (
     class_coding_rates,
     coding_rate,
-    kernels,
-    precision,
     rate_reduction,
     rate_reduction_with_expansion,
 )

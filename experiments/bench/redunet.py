@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from experiments.report import Table
-from mcr2.rates.kernels import full_precision
+from mcr2.rates.precision import full_precision
 from mcr2.redunet.features import cut
 from mcr2.redunet.layers import Moments, ReduLayer, Shape
 from mcr2.redunet.network import layer_rates

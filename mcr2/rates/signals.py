@@ -20,8 +20,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mcr2.rates.membership import check_membership, check_signals
-from mcr2.rates.vectors import Rates, as_rates, evaluate
+from mcr2.rates.membership import check_signals
+from mcr2.rates.vectors import Rates, evaluate
 
 
 def shift_invariant_rate(Z: Tensor, *, eps_sq: float = 0.5) -> Tensor:
@@ -50,8 +50,8 @@ def shift_invariant_rate(Z: Tensor, *, eps_sq: float = 0.5) -> Tensor:
         >>> print(f"{shift_invariant_rate(Z):.4f} {expected:.4f}")
         1.1049 1.1049
     """
-    check_signals(Z, eps_sq)
-    return evaluate(Z, None, eps_sq=eps_sq, totals=[eps_sq], spectrum=half_spectrum)[0]
+    (rate,) = evaluate(check_signals(Z), eps_sq=eps_sq, gammas=[1], spectrum=half_spectrum)
+    return rate
 
 
 def shift_invariant_class_rates(
@@ -82,9 +82,8 @@ def shift_invariant_class_rates(
         >>> shift_invariant_class_rates(Z, torch.tensor([0, 0, 1]), eps_sq=0.5)
         tensor([0.5493, 0.5493])
     """
-    check_signals(Z, eps_sq)
-    check_membership(Z, len(Z), labels, num_classes)
-    return evaluate(Z, labels, num_classes=num_classes, eps_sq=eps_sq, spectrum=half_spectrum)[0]
+    options = {"num_classes": num_classes, "eps_sq": eps_sq, "spectrum": half_spectrum}
+    return evaluate(check_signals(Z), labels, **options)[0]
 
 
 def shift_invariant_rate_reduction(
@@ -116,17 +115,8 @@ def shift_invariant_rate_reduction(
         >>> print(f"{still.reduction:.4f} {moved.reduction:.4f}")
         0.0649 0.0649
     """
-    check_signals(Z, eps_sq)
-    check_membership(Z, len(Z), labels, num_classes)
-    rates = evaluate(
-        Z,
-        labels,
-        num_classes=num_classes,
-        eps_sq=eps_sq,
-        totals=[eps_sq],
-        spectrum=half_spectrum,
-    )
-    return as_rates(*rates)
+    options = {"num_classes": num_classes, "eps_sq": eps_sq, "spectrum": half_spectrum}
+    return Rates(*evaluate(check_signals(Z), labels, gammas=[1], **options))
 
 
 def half_spectrum(Z: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mcr2.rates.kernels import Groups, grouped_rates, weighted_rates
-from mcr2.rates.membership import (
-    Membership,
-    check_features,
-    check_membership,
-    check_positive,
-    read_membership,
-)
-from mcr2.rates.precision import certainty, in_safe_precision, outside_graphs
+from mcr2.checks import positive
+from mcr2.rates.kernels import grouped_rates, weighted_rates
+from mcr2.rates.membership import check_features, check_membership, read_membership
+from mcr2.rates.precision import LIMITS, full_precision, in_float64, outside_graphs, working_dtype
 
 
 class Rates(NamedTuple):
@@ -61,8 +57,8 @@ def coding_rate(Z: Tensor, *, eps_sq: float = 0.5) -> Tensor:
         >>> print(f"{coding_rate(Z, eps_sq=0.5):.4f} {math.log(3):.4f}")
         1.0986 1.0986
     """
-    check_features(Z, eps_sq)
-    return evaluate(Z, None, eps_sq=eps_sq, totals=[eps_sq])[0]
+    (rate,) = evaluate(check_features(Z), eps_sq=eps_sq, gammas=[1])
+    return rate
 
 
 def class_coding_rates(
@@ -97,9 +93,7 @@ def class_coding_rates(
         >>> class_coding_rates(Z, torch.tensor([0, 0, 1]), num_classes=3, eps_sq=0.5)
         tensor([0.8047, 0.8047, 0.0000])
     """
-    check_features(Z, eps_sq)
-    check_membership(Z, Z.shape[-2], labels, num_classes)
-    return evaluate(Z, labels, num_classes=num_classes, eps_sq=eps_sq)[0]
+    return evaluate(check_features(Z), labels, num_classes=num_classes, eps_sq=eps_sq)[0]
 
 
 def rate_reduction(
@@ -135,9 +129,8 @@ def rate_reduction(
         >>> print(f"{mixed.reduction:.4f}")
         0.0000
     """
-    check_features(Z, eps_sq)
-    check_membership(Z, Z.shape[-2], labels, num_classes)
-    return as_rates(*evaluate(Z, labels, num_classes=num_classes, eps_sq=eps_sq, totals=[eps_sq]))
+    X = check_features(Z)
+    return Rates(*evaluate(X, labels, num_classes=num_classes, eps_sq=eps_sq, gammas=[1]))
 
 
 def rate_reduction_with_expansion(
@@ -175,72 +168,71 @@ def rate_reduction_with_expansion(
         >>> print(f"{expansion:.4f} {coding_rate(Z, eps_sq=0.25):.4f} {rates.rate:.4f}")
         1.6094 1.6094 1.0986
     """
-    check_features(Z, eps_sq)
-    check_positive("gamma", gamma)
-    check_positive("eps_sq / gamma", eps_sq / gamma)
-    check_membership(Z, Z.shape[-2], labels, num_classes)
-    totals = [eps_sq] if gamma == 1 else [eps_sq / gamma, eps_sq]
-    expansion, *rates = evaluate(Z, labels, num_classes=num_classes, eps_sq=eps_sq, totals=totals)
-    return expansion, as_rates(*(rates if gamma != 1 else (expansion, *rates)))
-
-
-def as_rates(rate: Tensor, class_rates: Tensor, compressed_rate: Tensor) -> Rates:
-    """Join R (...), R_k (..., K) and R_c (...)."""
-    return Rates(rate, class_rates, compressed_rate, rate - compressed_rate)
+    X, gammas = check_features(Z), [1] if positive("gamma", gamma) == 1 else [gamma, 1]
+    found = evaluate(X, labels, num_classes=num_classes, eps_sq=eps_sq, gammas=gammas)
+    return found[0], Rates(*found[-4:])
 
 
 @outside_graphs
 def evaluate(
     Z: Tensor,
-    labels: Tensor | None,
+    labels: object = None,
     *,
     eps_sq: float,
     num_classes: int | None = None,
-    totals: Sequence[float] = (),
+    gammas: Sequence[float] = (),
     spectrum: Callable[[Tensor], tuple[Tensor, Tensor | None]] | None = None,
 ) -> tuple[Tensor, ...]:
-    """Evaluate the rates of checked input.
+    """Evaluate the rates of checked features.
 
     Args:
         Z: features ``(..., m, d)``, or signals ``(m, C, ...)`` with ``spectrum``.
-        labels: membership, or None for the rates of all samples alone.
+        labels: membership, not checked yet, or None for the rates of all samples alone.
         eps_sq: ε² of the class rates.
         num_classes: K, or None.
-        totals: ε² of each rate of all samples that is wanted.
+        gammas: γ inside the determinant of each rate of all samples that is wanted, the last 1.
         spectrum: turns signals into features ``(F, m, C)`` and weights ``(F,)`` that average
             the rates of frequencies, or into ``(m, C)`` and None.
 
     Returns:
-        R ``(...)`` for each of ``totals`` and then, with labels, R_k ``(..., K)`` and R_c.
+        R ``(...)`` for each of ``gammas`` and then, with labels, R_k ``(..., K)`` and, after any
+        R, R_c and ΔR.
     """
-    if spectrum is None:
-        m, d = Z.shape[-2:]
-        within: tuple[int, ...] = (-1,)
-        length = 1
-    else:
-        # An unnormalised spectrum holds at each frequency at most T times a signal's energy.
-        m, d = Z.shape[:2]
-        within, length = tuple(range(1, Z.dim())), Z[0, 0].numel()
-    sure = certainty(Z, m, d, within, min(eps_sq, *totals, eps_sq) / length)
-
-    def read(labels: Tensor) -> Membership:
-        return read_membership(labels, num_classes, d, total=bool(totals), certain=sure)
-
-    classes = None if labels is None else read(labels)
-
-    def compute(X: Tensor) -> tuple[Tensor, ...]:
+    eps_sq = positive("eps_sq", eps_sq)
+    totals = [positive("eps_sq / gamma", eps_sq / gamma) for gamma in gammas]
+    membership = None
+    if labels is not None:
+        membership = check_membership(Z, Z.shape[-2 if spectrum is None else 0], labels, num_classes)
+    X = Z.to(working_dtype(Z))
+    if Z.device.type == "mps":  # has no float64
+        X, membership = X.cpu(), None if membership is None else membership.cpu()
+    with full_precision(X):
         features, weights = spectrum(X) if spectrum else (X, None)
-        if labels is None or classes is None:
-            rates = grouped_rates(features, None, eps_sq, totals)
+        d = features.shape[-1]
+        norms = torch.stack(torch.linalg.vector_norm(features.detach(), dim=-1).aminmax())
+        classes, told = read_membership(membership, num_classes, d, norms, total=bool(totals))
+        if told is None:
+            features, certain = in_float64(features), True
         else:
-            # A retry may have moved to a device that has float64.
-            here = classes if X.device == Z.device else read(labels.to(X.device))
-            if isinstance(here.by_class, Groups):
-                rates = grouped_rates(features, here.by_class, eps_sq, totals)
-            else:
-                rates = weighted_rates(features, here.by_class, eps_sq, totals)
-        if weights is None:
-            return rates
-        return tuple(torch.tensordot(weights, r, dims=1) for r in rates)
-
-    return in_safe_precision(compute, Z, eps_sq, certain=classes is not None and classes.certain)
+            # As in logdet.py: κ ≤ 1 + c tr G, and the value is at least ½ log(1 + c tr G).
+            least, most = (d * told[i] ** 2 / [max, min][i](eps_sq, *totals, eps_sq) for i in (0, 1))
+            limit = LIMITS[features.dtype.to_real()]
+            certain = 1 + most <= limit and d <= limit * math.log1p(least) / 2
+            if not math.isfinite(told[1]) and not bool(torch.isfinite(X).all()):
+                bad = int((~torch.isfinite(X)).sum())
+                raise ValueError(
+                    f"Z must be finite; {bad} of its {X.numel()} entries are NaN or inf"
+                )
+        compute = weighted_rates if isinstance(classes, Tensor) else grouped_rates
+        try:
+            rates = compute(features, classes, eps_sq, totals, certain=certain)
+        except ArithmeticError as error:
+            raise ValueError(
+                f"eps_sq={eps_sq} is too small for features as large as "
+                f"{float(X.detach().abs().max()):.3g}: {error}"
+            ) from None
+        if weights is not None:
+            rates = tuple(torch.tensordot(weights.to(r), r, dims=1) for r in rates)
+    if classes is not None and totals:
+        rates = (*rates, rates[-3] - rates[-1])
+    return tuple(r.to(X.dtype).to(Z.device) for r in rates)

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mcr2.rates.kernels import full_precision
-from mcr2.rates.membership import check_membership, check_positive
-from mcr2.rates.precision import working_dtype
+from mcr2.checks import positive
+from mcr2.rates.membership import check_membership
+from mcr2.rates.precision import full_precision, working_dtype
 from mcr2.redunet.features import STORES, Batch, Store, cut
 from mcr2.redunet.layers import Factors, LayerRates, Moments, ReduLayer, Shape
 from mcr2.redunet.spectra import frequency_weights, from_spectrum, project, to_spectrum
@@ -100,8 +100,8 @@ class ReduNet(nn.Module):
                 raise TypeError(f"{name} must be an integer, not {type(count).__name__}")
             if count < 1:
                 raise ValueError(f"{name} is {count}; it must be at least 1")
-        check_positive("eta", eta)
-        check_positive("eps_sq", eps_sq)
+        positive("eta", eta)
+        positive("eps_sq", eps_sq)
         if not isinstance(lam, int | float):
             raise TypeError(f"lam must be a number, not {type(lam).__name__}")
         if not 0 <= lam < math.inf:
