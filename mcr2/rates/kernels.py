@@ -14,65 +14,38 @@ problems with the same membership. Values are float64, whatever the features are
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from functools import reduce
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
 from mcr2.rates.logdet import Matrices, half_logdets
-from mcr2.rates.precision import full_precision, in_float64
+from mcr2.rates.precision import full_precision, in_float64, write
 
 
-@dataclass(frozen=True)
-class Bucket:
-    """Classes of similar size, padded to the largest.
+class Groups(NamedTuple):
+    """Samples by class, and classes of similar size in buckets; made from labels alone."""
 
-    Attributes:
-        sizes: samples of each class, ascending.
-        by_features: whether their Gram matrices are ZᵀZ (d × d) rather than ZZᵀ (n × n).
-    """
-
-    sizes: list[int]
-    by_features: bool
+    buckets: list[list[int]]  # the samples of each class that has any, ascending
+    source: Tensor  # the sample in each row of the buckets, one after the other
+    empty: Tensor  # the rows that are to be zero
+    place: Tensor  # the row of each sample, (m,)
+    position: Tensor  # where each class stands in the buckets, (K,); absent ones past the last
 
 
-@dataclass(frozen=True)
-class Groups:
-    """Samples by class and classes by size; made from labels alone.
+def group(ordered: Tensor, order: Tensor, bounds: list[int]) -> Groups:
+    """Plan the work from sorted labels, the sample of each, and where each class begins and ends.
 
-    Attributes:
-        buckets: the classes that have samples, ascending in size.
-        source: the sample in each row of the buckets, one after the other; any in rows of zeros.
-        empty: the rows of zeros.
-        place: the row of each sample, ``(m,)``.
-        position: where each class stands in the buckets, ``(K,)``; absent ones past the last.
-    """
-
-    buckets: list[Bucket]
-    source: Tensor
-    empty: Tensor
-    place: Tensor
-    position: Tensor
-
-
-def group(ordered: Tensor, order: Tensor, bounds: list[int], d: int, *, total: bool) -> Groups:
-    """Plan the work on features of d dimensions.
-
-    From the largest class down, a bucket takes classes as long as half of its rows are samples.
-
-    Args:
-        ordered: sorted labels, ``(m,)``.
-        order: the sample that each belongs to, ``(m,)``.
-        bounds: where each class begins among them, and m.
-        d: the features' dimension.
-        total: whether the Gram of all samples is wanted too.
+    Classes of a bucket are padded to the largest. From that one down, a bucket takes classes as
+    long as half of its rows are samples.
     """
     m, device = len(order), order.device
-    sizes = [stop - start for start, stop in zip(bounds, bounds[1:], strict=False)]
+    sizes = [stop - start for start, stop in pairwise(bounds)]
     ascending = sorted((k for k, n in enumerate(sizes) if n), key=sizes.__getitem__)
-    shift, position, row, empty = [0] * len(sizes), [len(ascending)] * len(sizes), 0, []
+    shift, position = [0] * len(sizes), [len(ascending)] * len(sizes)
     runs, stop = [], len(ascending)
     while stop:
         first, n, samples = stop, sizes[ascending[stop - 1]], 0
@@ -81,77 +54,66 @@ def group(ordered: Tensor, order: Tensor, bounds: list[int], d: int, *, total: b
             samples += sizes[ascending[first]]
         runs.append(ascending[first:stop])
         stop = first
-    buckets = []
+    buckets, row = [], 0
+    empty: list[int] = []
     for run in reversed(runs):
         n = sizes[run[-1]]
         for k in run:
             shift[k] = row - bounds[k]
             empty += range(row + sizes[k], row + n)
             row += n
-        # Where the Gram of all samples is wanted, d × d Grams of classes add up to it: counting
-        # operations, that makes up for their larger factors from n = 2d/3 on.
-        by_features = 3 * n >= 2 * d if total and m >= d else n >= d
-        buckets.append(Bucket([sizes[k] for k in run], by_features))
+        buckets.append([sizes[k] for k in run])
     for i, k in enumerate(ascending):
         position[k] = i
-    rows = torch.tensor(shift, device=device)[ordered] + torch.arange(m, device=device)
+    rows = write(shift, device, torch.int64)[ordered] + torch.arange(m, device=device)
     return Groups(
         buckets=buckets,
-        source=torch.zeros(row, dtype=order.dtype, device=device).scatter_(0, rows, order),
-        empty=torch.tensor(empty, dtype=order.dtype, device=device),
+        source=torch.zeros(row, dtype=torch.int64, device=device).scatter_(0, rows, order),
+        empty=write(empty, device, torch.int64),
         place=torch.empty_like(order).scatter_(0, order, rows),
-        position=torch.tensor(position, device=device),
+        position=write(position, device, torch.int64),
     )
 
 
 def grouped_rates(
     Z: Tensor, groups: Groups | None, eps_sq: float, totals: Sequence[float], *, certain: bool
 ) -> tuple[Tensor, ...]:
-    """Rates of features (..., m, d) with labels.
+    """R of features (..., m, d) for each ε² of ``totals``; then, with groups, R_k and R_c.
 
     Args:
         Z: the features.
-        groups: the plan made from the labels, or None for the rates of all samples alone.
+        groups: the plan made from the labels, or None.
         eps_sq: ε² of the class rates.
         totals: ε² of each rate of all samples that is wanted.
-        certain: whether the features' precision is known to be accurate enough.
-
-    Returns:
-        R ``(...)`` for each of ``totals``, then R_k ``(..., K)`` and R_c ``(...)`` if there are
-        groups.
-
-    Raises:
-        ArithmeticError: float64 is not enough.
+        certain: as in :func:`half_logdets`, which says what is raised.
     """
     m, d = Z.shape[-2:]
     buckets = groups.buckets if groups else []
     matrices: list[Matrices] = []
+    by_features: list[bool] = []
     if groups:
         X = _Arrange.apply(Z, groups.source, groups.empty, groups.place)
-        rows = [len(bucket.sizes) * bucket.sizes[-1] for bucket in buckets]
+        rows = [len(sizes) * sizes[-1] for sizes in buckets]
         runs = torch.split(X, rows, dim=-2) if len(rows) > 1 else [X]
-        for bucket, run in zip(buckets, runs, strict=True):
-            blocks = run.unflatten(-2, (len(bucket.sizes), bucket.sizes[-1]))
-            gram = _Gram.apply(blocks, bucket.by_features)
-            scale = [d / (n * eps_sq) for n in bucket.sizes]
-            padding = [0 if bucket.by_features else bucket.sizes[-1] - n for n in bucket.sizes]
-            matrices.append(_of_features(blocks, bucket.by_features, gram, scale, padding))
+        for sizes, run in zip(buckets, runs, strict=True):
+            N = sizes[-1]
+            blocks = run.unflatten(-2, (len(sizes), N))
+            # Where the Gram of all samples is wanted, d × d Grams of classes add up to it: counting
+            # operations, that makes up for their larger factors from N = 2d/3 on.
+            by_features.append(2 * d <= 3 * N if totals and m >= d else d <= N)
+            gram = _Gram.apply(blocks, by_features[-1])
+            scale = [d / (n * eps_sq) for n in sizes]
+            padding = [0 if by_features[-1] else N - n for n in sizes]
+            matrices.append(_of_features(blocks, by_features[-1], gram, scale, padding))
     if totals:
-        of_all = Z.unsqueeze(-3)
-        if m >= d and buckets and buckets[0].by_features:
-            gram = sum(classes.gram.sum(-3, keepdim=True) for classes in matrices)
-        else:
-            gram = _Gram.apply(of_all, m >= d)
-        scale = [d / (m * e) for e in totals]
-        shape = (*Z.shape[:-2], len(totals), -1, -1)
-        of_all, gram = of_all.expand(shape), gram.expand(shape)
-        matrices.append(_of_features(of_all, m >= d, gram, scale, [0] * len(totals)))
+        moments = [classes.gram.sum(-3, keepdim=True) for classes in matrices]
+        shared = m >= d and bool(by_features) and all(by_features)
+        matrices.append(_of_all(Z, reduce(torch.add, moments) if shared else None, totals))
     values = half_logdets(matrices, certain=certain)
     rates = list(values.pop().unbind(-1)) if totals else []
     if groups:
         by_size = torch.cat(values, dim=-1)
-        counts = [n for bucket in buckets for n in bucket.sizes]
-        shares = torch.tensor(counts, dtype=torch.float64, device=Z.device) / m
+        shares = write([n / m for sizes in buckets for n in sizes], Z.device)
         with_zero = torch.nn.functional.pad(by_size, (0, 1))
         rates += [with_zero.index_select(-1, groups.position), by_size @ shares]
     return tuple(rates)
@@ -182,9 +144,9 @@ def weighted_rates(
         return grams.index_select(0, which), roots.flatten(0, -3).index_select(0, which)
 
     classes = Matrices(_WeightedMoments.apply(Z, weights), scale, torch.zeros_like(scale), again)
-    (class_rates,) = half_logdets([classes], certain=certain)
-    of_all = grouped_rates(Z, None, eps_sq, totals, certain=certain) if totals else ()
-    return (*of_all, class_rates, class_rates @ shares)
+    of_all = [_of_all(Z, None, totals)] if totals else []
+    class_rates, *rates = half_logdets([classes, *of_all], certain=certain)
+    return (*(r for total in rates for r in total.unbind(-1)), class_rates, class_rates @ shares)
 
 
 def _of_features(
@@ -194,8 +156,17 @@ def _of_features(
         A = in_float64(X.flatten(0, -3).index_select(0, which))
         return _Gram.apply(A, by_features), (A if by_features else A.mH).detach()
 
-    c, zeros = (torch.tensor(x, dtype=torch.float64, device=X.device) for x in (scale, padding))
-    return Matrices(gram, c, zeros, again)
+    return Matrices(gram, write(scale, X.device), write(padding, X.device), again)
+
+
+def _of_all(Z: Tensor, gram: Tensor | None, totals: Sequence[float]) -> Matrices:
+    """I + cG of all samples for each ε², G being known or not."""
+    m, d = Z.shape[-2:]
+    X = Z.unsqueeze(-3)
+    gram = _Gram.apply(X, m >= d) if gram is None else gram
+    shape = (*Z.shape[:-2], len(totals), -1, -1)
+    scale = [d / (m * eps_sq) for eps_sq in totals]
+    return _of_features(X.expand(shape), m >= d, gram.expand(shape), scale, [0] * len(totals))
 
 
 # --- second moments -----------------------------------------------------------------------------

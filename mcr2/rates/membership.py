@@ -13,26 +13,13 @@ from mcr2.rates.precision import read, working_dtype
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
-def check_features(Z: object) -> Tensor:
-    """Return features (..., m, d) as a dense floating tensor."""
+def check_features(Z: object, *, signals: bool = False) -> Tensor:
+    """Return features (..., m, d), or signals (m, C, T) or (m, C, H, W), in at least float32."""
     X = floating("Z", Z, finite=False)
-    if X.dim() < 2 or 0 in X.shape[-2:]:
-        raise ValueError(
-            f"Z has shape {tuple(X.shape)}; it must be (..., m, d) with at least one sample and "
-            "one dimension"
-        )
-    return X
-
-
-def check_signals(Z: object) -> Tensor:
-    """Return signals (m, C, T) or (m, C, H, W) as a dense floating tensor."""
-    X = floating("Z", Z, finite=False)
-    if X.dim() not in (3, 4) or 0 in X.shape:
-        raise ValueError(
-            f"Z has shape {tuple(X.shape)}; it must be (m, C, T) or (m, C, H, W) with at least "
-            "one sample, one channel and one position"
-        )
-    return X
+    if 0 in X.shape or not (X.dim() in (3, 4) if signals else X.dim() >= 2):
+        shape = "(m, C, T) or (m, C, H, W)" if signals else "(..., m, d)"
+        raise ValueError(f"Z has shape {tuple(X.shape)}; it must be {shape}, and none of them 0")
+    return X.to(working_dtype(X))
 
 
 def check_membership(Z: Tensor, m: int, labels: object, num_classes: int | None) -> Tensor:
@@ -61,27 +48,16 @@ def check_membership(Z: Tensor, m: int, labels: object, num_classes: int | None)
 
 
 def read_membership(
-    labels: Tensor | None, num_classes: int | None, d: int, norms: Tensor, *, total: bool
+    labels: Tensor | None, num_classes: int | None, norms: Tensor
 ) -> tuple[Groups | Tensor | None, list[float] | None]:
-    """Check the values of labels or of a membership matrix that :func:`check_membership` passed.
+    """Check the values of a membership that :func:`check_membership` passed, and read norms.
 
     One transfer: the class sizes, or what a matrix is checked by, with the norms among them.
     Without ``num_classes`` the largest label travels first.
 
-    Args:
-        labels: ``(m,)``, ``(m, K)`` or None.
-        num_classes: K, or None.
-        d: the features' dimension.
-        norms: the smallest and the largest norm of a sample, ``(2,)``.
-        total: whether the rate of all samples is wanted too.
-
     Returns:
         The samples by class, the matrix as it was given, or None; and the norms, None under
         ``torch.func.vmap``.
-
-    Raises:
-        ValueError: labels outside [0, K), many more classes than samples, or rows that are no
-            distribution.
     """
     if labels is None:
         return None, read(norms)
@@ -90,7 +66,7 @@ def read_membership(
     m = len(labels)
     labels = labels.long()
     K = num_classes or max(int(labels.max()) + 1, 1)
-    if num_classes is None and K > max(10 * m, 10**6):
+    if num_classes is None and max(10 * m, 10**6) < K:
         raise ValueError(f"labels run to {K - 1} for {m} samples; give num_classes if they are so")
     ordered, order = labels.sort(stable=True)
     ends = torch.searchsorted(ordered, torch.arange(K + 1, device=labels.device))
@@ -101,7 +77,7 @@ def read_membership(
             f"labels run from {int(ordered[0])} to {int(ordered[-1])}; "
             f"with {K} classes they must be in 0 ... {K - 1}"
         )
-    return group(ordered, order, bounds, d, total=total), told and told[-2:]
+    return group(ordered, order, bounds), told and told[-2:]
 
 
 def _read_matrix(matrix: Tensor, norms: Tensor) -> list[float] | None:

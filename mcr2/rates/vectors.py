@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from mcr2.checks import positive
 from mcr2.rates.kernels import grouped_rates, weighted_rates
+from mcr2.rates.logdet import LIMITS
 from mcr2.rates.membership import check_features, check_membership, read_membership
-from mcr2.rates.precision import LIMITS, full_precision, in_float64, outside_graphs, working_dtype
+from mcr2.rates.precision import full_precision, in_float64, outside_graphs
 
 
 class Rates(NamedTuple):
@@ -45,9 +46,9 @@ def coding_rate(Z: Tensor, *, eps_sq: float = 0.5) -> Tensor:
         R ``(...)``, in nats; float32 for half-precision features, their own dtype otherwise.
 
     Raises:
-        TypeError: ``Z`` is not a floating tensor or ``eps_sq`` is not a number.
-        ValueError: ``Z`` has no sample, no dimension or a non-finite entry; ``eps_sq`` is not
-            positive and finite, or so small that the determinant leaves float64.
+        TypeError: ``Z`` is not dense and floating or ``eps_sq`` is not a number.
+        ValueError: ``Z`` is empty or not finite; ``eps_sq`` is not positive, or so small that the
+            promised accuracy cannot be had in float64, of the rate or of its gradient.
 
     Reference: Yu et al. (2020), Section 2.1.
 
@@ -80,10 +81,10 @@ def class_coding_rates(
         R_k ``(..., K)``, in nats; float32 for half-precision features.
 
     Raises:
-        TypeError: ``Z`` is not floating, ``labels`` is neither form of membership, or
-            ``eps_sq`` or ``num_classes`` is not a number.
+        TypeError: as for :func:`coding_rate`; or ``labels`` is neither form of membership.
         ValueError: as for :func:`coding_rate`; or labels of another length or device than the
-            features', labels outside [0, K), rows that are no distribution.
+            features', outside [0, K), far more classes than samples without ``num_classes``, or
+            rows that do not sum to one.
 
     Reference: Yu et al. (2020), Section 2.1.
 
@@ -114,8 +115,7 @@ def rate_reduction(
         :class:`Rates` with ``rate``, ``class_rates``, ``compressed_rate``, ``reduction``.
 
     Raises:
-        TypeError: as for :func:`class_coding_rates`.
-        ValueError: as for :func:`class_coding_rates`.
+        TypeError, ValueError: as for :func:`class_coding_rates`.
 
     Reference: Yu et al. (2020), Section 2.2.
 
@@ -156,8 +156,7 @@ def rate_reduction_with_expansion(
         E ``(...)``, and :class:`Rates` as from :func:`rate_reduction`.
 
     Raises:
-        TypeError: as for :func:`class_coding_rates`, or ``gamma`` is not a number.
-        ValueError: as for :func:`class_coding_rates`, or ``gamma`` is not positive and finite.
+        TypeError, ValueError: as for :func:`class_coding_rates`; or ``gamma`` is not positive.
 
     Reference: Yu et al. (2020); γ₁ of its published experiments.
 
@@ -175,64 +174,50 @@ def rate_reduction_with_expansion(
 
 @outside_graphs
 def evaluate(
-    Z: Tensor,
+    X: Tensor,
     labels: object = None,
     *,
     eps_sq: float,
     num_classes: int | None = None,
     gammas: Sequence[float] = (),
-    spectrum: Callable[[Tensor], tuple[Tensor, Tensor | None]] | None = None,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """Evaluate the rates of checked features.
-
-    Args:
-        Z: features ``(..., m, d)``, or signals ``(m, C, ...)`` with ``spectrum``.
-        labels: membership, not checked yet, or None for the rates of all samples alone.
-        eps_sq: ε² of the class rates.
-        num_classes: K, or None.
-        gammas: γ inside the determinant of each rate of all samples that is wanted, the last 1.
-        spectrum: turns signals into features ``(F, m, C)`` and weights ``(F,)`` that average
-            the rates of frequencies, or into ``(m, C)`` and None.
+    """Evaluate rates of checked features (..., m, d), averaged by ``weights`` over the first one.
 
     Returns:
-        R ``(...)`` for each of ``gammas`` and then, with labels, R_k ``(..., K)`` and, after any
-        R, R_c and ΔR.
+        R ``(...)`` with each of ``gammas`` inside its determinant, the last of them 1; then, with
+        labels, R_k ``(..., K)``, R_c and, where there is an R, ΔR.
     """
     eps_sq = positive("eps_sq", eps_sq)
     totals = [positive("eps_sq / gamma", eps_sq / gamma) for gamma in gammas]
-    membership = None
-    if labels is not None:
-        membership = check_membership(Z, Z.shape[-2 if spectrum is None else 0], labels, num_classes)
-    X = Z.to(working_dtype(Z))
-    if Z.device.type == "mps":  # has no float64
-        X, membership = X.cpu(), None if membership is None else membership.cpu()
+    given = None if labels is None else check_membership(X, X.shape[-2], labels, num_classes)
+    device, dtype, d = X.device, X.dtype.to_real(), X.shape[-1]
+    if device.type == "mps":  # has no float64
+        X, given = X.cpu(), None if given is None else given.cpu()
     with full_precision(X):
-        features, weights = spectrum(X) if spectrum else (X, None)
-        d = features.shape[-1]
-        norms = torch.stack(torch.linalg.vector_norm(features.detach(), dim=-1).aminmax())
-        classes, told = read_membership(membership, num_classes, d, norms, total=bool(totals))
+        norms = torch.stack(torch.linalg.vector_norm(X.detach(), dim=-1).aminmax())
+        membership, told = read_membership(given, num_classes, norms)
         if told is None:
-            features, certain = in_float64(features), True
+            X, certain = in_float64(X), True
         else:
-            # As in logdet.py: κ ≤ 1 + c tr G, and the value is at least ½ log(1 + c tr G).
-            least, most = (d * told[i] ** 2 / [max, min][i](eps_sq, *totals, eps_sq) for i in (0, 1))
-            limit = LIMITS[features.dtype.to_real()]
-            certain = 1 + most <= limit and d <= limit * math.log1p(least) / 2
-            if not math.isfinite(told[1]) and not bool(torch.isfinite(X).all()):
-                bad = int((~torch.isfinite(X)).sum())
-                raise ValueError(
-                    f"Z must be finite; {bad} of its {X.numel()} entries are NaN or inf"
-                )
-        compute = weighted_rates if isinstance(classes, Tensor) else grouped_rates
+            least, most = told
+            if not math.isfinite(most) and not bool(torch.isfinite(X).all()):
+                raise ValueError("Z must be finite; it holds NaN or infinity")
+            # Between these is c tr G; κ is at most 1 + c tr G, a rate at least ½ log(1 + c tr G).
+            least = d * least * least / max(eps_sq, *totals, eps_sq)
+            most = d * most * most / min(eps_sq, *totals, eps_sq)
+            certain = 1 + most <= LIMITS[dtype] and d <= LIMITS[dtype] * math.log1p(least) / 2
         try:
-            rates = compute(features, classes, eps_sq, totals, certain=certain)
+            if isinstance(membership, Tensor):
+                rates = weighted_rates(X, membership, eps_sq, totals, certain=certain)
+            else:
+                rates = grouped_rates(X, membership, eps_sq, totals, certain=certain)
         except ArithmeticError as error:
-            raise ValueError(
-                f"eps_sq={eps_sq} is too small for features as large as "
-                f"{float(X.detach().abs().max()):.3g}: {error}"
-            ) from None
+            size = f"features of norm up to {float(norms[1]):.3g}"
+            raise ValueError(f"eps_sq={eps_sq} is too small for {size}: {error}") from None
         if weights is not None:
-            rates = tuple(torch.tensordot(weights.to(r), r, dims=1) for r in rates)
-    if classes is not None and totals:
+            mean = weights.to(rates[0])
+            rates = tuple(torch.tensordot(mean, r, dims=1) for r in rates)
+    if membership is not None and totals:
         rates = (*rates, rates[-3] - rates[-1])
-    return tuple(r.to(X.dtype).to(Z.device) for r in rates)
+    return tuple(r.to(dtype).to(device) for r in rates)
