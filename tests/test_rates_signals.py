@@ -12,7 +12,6 @@ from torch import Tensor
 from mcr2.rates import (
     class_coding_rates,
     coding_rate,
-    kernels,
     rate_reduction,
     shift_invariant_class_rates,
     shift_invariant_rate,
@@ -106,15 +105,6 @@ def test_gradients_of_hard_and_soft_rates(positions, C, m):
         assert check(shift_invariant_rate_reduction, (Z, Pi), fast_mode=True)
 
 
-def test_gradients_as_a_gpu_takes_them(monkeypatch):
-    Z, labels = random_signals(5, 2, 4).requires_grad_(), torch.arange(5) % 2
-    value = shift_invariant_rate_reduction(Z, labels).reduction
-    (expected,) = torch.autograd.grad(value, Z, retain_graph=True)
-    monkeypatch.setattr(kernels, "_FREE_ERROR_FLAGS", set())
-    (gradient,) = torch.autograd.grad(value, Z)
-    torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-14)
-
-
 @pytest.mark.parametrize("positions", [(5,), (3, 2)])
 def test_every_entry_of_a_gradient(positions):
     Z, labels = random_signals(5, 2, *positions).requires_grad_(), torch.arange(5) % 2
@@ -193,9 +183,13 @@ TWO = torch.arange(4) % 2
         (lambda: shift_invariant_rate(Z3[:0]), ValueError, "(0, 2, 3)"),
         (lambda: shift_invariant_rate(Z3.long()), TypeError, "int64"),
         (lambda: shift_invariant_rate(Z3, eps_sq=0), ValueError, "eps_sq is 0"),
-        (lambda: shift_invariant_rate(Z3 * np.nan), ValueError, "24 of its 24"),
+        (lambda: shift_invariant_rate(Z3 * np.nan), ValueError, "it holds NaN"),
         (lambda: shift_invariant_rate_reduction(Z3, TWO[:3]), ValueError, "3 labels for 4"),
-        (lambda: shift_invariant_class_rates(Z3, TWO + 1, num_classes=2), ValueError, "[0, 1]"),
+        (
+            lambda: shift_invariant_class_rates(Z3, TWO + 1, num_classes=2),
+            ValueError,
+            "be in 0 ... 1",
+        ),
     ],
 )
 def test_bad_input_is_named(call, error, message):

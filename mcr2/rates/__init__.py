@@ -12,16 +12,15 @@ K classes: integer labels ``(m,)``, or a floating matrix ``(m, K)`` whose rows s
 Signals of several channels, ``(m, C, T)`` or ``(m, C, H, W)``, have rates of all their circular
 shifts: the ``shift_invariant_…`` functions.
 
-    vectors.py      the rates of features
-    signals.py      the rates of signals
-    membership.py   what is checked, once, about features and memberships
-    kernels.py      Gram matrices, log-determinants and their gradients
-    precision.py    at least float32, float64 where that fails, or an error that says why
+    vectors.py, signals.py   the rates of features and of signals
+    membership.py            what is checked, once, about features and memberships
+    kernels.py, logdet.py    Gram matrices; their log-determinants, as accurate as promised
+    precision.py             dtypes, and what is read from a device
 
-Every rate is differentiable, twice too. A call waits for its device once, for the class sizes,
-and once more without ``num_classes``, or where float32 may not be enough and rates must be looked
-at. Under ``torch.compile`` a call is a graph break: class sizes shape the work, and compiled code
-would be compiled anew for every batch.
+Every rate is differentiable any number of times; ``torch.func.grad``, ``vmap`` and ``jacrev``
+apply. A call waits for its device once, for the class sizes, and once more without
+``num_classes`` or where float32 may not be accurate enough. Under ``torch.compile`` it is a graph
+break: class sizes shape the work, and compiled code would be compiled anew for every batch.
 
 Reference: Yu, Chan, You, Song & Ma, "Learning Diverse and Discriminative Representations via the
 Principle of Maximal Coding Rate Reduction", NeurIPS 2020, Sections 2.1 and 2.2. The paper writes

@@ -1,19 +1,14 @@
-"""Rates in at least float32, in float64 where that fails, or an error that says why."""
+"""In which precision rates are computed, and how numbers travel between host and device."""
 
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
-
-from mcr2.rates.kernels import full_precision
-
-# Reading a number costs nothing here; elsewhere the host would wait for the device.
-_READ_AT_ONCE = {"cpu"}
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -24,70 +19,41 @@ def working_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def certainty(Z: Tensor, m: int, d: int, dims: tuple[int, ...], eps_sq: float) -> Tensor | None:
-    """Return whether all rates of m samples are certain to come out finite, as a 0-d tensor.
+def in_float64(x: Tensor) -> Tensor:
+    """float64, or complex of two of them."""
+    return x.to(torch.promote_types(x.dtype, torch.float64))
 
-    I + cG has no eigenvalue below 1 and trace at most n + t, t = d/ε² · max ‖z‖². Its Cholesky
-    factor exists in arithmetic of unit u where the errors of G and of the factorisation, at most
-    (m + d) u t and (n + 1) u (n + t), stay below that 1 together (Higham, "Accuracy and Stability
-    of Numerical Algorithms", 2002, Theorem 10.7). NaN and inf are never certain.
 
-    It costs one pass over Z, and travels to the host with the class sizes: rates that are certain
-    need not be looked at. None where looking at them is free.
+@contextmanager
+def full_precision(X: Tensor) -> Iterator[None]:
+    """Keep autocast from taking products in half precision, and a GPU from TF32."""
+    kind, matmul = X.device.type, torch.backends.cuda.matmul
+    autocast = torch.is_autocast_enabled(kind)
+    tf32 = X.is_cuda and matmul.allow_tf32
+    if tf32:
+        matmul.allow_tf32 = False
+    try:
+        with torch.autocast(kind, enabled=False) if autocast else nullcontext():
+            yield
+    finally:
+        if tf32:
+            matmul.allow_tf32 = True
 
-    Args:
-        Z: the samples.
-        m: how many.
-        d: the dimension of their features.
-        dims: the dimensions of Z within a sample.
-        eps_sq: the smallest ε² they are coded with.
-    """
-    if Z.device.type in _READ_AT_ONCE:
+
+def read(*values: Tensor) -> list[float] | None:
+    """Return the numbers of tensors in one transfer; None where ``torch.func.vmap`` hides them."""
+    joined = torch.cat([value.detach().reshape(-1).double() for value in values])
+    try:
+        return list(map(float, joined.tolist()))
+    except RuntimeError:  # a batched tensor has no numbers of its own
         return None
-    X = Z.detach().to(working_dtype(Z))
-    unit = torch.finfo(X.dtype).eps
-    if X.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
-        unit = 2.0**-7  # products of TF32 or bfloat16
-    t = X.square().sum(dims).amax() * (d / eps_sq)
-    n = min(m, d)
-    return (m + d) * unit * t + (n + 1) * unit * (n + t) < 0.5
 
 
-def in_safe_precision(
-    compute: Callable[[Tensor], tuple[Tensor, ...]],
-    Z: Tensor,
-    eps_sq: float,
-    *,
-    certain: bool = False,
-) -> tuple[Tensor, ...]:
-    """Evaluate rates of Z in at least float32, in float64 where that fails, or say why it cannot.
-
-    Where it is free nothing is looked for beforehand: a non-finite feature or an overflow shows
-    in a diagonal of a Gram matrix and hence in a rate.
-    """
-    X = Z.to(working_dtype(Z))
-    with full_precision(X):
-        rates = compute(X)
-        if certain or _all_finite(rates):
-            return rates
-        if not bool(torch.isfinite(Z).all()):
-            bad = int((~torch.isfinite(Z)).sum())
-            raise ValueError(f"Z must be finite; {bad} of its {Z.numel()} entries are NaN or inf")
-        if X.dtype != torch.float64:
-            # Metal has no float64, the CPU beside it does.
-            retry = X.cpu() if X.device.type == "mps" else X
-            rates = tuple(r.to(X) for r in compute(retry.double()))
-            if _all_finite(rates):
-                return rates
-    raise ValueError(
-        f"I + d/(m eps_sq) ZᵀZ has no Cholesky factor, in float64 either: eps_sq={eps_sq} is too "
-        f"small for features as large as {float(Z.detach().abs().max()):.3g}"
-    )
-
-
-def _all_finite(rates: tuple[Tensor, ...]) -> bool:
-    # No rate is negative, so that nothing cancels.
-    return all(math.isfinite(r.detach().sum() if r.dim() else r.item()) for r in rates)
+def write(
+    numbers: Sequence[float], device: torch.device, dtype: torch.dtype = torch.float64
+) -> Tensor:
+    """Return numbers as a tensor, without waiting for the device."""
+    return torch.tensor(numbers, dtype=dtype).to(device, non_blocking=True)
 
 
 def outside_graphs(function: Callable[P, R]) -> Callable[P, R]:
@@ -95,9 +61,8 @@ def outside_graphs(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        if torch.compiler.is_compiling():
-            eager: Callable[P, R] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
-            return eager(*args, **kwargs)
-        return function(*args, **kwargs)
+        compiling = torch.compiler.is_compiling()
+        eager: Callable[P, R] = torch.compiler.disable(function) if compiling else function  # type: ignore[no-untyped-call]
+        return eager(*args, **kwargs)
 
     return call

@@ -20,8 +20,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mcr2.rates.membership import check_membership, check_signals
-from mcr2.rates.vectors import Rates, as_rates, evaluate
+from mcr2.rates.membership import check_features
+from mcr2.rates.vectors import Rates, evaluate
 
 
 def shift_invariant_rate(Z: Tensor, *, eps_sq: float = 0.5) -> Tensor:
@@ -37,9 +37,7 @@ def shift_invariant_rate(Z: Tensor, *, eps_sq: float = 0.5) -> Tensor:
         R ``()``, in nats; float32 for half-precision signals, their own dtype otherwise.
 
     Raises:
-        TypeError: ``Z`` is not a floating tensor or ``eps_sq`` is not a number.
-        ValueError: ``Z`` is of another shape, empty, or not finite; ``eps_sq`` is not positive
-            and finite, or so small that the determinant leaves float64.
+        TypeError, ValueError: as for :func:`mcr2.rates.coding_rate`; or ``Z`` has another shape.
 
     Reference: Chan et al. (2022), Section 4.
 
@@ -50,8 +48,9 @@ def shift_invariant_rate(Z: Tensor, *, eps_sq: float = 0.5) -> Tensor:
         >>> print(f"{shift_invariant_rate(Z):.4f} {expected:.4f}")
         1.1049 1.1049
     """
-    check_signals(Z, eps_sq)
-    return evaluate(Z, None, eps_sq=eps_sq, totals=[eps_sq], spectrum=half_spectrum)[0]
+    X, weights = half_spectrum(check_features(Z, signals=True))
+    (rate,) = evaluate(X, eps_sq=eps_sq, gammas=[1], weights=weights)
+    return rate
 
 
 def shift_invariant_class_rates(
@@ -72,8 +71,7 @@ def shift_invariant_class_rates(
         R_k ``(K,)``, in nats; float32 for half-precision signals.
 
     Raises:
-        TypeError: as for :func:`shift_invariant_rate` and for the membership.
-        ValueError: as for :func:`shift_invariant_rate` and for the membership.
+        TypeError, ValueError: as for :func:`shift_invariant_rate`, and for the membership.
 
     Reference: Chan et al. (2022), Section 4.
 
@@ -82,9 +80,8 @@ def shift_invariant_class_rates(
         >>> shift_invariant_class_rates(Z, torch.tensor([0, 0, 1]), eps_sq=0.5)
         tensor([0.5493, 0.5493])
     """
-    check_signals(Z, eps_sq)
-    check_membership(Z, len(Z), labels, num_classes)
-    return evaluate(Z, labels, num_classes=num_classes, eps_sq=eps_sq, spectrum=half_spectrum)[0]
+    X, weights = half_spectrum(check_features(Z, signals=True))
+    return evaluate(X, labels, num_classes=num_classes, eps_sq=eps_sq, weights=weights)[0]
 
 
 def shift_invariant_rate_reduction(
@@ -104,8 +101,7 @@ def shift_invariant_rate_reduction(
         :class:`mcr2.rates.Rates` with ``rate`` ``()`` and ``class_rates`` ``(K,)``.
 
     Raises:
-        TypeError: as for :func:`shift_invariant_class_rates`.
-        ValueError: as for :func:`shift_invariant_class_rates`.
+        TypeError, ValueError: as for :func:`shift_invariant_class_rates`.
 
     Reference: Chan et al. (2022), Section 4.
 
@@ -116,28 +112,17 @@ def shift_invariant_rate_reduction(
         >>> print(f"{still.reduction:.4f} {moved.reduction:.4f}")
         0.0649 0.0649
     """
-    check_signals(Z, eps_sq)
-    check_membership(Z, len(Z), labels, num_classes)
-    rates = evaluate(
-        Z,
-        labels,
-        num_classes=num_classes,
-        eps_sq=eps_sq,
-        totals=[eps_sq],
-        spectrum=half_spectrum,
+    X, weights = half_spectrum(check_features(Z, signals=True))
+    return Rates(
+        *evaluate(X, labels, num_classes=num_classes, eps_sq=eps_sq, gammas=[1], weights=weights)
     )
-    return as_rates(*rates)
 
 
 def half_spectrum(Z: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return the non-negative frequencies of real signals (m, C, ...), and what each counts.
+    """Return the non-negative frequencies of real signals (m, C, T) or (m, C, H, W).
 
-    Args:
-        Z: signals ``(m, C, T)`` or ``(m, C, H, W)``.
-
-    Returns:
-        The unnormalised DFT, ``(F, m, C)``, and weights ``(F,)`` that sum to one; for signals of
-        one position themselves, ``(m, C)``, and None.
+    That is the unnormalised DFT, ``(F, m, C)``, and what each frequency counts, ``(F,)``, summing
+    to one; of signals of one position themselves, ``(m, C)``, and None.
     """
     positions = tuple(range(2, Z.dim()))
     last = Z.shape[-1]

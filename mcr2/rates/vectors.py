@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mcr2.rates.kernels import Groups, grouped_rates, weighted_rates
-from mcr2.rates.membership import (
-    Membership,
-    check_features,
-    check_membership,
-    check_positive,
-    read_membership,
-)
-from mcr2.rates.precision import certainty, in_safe_precision, outside_graphs
+from mcr2.checks import positive
+from mcr2.rates.kernels import grouped_rates, weighted_rates
+from mcr2.rates.logdet import LIMITS
+from mcr2.rates.membership import check_features, check_membership, read_membership
+from mcr2.rates.precision import full_precision, in_float64, outside_graphs
 
 
 class Rates(NamedTuple):
@@ -49,9 +46,9 @@ def coding_rate(Z: Tensor, *, eps_sq: float = 0.5) -> Tensor:
         R ``(...)``, in nats; float32 for half-precision features, their own dtype otherwise.
 
     Raises:
-        TypeError: ``Z`` is not a floating tensor or ``eps_sq`` is not a number.
-        ValueError: ``Z`` has no sample, no dimension or a non-finite entry; ``eps_sq`` is not
-            positive and finite, or so small that the determinant leaves float64.
+        TypeError: ``Z`` is not dense and floating or ``eps_sq`` is not a number.
+        ValueError: ``Z`` is empty or not finite; ``eps_sq`` is not positive, or so small that the
+            promised accuracy cannot be had in float64, of the rate or of its gradient.
 
     Reference: Yu et al. (2020), Section 2.1.
 
@@ -61,8 +58,8 @@ def coding_rate(Z: Tensor, *, eps_sq: float = 0.5) -> Tensor:
         >>> print(f"{coding_rate(Z, eps_sq=0.5):.4f} {math.log(3):.4f}")
         1.0986 1.0986
     """
-    check_features(Z, eps_sq)
-    return evaluate(Z, None, eps_sq=eps_sq, totals=[eps_sq])[0]
+    (rate,) = evaluate(check_features(Z), eps_sq=eps_sq, gammas=[1])
+    return rate
 
 
 def class_coding_rates(
@@ -84,10 +81,10 @@ def class_coding_rates(
         R_k ``(..., K)``, in nats; float32 for half-precision features.
 
     Raises:
-        TypeError: ``Z`` is not floating, ``labels`` is neither form of membership, or
-            ``eps_sq`` or ``num_classes`` is not a number.
+        TypeError: as for :func:`coding_rate`; or ``labels`` is neither form of membership.
         ValueError: as for :func:`coding_rate`; or labels of another length or device than the
-            features', labels outside [0, K), rows that are no distribution.
+            features', outside [0, K), far more classes than samples without ``num_classes``, or
+            rows that do not sum to one.
 
     Reference: Yu et al. (2020), Section 2.1.
 
@@ -97,9 +94,7 @@ def class_coding_rates(
         >>> class_coding_rates(Z, torch.tensor([0, 0, 1]), num_classes=3, eps_sq=0.5)
         tensor([0.8047, 0.8047, 0.0000])
     """
-    check_features(Z, eps_sq)
-    check_membership(Z, Z.shape[-2], labels, num_classes)
-    return evaluate(Z, labels, num_classes=num_classes, eps_sq=eps_sq)[0]
+    return evaluate(check_features(Z), labels, num_classes=num_classes, eps_sq=eps_sq)[0]
 
 
 def rate_reduction(
@@ -120,8 +115,7 @@ def rate_reduction(
         :class:`Rates` with ``rate``, ``class_rates``, ``compressed_rate``, ``reduction``.
 
     Raises:
-        TypeError: as for :func:`class_coding_rates`.
-        ValueError: as for :func:`class_coding_rates`.
+        TypeError, ValueError: as for :func:`class_coding_rates`.
 
     Reference: Yu et al. (2020), Section 2.2.
 
@@ -135,9 +129,8 @@ def rate_reduction(
         >>> print(f"{mixed.reduction:.4f}")
         0.0000
     """
-    check_features(Z, eps_sq)
-    check_membership(Z, Z.shape[-2], labels, num_classes)
-    return as_rates(*evaluate(Z, labels, num_classes=num_classes, eps_sq=eps_sq, totals=[eps_sq]))
+    X = check_features(Z)
+    return Rates(*evaluate(X, labels, num_classes=num_classes, eps_sq=eps_sq, gammas=[1]))
 
 
 def rate_reduction_with_expansion(
@@ -163,8 +156,7 @@ def rate_reduction_with_expansion(
         E ``(...)``, and :class:`Rates` as from :func:`rate_reduction`.
 
     Raises:
-        TypeError: as for :func:`class_coding_rates`, or ``gamma`` is not a number.
-        ValueError: as for :func:`class_coding_rates`, or ``gamma`` is not positive and finite.
+        TypeError, ValueError: as for :func:`class_coding_rates`; or ``gamma`` is not positive.
 
     Reference: Yu et al. (2020); γ₁ of its published experiments.
 
@@ -175,72 +167,57 @@ def rate_reduction_with_expansion(
         >>> print(f"{expansion:.4f} {coding_rate(Z, eps_sq=0.25):.4f} {rates.rate:.4f}")
         1.6094 1.6094 1.0986
     """
-    check_features(Z, eps_sq)
-    check_positive("gamma", gamma)
-    check_positive("eps_sq / gamma", eps_sq / gamma)
-    check_membership(Z, Z.shape[-2], labels, num_classes)
-    totals = [eps_sq] if gamma == 1 else [eps_sq / gamma, eps_sq]
-    expansion, *rates = evaluate(Z, labels, num_classes=num_classes, eps_sq=eps_sq, totals=totals)
-    return expansion, as_rates(*(rates if gamma != 1 else (expansion, *rates)))
-
-
-def as_rates(rate: Tensor, class_rates: Tensor, compressed_rate: Tensor) -> Rates:
-    """Join R (...), R_k (..., K) and R_c (...)."""
-    return Rates(rate, class_rates, compressed_rate, rate - compressed_rate)
+    X, gammas = check_features(Z), [1] if positive("gamma", gamma) == 1 else [gamma, 1]
+    found = evaluate(X, labels, num_classes=num_classes, eps_sq=eps_sq, gammas=gammas)
+    return found[0], Rates(*found[-4:])
 
 
 @outside_graphs
 def evaluate(
-    Z: Tensor,
-    labels: Tensor | None,
+    X: Tensor,
+    labels: object = None,
     *,
     eps_sq: float,
     num_classes: int | None = None,
-    totals: Sequence[float] = (),
-    spectrum: Callable[[Tensor], tuple[Tensor, Tensor | None]] | None = None,
+    gammas: Sequence[float] = (),
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """Evaluate the rates of checked input.
-
-    Args:
-        Z: features ``(..., m, d)``, or signals ``(m, C, ...)`` with ``spectrum``.
-        labels: membership, or None for the rates of all samples alone.
-        eps_sq: ε² of the class rates.
-        num_classes: K, or None.
-        totals: ε² of each rate of all samples that is wanted.
-        spectrum: turns signals into features ``(F, m, C)`` and weights ``(F,)`` that average
-            the rates of frequencies, or into ``(m, C)`` and None.
+    """Evaluate rates of checked features (..., m, d), averaged by ``weights`` over the first one.
 
     Returns:
-        R ``(...)`` for each of ``totals`` and then, with labels, R_k ``(..., K)`` and R_c.
+        R ``(...)`` with each of ``gammas`` inside its determinant, the last of them 1; then, with
+        labels, R_k ``(..., K)``, R_c and, where there is an R, ΔR.
     """
-    if spectrum is None:
-        m, d = Z.shape[-2:]
-        within: tuple[int, ...] = (-1,)
-        length = 1
-    else:
-        # An unnormalised spectrum holds at each frequency at most T times a signal's energy.
-        m, d = Z.shape[:2]
-        within, length = tuple(range(1, Z.dim())), Z[0, 0].numel()
-    sure = certainty(Z, m, d, within, min(eps_sq, *totals, eps_sq) / length)
-
-    def read(labels: Tensor) -> Membership:
-        return read_membership(labels, num_classes, d, total=bool(totals), certain=sure)
-
-    classes = None if labels is None else read(labels)
-
-    def compute(X: Tensor) -> tuple[Tensor, ...]:
-        features, weights = spectrum(X) if spectrum else (X, None)
-        if labels is None or classes is None:
-            rates = grouped_rates(features, None, eps_sq, totals)
+    eps_sq = positive("eps_sq", eps_sq)
+    totals = [positive("eps_sq / gamma", eps_sq / gamma) for gamma in gammas]
+    given = None if labels is None else check_membership(X, X.shape[-2], labels, num_classes)
+    device, dtype, d = X.device, X.dtype.to_real(), X.shape[-1]
+    if device.type == "mps":  # has no float64
+        X, given = X.cpu(), None if given is None else given.cpu()
+    with full_precision(X):
+        norms = torch.stack(torch.linalg.vector_norm(X.detach(), dim=-1).aminmax())
+        membership, told = read_membership(given, num_classes, norms)
+        if told is None:
+            X, certain = in_float64(X), True
         else:
-            # A retry may have moved to a device that has float64.
-            here = classes if X.device == Z.device else read(labels.to(X.device))
-            if isinstance(here.by_class, Groups):
-                rates = grouped_rates(features, here.by_class, eps_sq, totals)
+            least, most = told
+            if not math.isfinite(most) and not bool(torch.isfinite(X).all()):
+                raise ValueError("Z must be finite; it holds NaN or infinity")
+            # Between these is c tr G; κ is at most 1 + c tr G, a rate at least ½ log(1 + c tr G).
+            least = d * least * least / max(eps_sq, *totals, eps_sq)
+            most = d * most * most / min(eps_sq, *totals, eps_sq)
+            certain = 1 + most <= LIMITS[dtype] and d <= LIMITS[dtype] * math.log1p(least) / 2
+        try:
+            if isinstance(membership, Tensor):
+                rates = weighted_rates(X, membership, eps_sq, totals, certain=certain)
             else:
-                rates = weighted_rates(features, here.by_class, eps_sq, totals)
-        if weights is None:
-            return rates
-        return tuple(torch.tensordot(weights, r, dims=1) for r in rates)
-
-    return in_safe_precision(compute, Z, eps_sq, certain=classes is not None and classes.certain)
+                rates = grouped_rates(X, membership, eps_sq, totals, certain=certain)
+        except ArithmeticError as error:
+            size = f"features of norm up to {float(norms[1]):.3g}"
+            raise ValueError(f"eps_sq={eps_sq} is too small for {size}: {error}") from None
+        if weights is not None:
+            mean = weights.to(rates[0])
+            rates = tuple(torch.tensordot(mean, r, dims=1) for r in rates)
+    if membership is not None and totals:
+        rates = (*rates, rates[-3] - rates[-1])
+    return tuple(r.to(dtype).to(device) for r in rates)
