@@ -15,6 +15,7 @@ import json
 import math
 import os
 import platform
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -31,6 +32,10 @@ from torch import Tensor
 RECORD, EVALUATION = "record.json", "evaluation.json"
 
 
+#: What :func:`_replace` calls a file until it is whole.
+_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")
+
+
 def _replace(path: Path, write: Callable[[str], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -42,6 +47,11 @@ def _replace(path: Path, write: Callable[[str], object]) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def temporary_files(folder: Path) -> list[Path]:
+    """Return the files that writers who were killed left in a folder."""
+    return [path for path in folder.glob(".*") if _TEMPORARY.fullmatch(path.name)]
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -7,6 +7,7 @@ where what is measured has changed.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 import time
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from experiments.runs.machine import Machine
 from experiments.runs.method import Method, Workspace, candidates, readout_for, rules_for
@@ -51,6 +52,7 @@ from mcr2.records import (
     save_evaluation,
     save_record,
     save_tensors,
+    temporary_files,
     tensors_digest,
     write_json,
 )
@@ -61,6 +63,9 @@ SPEC = "spec.json"
 CHECKPOINT = "checkpoint.safetensors"
 PROGRESS = "progress.json"
 ERROR = "error.txt"
+
+#: What a run's folder holds only while the run goes on.
+PASSING = (CHECKPOINT, PROGRESS, ERROR)
 
 #: Raised where a measure of the same name is measured otherwise than before.
 EVALUATION_FORMAT = 1
@@ -160,12 +165,21 @@ def held(folder: Path, key: str) -> Run | None:
 
 def complete(planned: PlannedRun) -> Run | None:
     """Return a planned run that has nothing left to do: failed, or evaluated as of today."""
-    run = held(planned.folder, planned.key)
-    if run is None or (
-        run.record.status == "finished" and not up_to_date(run, planned.spec.layers)
-    ):
+    run, folder = held(planned.folder, planned.key), planned.folder
+    if run is None:
         return None
+    if run.record.status == "finished" and not up_to_date(run, planned.spec.layers):
+        return None
+    if any((folder / name).exists() for name in PASSING) or temporary_files(folder):
+        with contextlib.suppress(OSError, Timeout), FileLock(folder / ".lock", timeout=0):
+            remove_leftovers(folder)
     return run
+
+
+def remove_leftovers(folder: Path, names: Sequence[str] = PASSING) -> None:
+    """Remove what a run that was killed left beside its results."""
+    for path in [*(folder / name for name in names), *temporary_files(folder)]:
+        path.unlink(missing_ok=True)
 
 
 def up_to_date(run: Run, layers: Sequence[str] = ()) -> bool:
@@ -276,6 +290,7 @@ def run(
     check_folder(folder, key)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
+        remove_leftovers(folder, ())
         done = held(folder, key)
         if done is None:
             write_json(folder / SPEC, {"key": key, "spec": as_dict(spec)})
@@ -291,8 +306,7 @@ def run(
             evaluation = _evaluate(done, spec, data, method, device, machine.threads, spec.layers)
             save_evaluation(folder, evaluation)
             done = replace(done, evaluation=evaluation)
-        for name in (CHECKPOINT, PROGRESS, ERROR):
-            (folder / name).unlink(missing_ok=True)
+        remove_leftovers(folder)
     return done
 
 

@@ -11,6 +11,8 @@ holds ``study.json`` (what it is a study of), ``runs/`` (a folder a run), tables
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -200,18 +202,23 @@ class GridStudy(GridOptions, Study):
         results = self.results(outcomes)
         tables = self._tables(results)
         notes = self.notes(outcomes, results)
-        machine = self.machine()
-        used = {**environment(), "device": str(machine.torch_device()), **asdict(machine)}
-        facts = {"dataset": results.dataset, "recipe": self.recipe, "environment": used}
-        write_tables(out, results, tables, facts | self.facts(results), notes)
-        write_figures(out, results, self.figures)
         print("\n" + "\n\n".join(table.text(WIDTH) for table in tables))
         if notes:
             print("\n" + "\n".join(notes))
+        machine = self.machine()
+        used = {**environment(), "device": str(machine.torch_device()), **asdict(machine)}
+        facts = {"dataset": results.dataset, "recipe": self.recipe, "environment": used}
+        failed = any(row["status"] == "failed" for row in results.rows)
+        try:
+            write_tables(out, results, tables, facts | self.facts(results), notes)
+            write_figures(out, results, self.figures)
+        except OSError as error:
+            print(f"\nmcr2: tables and figures cannot be written: {error}", file=sys.stderr)
+            return int(failed or error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM))
         spent = "" if seconds is None else f" ({seconds:.0f} s)"
         count = f"{len(outcomes)} run{'s' * (len(outcomes) != 1)}"
         print(f"\n{count} in {out}{spent}: table.json, table.csv, table.md, figures")
-        return int(any(row["status"] == "failed" for row in results.rows))
+        return int(failed)
 
     def results(self, outcomes: Sequence[Outcome]) -> Results:
         """Return what tables and figures are made of."""
@@ -294,7 +301,7 @@ def claim_folder(
     Raises:
         ValueError: the folder holds something else, or a study of something else.
     """
-    from mcr2.records import read_json, write_json
+    from mcr2.records import read_json, temporary_files, write_json
 
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; give a new or an empty folder")
@@ -310,9 +317,13 @@ def claim_folder(
                 f"--out {out} holds the study {known}; this one is {dict(identity)}: "
                 "choose another folder"
             )
-        if held == content:
-            return
-    elif out.exists() and any(out.iterdir()):
+        with contextlib.suppress(OSError):  # read-only: what is finished can still be shown
+            for path in temporary_files(out):
+                path.unlink(missing_ok=True)
+            if held != content:
+                write_json(marker, content)
+        return
+    if out.exists() and any(out.iterdir()):
         raise ValueError(f"--out {out} holds something else; give a new or an empty folder")
     write_json(marker, content)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mcr2 import checks
-from mcr2.rates.kernels import full_precision
+from mcr2.rates.precision import full_precision
 from mcr2.redunet.features import STORES, Batch, Step, Store, cut
 from mcr2.redunet.layers import Factors, LayerRates, Moments, ReduLayer, Shape
 from mcr2.redunet.spectra import enter, frequency_weights, from_spectrum, to_spectrum
