@@ -300,6 +300,7 @@ class RunEvaluation:
         readout: the classifier that selected the epochs and that accuracy is reported with.
         terminal_epoch: the epoch at which the terminal phase began by ``readout``, see
             :func:`mcr2.metrics.memorization.terminal_phase`; None where it was not reached.
+        data: content hash of the data measured on.
         layers: the layers that were measured beside the features.
         selections: by rule: epoch, its validation accuracy and standard error, the weights' file,
             full measures and profiles there.
@@ -311,6 +312,7 @@ class RunEvaluation:
     version: str
     readout: str
     terminal_epoch: int | None
+    data: str
     layers: list[str]
     selections: dict[str, dict[str, Any]]
     seconds: float

@@ -110,7 +110,7 @@ class Dimensions(GridStudy):
     tables = ("accuracy", "diversity", "readouts")
     figures = ("accuracy", "seeds")
 
-    def axes(self):
+    def study_axes(self):
         return (Axis("feature_dim", "feature dimension"), RATIO)
 
     def specs(self):

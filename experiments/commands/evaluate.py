@@ -55,7 +55,8 @@ class Evaluate(_Again):
 
         check_file(self.json)
         saved = load_run(self.run)
-        again = evaluate_again(self.run, **self._options())  # type: ignore[arg-type]
+        other = self.dataset is not None
+        again = evaluate_again(self.run, other_data=other, **self._options())  # type: ignore[arg-type]
         now = again.evaluation.selections if again.evaluation else {}
         for layer in self.layers:
             if again.evaluation is not None and layer not in again.evaluation.layers:
@@ -82,7 +83,10 @@ class Evaluate(_Again):
                 print(f"\nAt the selection {rule}, epoch {now[rule]['epoch']}:")
                 for table in evaluation_tables(now[rule]["measures"]):
                     print(f"\n{table.text()}")
-                print("\n" + "\n".join(agreement(kept, measured)))
+                print("\n".join(["", *now[rule]["notes"]]))
+                if again.evaluation and again.evaluation.data != again.record.data["hash"]:
+                    print(f"measured on {self.dataset}, which is not the data of the run")
+                print("\n".join(agreement(kept, measured)))
             if self.json is not None:
                 write_json(self.json, {"run": self.run, "selections": now})
             return 0

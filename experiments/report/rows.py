@@ -35,7 +35,7 @@ def rows_of(outcome: Outcome, axes: Sequence[Axis], readout: str | None = None) 
     record, evaluation = (run.record, run.evaluation) if run is not None else (None, None)
     by = readout or (record.readout if record is not None else "")
     rows = []
-    for rule in rules_for(spec):
+    for rule in rules_for(spec) if evaluation is None else evaluation.selections:
         row: Row = {
             "method": spec.method,
             "selection": rule,
@@ -59,7 +59,7 @@ def rows_of(outcome: Outcome, axes: Sequence[Axis], readout: str | None = None) 
             "run": outcome.planned.folder.name,
             "measures": {},
         }
-        if record is not None and evaluation is not None and rule in evaluation.selections:
+        if record is not None and evaluation is not None:
             chosen = evaluation.selections[rule]
             measures = chosen["measures"]
 

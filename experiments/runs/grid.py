@@ -12,7 +12,7 @@ from experiments.runs.specs import RunSpec, vary
 from mcr2.selection import NEED_VALIDATION, SELECTIONS
 
 #: What all runs of a grid share, or what spans it: set by options of their own, not by ``--set``.
-GRID_FIELDS = ("dataset", "subset", "image_size", "noise", "ratio", "seed")
+GRID_FIELDS = ("dataset", "subset", "image_size", "axes", "labels_are", "noise", "ratio", "seed")
 
 
 def grid(

@@ -116,6 +116,15 @@ def candidates(history: Sequence[Mapping[str, Any]], readout: str) -> list[Candi
     ]
 
 
+def rules_with(spec: RunSpec, points: Sequence[Candidate]) -> tuple[str, ...]:
+    """Return those of a run's rules that have something to go by; some need the truth."""
+
+    def seen(rule: str) -> bool:
+        return any(getattr(point, SELECTIONS[rule].sees) is not None for point in points)
+
+    return tuple(rule for rule in rules_for(spec) if seen(rule))
+
+
 def evaluator_along(
     spec: RunSpec, data: Prepared, readout: str, device: torch.device
 ) -> Callable[[ImageEncoder], Evaluation]:
@@ -143,7 +152,7 @@ def watch_for(spec: RunSpec, readout: str, data: Prepared, workspace: Workspace)
 
     def keep(history: Sequence[Mapping[str, Any]]) -> set[int]:
         points = candidates(history, readout)
-        return {points[select(rule, points)].epoch for rule in rules_for(spec)}
+        return {points[select(rule, points)].epoch for rule in rules_with(spec, points)}
 
     return Watch(
         evaluate=lambda encoder: measure(encoder).measures,

@@ -38,6 +38,11 @@ class DataOptions(MachineOptions):
     """Training images to use, stratified by class; the recipe's own of named data by default."""
     image_size: int | None = None
     """Side to which an image folder is resized."""
+    axes: Literal["NCHW", "NHWC"] | None = None
+    """How the images of an .npz file lie, where it neither says so nor leaves no doubt."""
+    labels_are: Literal["clean", "noisy"] | None = None
+    """noisy: the labels given may be wrong and nobody knows where; nothing that needs the truth is
+    measured. clean is assumed of labels without true ones beside them."""
     noise: str = "symmetric"
     """symmetric (the true class included, as in the paper) or symmetric_excluding_true."""
     set: tuple[str, ...] = ()

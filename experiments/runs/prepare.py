@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,9 +56,12 @@ class Prepared:
 
 def load(spec: RunSpec, data_root: str | None = None) -> Dataset:
     """Return the data set of a spec, before corruption."""
-    return load_dataset(
-        spec.dataset, data_root=data_root, subset=spec.subset, image_size=spec.image_size
-    )
+    return load_dataset(spec.dataset, data_root=data_root, **source_of(spec))
+
+
+def source_of(spec: RunSpec) -> dict[str, Any]:
+    """Return the fields of a spec that say what is taken from its data set, and how."""
+    return {name: getattr(spec, name) for name in ("subset", "image_size", "axes", "labels_are")}
 
 
 def prepare(spec: RunSpec, dataset: Dataset) -> Prepared:

@@ -20,13 +20,20 @@ import torch
 from filelock import FileLock, Timeout
 
 from experiments.runs.machine import Machine
-from experiments.runs.method import Method, Workspace, candidates, readout_for, rules_for
+from experiments.runs.method import (
+    Method,
+    Workspace,
+    candidates,
+    readout_for,
+    rules_for,
+    rules_with,
+)
 from experiments.runs.methods import find_method
-from experiments.runs.prepare import Prepared, load, prepare
+from experiments.runs.prepare import Prepared, load, prepare, source_of
 from experiments.runs.specs import RunSpec, as_dict, field_value, from_dict
 from experiments.runs.tensorboard_log import TensorBoardLog
 from experiments.runs.user_code import is_user_code, load_object
-from mcr2.data import Dataset
+from mcr2.data import DATASETS, Dataset
 from mcr2.evaluation import (
     Evaluation,
     ImageEncoder,
@@ -84,10 +91,13 @@ def run_key(spec: RunSpec, dataset: Dataset, method: Method) -> str:
     named = replace(spec, dataset=dataset.content_hash())
     # What the data set decides beside its pixels: the same images can come with other defaults.
     decided = [dataset.num_classes, dataset.shift, dataset.flip]
-    code = [method.fingerprint]
-    if is_user_code(spec.backbone):
-        code.append(load_object(spec.backbone)[1])
-    return content_key(as_dict(named), decided, code)
+    return content_key(as_dict(named), decided, code_fingerprints(spec, method))
+
+
+def code_fingerprints(spec: RunSpec, method: Method) -> list[str]:
+    """Return hashes of the user's own files that a run is made with; empty for what is built in."""
+    backbone = load_object(spec.backbone)[1] if is_user_code(spec.backbone) else ""
+    return [method.fingerprint, backbone]
 
 
 @dataclass(frozen=True)
@@ -114,11 +124,11 @@ def plan(
     Raises:
         ValueError, TypeError: the first spec that could not be run, and why.
     """
-    datasets: dict[tuple[str, int | None, int | None], Dataset] = {}
+    datasets: dict[tuple[Any, ...], Dataset] = {}
     planned = []
     for spec in specs:
         method = find_method(spec.method)
-        source = (spec.dataset, spec.subset, spec.image_size)
+        source = (spec.dataset, *source_of(spec).values())
         if source not in datasets:
             datasets[source] = load(spec, machine.data_root)
         dataset = datasets[source]
@@ -354,7 +364,8 @@ def _fit(
             "hash": corruption.hash,
         },
         proof=fitted.proof | {"labels": corruption.hash, "held_out": content_key(data.held_out)},
-        environment=_environment(workspace.device, threads, method),
+        environment=_environment(workspace.device, threads)
+        | {"code": code_fingerprints(spec, method)},
         readout=readout_for(spec, method),
         epochs=fitted.history[-1]["epoch"] if fitted.history else 0,
         steps=fitted.steps,
@@ -365,9 +376,8 @@ def _fit(
     )
 
 
-def _environment(device: torch.device, threads: int, method: Method) -> dict[str, Any]:
-    used = {"device": str(device), "threads": threads}
-    return {**environment(), **used, "method_fingerprint": method.fingerprint}
+def _environment(device: torch.device, threads: int) -> dict[str, Any]:
+    return {**environment(), "device": str(device), "threads": threads}
 
 
 def _evaluate(
@@ -385,7 +395,7 @@ def _evaluate(
     points = candidates(record.history, readout)
     evaluations: dict[int, Evaluation] = {}  # several rules may choose the same epoch
     selections: dict[str, dict[str, Any]] = {}
-    for rule in rules_for(spec):
+    for rule in rules_with(spec, points):
         chosen = make_selection(rule, points, n_validation=len(data.held_out))
         kept = record.weights.get(str(chosen.epoch))
         if kept is not None and chosen.epoch not in evaluations:
@@ -403,16 +413,18 @@ def _evaluate(
             "weights": kept and kept["file"],
             "measures": dict(found.measures) if found else {},
             "profiles": dict(found.profiles) if found else {},
+            "notes": list(found.notes) if found else [],
         }
     return RunEvaluation(
         key=record.key,
         version=evaluation_version(),
         readout=readout,
         terminal_epoch=_terminal_epoch(record),
+        data=data.dataset.content_hash(),
         layers=list(layers),
         selections=selections,
         seconds=time.perf_counter() - begin,
-        environment=_environment(device, threads, method),
+        environment=_environment(device, threads),
     )
 
 
@@ -446,6 +458,7 @@ def evaluate_again(
     dataset: str | None = None,
     code: Sequence[str] = (),
     layers: Sequence[str] = (),
+    other_data: bool = False,
 ) -> Run:
     """Evaluate a finished run again from its weights; nothing is trained and nothing written.
 
@@ -458,9 +471,10 @@ def evaluate_again(
         code: the user's own classes that may be imported, as the run's spec names them, or the
             same file or module and class in another place.
         layers: named stages to measure beside the features, where the network has them.
+        other_data: allow data that the run was not made with.
 
     Returns:
-        The run, with the new evaluation; its ``layers`` says what was measured.
+        The run, with the new evaluation; its ``layers`` and ``data`` say what was measured.
 
     Raises:
         ValueError: the folder holds no finished run, or its data, weights or code are not those
@@ -474,21 +488,30 @@ def evaluate_again(
     spec = from_dict(record.spec)
     spec = replace(
         spec,
-        dataset=dataset or spec.dataset,
+        dataset=dataset or _find_data(spec.dataset, run.folder),
         method=_trusted(spec.method, code),
         backbone=_trusted(spec.backbone, code),
     )
     method = find_method(spec.method)
-    if method.fingerprint != record.environment.get("method_fingerprint"):
-        raise ValueError(f"{spec.method} is not the file that {folder} was run with")
+    if code_fingerprints(spec, method) != record.environment.get("code"):
+        raise ValueError(f"{' or '.join(code)} is not the file that {folder} was run with")
     data = prepare(spec, load(spec, machine.data_root))
-    if data.dataset.content_hash() != record.data["hash"]:
+    if data.dataset.content_hash() != record.data["hash"] and not other_data:
         raise ValueError(f"{spec.dataset} is not the data that {folder} was run on")
     if record.status != "finished":
         return run
     wanted = tuple(dict.fromkeys((*spec.layers, *layers)))
     evaluation = _evaluate(run, spec, data, method, on, machine.threads, wanted)
     return replace(run, evaluation=evaluation)
+
+
+def _find_data(dataset: str, folder: Path) -> str:
+    """Return a data set's name, or where its file or folder is: perhaps beside the run or study."""
+    places = [folder / Path(dataset).name, *(p / Path(dataset).name for p in folder.parents[:3])]
+    for place in (Path(dataset), *places):
+        if dataset in DATASETS or place.exists():
+            return dataset if dataset in DATASETS else str(place)
+    raise ValueError(f"{dataset}, the data of {folder}, is gone; say where it is with --dataset")
 
 
 def _trusted(name: str, code: Sequence[str]) -> str:

@@ -65,6 +65,8 @@ class RunSpec:
         dataset: a name of ``mcr2.data.DATASETS``, the path of an ``.npz`` file or of an image
             folder.
         image_size: side to which an image folder is resized; None takes it as it is.
+        axes, labels_are: how an ``.npz`` file's images lie (``NCHW``, ``NHWC``), and whether labels
+            without true ones beside them are ``clean`` or ``noisy``; None asks the file.
         ratio: share of the training labels that are redrawn.
         seed: from which every stream is seeded that ``streams`` does not set.
         noise: kind of corruption, a name of ``mcr2.noise.NOISES``, with its argument behind a
@@ -94,6 +96,8 @@ class RunSpec:
     noise: str = "symmetric"
     subset: int | None = None
     image_size: int | None = None
+    axes: str | None = None
+    labels_are: str | None = None
     validation: float = 0.1
     backbone: str = "resnet10_w16"
     stem_stride: int = 1
@@ -124,6 +128,9 @@ class RunSpec:
         for name, low in (("subset", 1), ("image_size", 1), ("shift", 0)):
             if getattr(self, name) is not None:
                 checks.integer(name, getattr(self, name), low)
+        for name, allowed in (("axes", ("NCHW", "NHWC")), ("labels_are", ("clean", "noisy"))):
+            if getattr(self, name) is not None:
+                checks.choice(name, getattr(self, name), allowed)
         checks.integer("stem_stride", self.stem_stride, 1)
         checks.integer("feature_dim", self.feature_dim, 2)
         checks.integer("n_components", self.n_components, 1, self.feature_dim - 1)

@@ -102,7 +102,7 @@ class Ablation(GridStudy):
     tables = ("settings",)
     figures = ("settings",)
 
-    def axes(self) -> tuple[Axis, ...]:
+    def study_axes(self) -> tuple[Axis, ...]:
         """Return the varied fields, and the ratio."""
         return (*(Axis(name, TITLES.get(name, name)) for name in self.varied), RATIO)
 
@@ -159,12 +159,14 @@ class Ablation(GridStudy):
         from experiments.report.rows import rows_of
 
         if COMPONENTS not in self.varied:
-            return rows_of(outcome, self.axes())
+            return rows_of(outcome, self.study_axes())
         rows = []
         for count in map(int, self.varied[COMPONENTS]):
             run = outcome.run
             readout = None if run is None else f"{run.record.readout.partition('@')[0]}@{count}"
-            rows += [row | {COMPONENTS: count} for row in rows_of(outcome, self.axes(), readout)]
+            rows += [
+                row | {COMPONENTS: count} for row in rows_of(outcome, self.study_axes(), readout)
+            ]
         return rows
 
     def notes(self, outcomes: Sequence[Outcome], results: Results) -> list[str]:
@@ -178,7 +180,7 @@ class Ablation(GridStudy):
 
     def facts(self, results: Results) -> dict[str, Any]:
         """Return what was varied."""
-        values = {axis.name: results.values(axis) for axis in self.axes()[:-1]}
+        values = {axis.name: results.values(axis) for axis in self.study_axes()[:-1]}
         return {"method": self.method, "varied": values}
 
 

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 STUDY = "study.json"
 
+#: Options of data that are fields of a spec.
+SHARED = ("subset", "image_size", "axes", "labels_are", "noise")
+
 #: A method more than this under cross-entropy on clean labels fails the clean-label check.
 COMPETENCE = 0.02
 
@@ -70,7 +73,7 @@ class GridStudy(GridOptions, Study):
     tables: ClassVar[tuple[Any, ...]] = ("accuracy",)
     figures: ClassVar[tuple[Any, ...]] = ("accuracy",)
 
-    def axes(self) -> tuple[Axis, ...]:
+    def study_axes(self) -> tuple[Axis, ...]:
         """Return what the study varies beside methods and seeds; the first makes columns."""
         return (RATIO,)
 
@@ -82,11 +85,15 @@ class GridStudy(GridOptions, Study):
         """Return a run's rows of ``table.json``; every row has the same keys."""
         from experiments.report.rows import rows_of
 
-        return rows_of(outcome, self.axes())
+        return rows_of(outcome, self.study_axes())
 
     def notes(self, outcomes: Sequence[Outcome], results: Results) -> list[str]:
         """Return lines beneath the tables."""
-        return [*failures(outcomes, self.describe), *not_terminal(outcomes, self.describe)]
+        return [
+            *failures(outcomes, self.describe),
+            *not_terminal(outcomes, self.describe),
+            *evaluation_notes(outcomes),
+        ]
 
     def facts(self, results: Results) -> dict[str, Any]:
         """Return what ``table.json`` says of the study beside its rows."""
@@ -108,7 +115,9 @@ class GridStudy(GridOptions, Study):
         """Return what tells a run from the others, on a line."""
         from experiments.report.rows import axis_value
 
-        values = [f"{axis.name} {_plain(axis_value(spec, axis.name))}" for axis in self.axes()]
+        values = [
+            f"{axis.name} {_plain(axis_value(spec, axis.name))}" for axis in self.study_axes()
+        ]
         served = f", for {' and '.join(spec.selections)}" if spec.selections else ""
         return ", ".join([spec.method, *values, f"seed {spec.seed}"]) + served
 
@@ -154,7 +163,7 @@ class GridStudy(GridOptions, Study):
         fields_of = {field.name for spec in specs[:1] for field in fields(spec)}
         fields_of |= {field.name for spec in specs[:1] for field in fields(spec.training)}
         fields_of |= {name for spec in specs for name, _ in spec.options}
-        axes = [axis.name for axis in self.axes() if axis.name in fields_of]
+        axes = [axis.name for axis in self.study_axes() if axis.name in fields_of]
         planned = plan(specs, out / "runs", self.machine(), axes)
         for one in planned:
             complete(one)  # sets damaged files aside before anything is run
@@ -226,7 +235,7 @@ class GridStudy(GridOptions, Study):
 
         return Results(
             dataset=self.dataset_name(),
-            axes=self.axes(),
+            axes=self.study_axes(),
             rows=[row for outcome in outcomes for row in self.rows(outcome)],
             runs=[outcome.run for outcome in outcomes if outcome.run is not None],
             reference=self.reference(),
@@ -235,6 +244,8 @@ class GridStudy(GridOptions, Study):
     def _tables(self, results: Results) -> list[Table]:
         from experiments.report.tables import TABLES
 
+        if all(row["status"] == "failed" for row in results.rows):
+            return []  # the reasons stand in the notes
         makers = [TABLES[name] if isinstance(name, str) else name for name in self.tables]
         return [table for table in (make(results) for make in makers) if table is not None]
 
@@ -246,9 +257,7 @@ def spec_fields(options: DataOptions) -> dict[str, Any]:
     base = find_recipe(options.recipe).base
     return {
         "dataset": base.dataset if options.dataset is None else options.dataset,
-        "subset": options.subset,
-        "image_size": options.image_size,
-        "noise": options.noise,
+        **{name: getattr(options, name) for name in SHARED},
     }
 
 
@@ -363,6 +372,18 @@ def not_terminal(outcomes: Sequence[Outcome], describe: Callable[[RunSpec], str]
             f"fit_noisy {fit:.3f} after {record.epochs} epochs)"
         )
     return lines
+
+
+def evaluation_notes(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return what evaluations say of themselves, absent classes say, with how many runs say it."""
+    runs = [outcome.run for outcome in finished(outcomes)]
+    said = [
+        note
+        for run in runs
+        if run is not None and run.evaluation is not None
+        for note in dict.fromkeys(n for c in run.evaluation.selections.values() for n in c["notes"])
+    ]
+    return [f"{note} ({said.count(note)} of {len(runs)} runs)" for note in dict.fromkeys(said)]
 
 
 def _plain(value: Any) -> str:
