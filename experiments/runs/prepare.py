@@ -11,6 +11,7 @@ from torch import Tensor
 from experiments.runs.specs import RunSpec
 from mcr2.data import Dataset, Split, load_dataset
 from mcr2.noise import Corruption, parse_noise
+from mcr2.readouts import parse_readout
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,27 @@ def load(spec: RunSpec, data_root: str | None = None) -> Dataset:
 def source_of(spec: RunSpec) -> dict[str, Any]:
     """Return the fields of a spec that say what is taken from its data set, and how."""
     return {name: getattr(spec, name) for name in ("subset", "image_size", "axes", "labels_are")}
+
+
+def check_meant(spec: RunSpec, data: Prepared, readout: str) -> None:
+    """Refuse settings that cannot be meant for these data, before anything is spent.
+
+    Raises:
+        ValueError: the line says which setting, and what the data have.
+    """
+    side = min(data.sizes.height, data.sizes.width)
+    for name in ("shift", "stem_stride"):
+        value = getattr(spec, name)
+        if value is not None and value >= side:
+            raise ValueError(f"{name} is {value}; the images have a side of {side}")
+    number = parse_readout(readout)[1]
+    if readout.startswith("knn@") and number is not None and number >= len(data.train):
+        raise ValueError(f"readout is {readout!r}; there are {len(data.train)} training samples")
+    labels, images = data.train.labels, data.train.images
+    if int(labels.min()) == int(labels.max()):
+        raise ValueError(f"all {len(labels)} training labels are class {int(labels[0])}")
+    if int(images.min()) == int(images.max()):
+        raise ValueError(f"all {len(images)} training images are alike: every pixel is the same")
 
 
 def prepare(spec: RunSpec, dataset: Dataset) -> Prepared:

@@ -29,7 +29,7 @@ from experiments.runs.method import (
     rules_with,
 )
 from experiments.runs.methods import find_method
-from experiments.runs.prepare import Prepared, load, prepare, source_of
+from experiments.runs.prepare import Prepared, check_meant, load, prepare, source_of
 from experiments.runs.specs import RunSpec, as_dict, field_value, from_dict
 from experiments.runs.tensorboard_log import TensorBoardLog
 from experiments.runs.user_code import is_user_code, load_object
@@ -132,8 +132,9 @@ def plan(
         if source not in datasets:
             datasets[source] = load(spec, machine.data_root)
         dataset = datasets[source]
-        method.check(spec, prepare(spec, dataset).sizes)
-        readout_for(spec, method)
+        data = prepare(spec, dataset)
+        check_meant(spec, data, readout_for(spec, method))
+        method.check(spec, data.sizes)
         rules_for(spec)
         key = run_key(spec, dataset, method)
         name = short_name(spec.method)

@@ -20,6 +20,9 @@ from mcr2.readouts import parse_readout
 from mcr2.selection import SELECTIONS
 from mcr2.training import TrainingConfig
 
+#: Beyond it second moments of features, d × d, fit no machine.
+MOST_DIMENSIONS = 1 << 16
+
 STREAMS = ("noise", "validation", "backbone", "objective", "batches", "augmentation")
 
 
@@ -132,7 +135,7 @@ class RunSpec:
             if getattr(self, name) is not None:
                 checks.choice(name, getattr(self, name), allowed)
         checks.integer("stem_stride", self.stem_stride, 1)
-        checks.integer("feature_dim", self.feature_dim, 2)
+        checks.integer("feature_dim", self.feature_dim, 2, MOST_DIMENSIONS)
         checks.integer("n_components", self.n_components, 1, self.feature_dim - 1)
         if self.readout is not None:
             parse_readout(self.readout)

@@ -204,7 +204,7 @@ class GridStudy(GridOptions, Study):
     def show(self, outcomes: Sequence[Outcome], out: Path, seconds: float | None = None) -> int:
         """Print tables and notes, and write them and the figures into ``out``."""
         from experiments.report.figures import write_figures
-        from experiments.report.table import WIDTH
+        from experiments.report.table import WIDTH, visible
         from experiments.report.tables import write_tables
         from mcr2.records import environment
 
@@ -213,7 +213,7 @@ class GridStudy(GridOptions, Study):
         notes = self.notes(outcomes, results)
         print("\n" + "\n\n".join(table.text(WIDTH) for table in tables))
         if notes:
-            print("\n" + "\n".join(notes))
+            print("\n" + "\n".join(map(visible, notes)))
         machine = self.machine()
         used = {**environment(), "device": str(machine.torch_device()), **asdict(machine)}
         facts = {"dataset": results.dataset, "recipe": self.recipe, "environment": used}
