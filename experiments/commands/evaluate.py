@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -77,7 +78,7 @@ class Evaluate(_Again):
                 print(f"\nAt the selection {rule}, epoch {now[rule]['epoch']}:")
                 for table in evaluation_tables(now[rule]["measures"]):
                     print(f"\n{table.text()}")
-                print("\n" + "\n".join(agreement(kept, now)))
+                print("\n" + "\n".join(agreement(kept, _held(now, kept))))
             if self.json is not None:
                 write_json(self.json, {"run": self.run, "selections": now})
             return 0
@@ -123,15 +124,37 @@ class Reread(_Again):
         return 0
 
     def _show(self, held: dict[str, object]) -> int:
-        from experiments.studies import find_study
+        from experiments.studies import STUDIES, find_study
         from experiments.studies.engine import GridStudy, restore, show_again
 
         name, options = str(held.get("study")), held.get("options")
-        try:
-            kind = find_study(name)
-        except ValueError:
-            print(f"the study {name} is your own: its command shows it anew")
+        if not isinstance(options, dict):
             return 0
-        if not (issubclass(kind, GridStudy) and isinstance(options, dict)):
+        # What a study's file names is imported no more than what a record does.
+        if name not in STUDIES or not _code(options) <= set(self.code):
+            print(f"the study {name} has code of your own: its command shows it anew")
             return 0
+        kind = find_study(name)
+        if not issubclass(kind, GridStudy):
+            return 0
+        here = {"dataset": self.dataset, "data_root": self.data_root, "device": self.device}
+        options |= {option: value for option, value in here.items() if value is not None}
         return show_again(restore(kind, options), self.out)
+
+
+def _code(options: dict[str, Any]) -> set[str]:
+    """Return the names of a user's own code among a study's options."""
+    varied = [text for group in options.get("vary", ()) for text in group]
+    settings = [text.partition("=")[2] for text in (*options.get("set", ()), *varied)]
+    values = [value for text in settings for value in text.split(",")]
+    names = (*options.get("methods", ()), options.get("method", ""), *values)
+    return {name for name in names if ":" in name}
+
+
+def _held(now: dict[str, Any], kept: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return what was measured now of what the record holds; further layers are not in it."""
+    return {
+        rule: {k: v for k, v in chosen["measures"].items() if k in kept[rule]["measures"]}
+        for rule, chosen in now.items()
+        if rule in kept
+    }
