@@ -161,7 +161,8 @@ def test_an_extended_study_runs_only_what_is_new(extended):
         for row in value["rows"]
         if (row["selection"], row["ratio"]) == ("last", 0.2)
     }
-    (paired,) = (d for d in value["differences"] if (d["selection"], d["ratio"]) == ("last", 0.2))
+    at = ("last", {"ratio": 0.2})
+    (paired,) = (d for d in value["differences"] if (d["selection"], d["where"]) == at)
     mean = sum(last["mcr2", seed] - last["ce", seed] for seed in (0, 1)) / 2
     assert paired["seeds"] == [0, 1]
     assert paired["estimate"]["mean"] == pytest.approx(mean)
@@ -226,7 +227,6 @@ def test_evaluate_reads_what_the_evaluation_says_and_further_layers(study, tmp_p
     for found in runs(out).values():
         again = evaluate_again(found.folder, device="cpu")
         assert again.evaluation.selections == found.evaluation.selections
-    status, printed, _ = mcr2("evaluate", found.folder, "--layers", "stage2", "--json", "none/m")
     status, printed, _ = mcr2("evaluate", found.folder, "--layers", "stage2", "--threads", 1)
     assert status == 0
     for family in ("Accuracy", "Rank", "Collapse", "Margins", "Coding rates"):
@@ -358,7 +358,7 @@ def own(tmp_path_factory):
 
 
 def test_editing_a_loss_runs_its_runs_anew_and_no_others(own):
-    out, _, ((first, _), (second, value)) = own
+    _, _, ((first, _), (second, value)) = own
     assert {path: second[path] for path in first} == first
     (new,) = {path.parent.name for path in second.keys() - first.keys()}
     assert new.startswith("loss-Pull-ratio0.0-seed0-")
@@ -370,7 +370,7 @@ def test_editing_a_loss_runs_its_runs_anew_and_no_others(own):
 
 
 def test_a_record_that_names_a_loss_is_read_without_importing_it(own):
-    out, file, ((first, _), (second, _)) = own
+    _, file, ((first, _), (second, _)) = own
     (new,) = {path.parent for path in second.keys() - first.keys()}
     (old,) = {path.parent for path in first if "Pull" in path.parent.name}
     found = load_run(new)
@@ -392,7 +392,7 @@ def test_a_record_that_names_a_loss_is_read_without_importing_it(own):
 
 
 def test_reread_imports_only_code_that_is_named(own, tmp_path):
-    _, file, ((first, _), (second, _)) = own
+    _, file, ((first, _), _) = own
     out = tmp_path / "out"
     shutil.copytree(own[0], out)
     (old,) = {path.parent.name for path in first if "Pull" in path.parent.name}
@@ -426,7 +426,7 @@ class Widths(GridStudy):
     tables = (dimensions,)
     figures = ()
 
-    def axes(self):
+    def study_axes(self):
         return (Axis("feature_dim", "dimensions"),)
 
     def specs(self):
