@@ -273,6 +273,8 @@ OTHER = {
     "noise": "symmetric_excluding_true",
     "subset": 30,
     "image_size": 16,
+    "axes": "NHWC",
+    "labels_are": "noisy",
     "validation": 0.2,
     "backbone": "resnet18",
     "stem_stride": 2,
