@@ -175,6 +175,14 @@ def exact(tensor: Tensor) -> Tensor:
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
+def unit(H: Tensor) -> Tensor:
+    """Return features at unit norm; zero stays zero."""
+    # By the largest entry first, or the squares of a tiny or huge feature leave their precision.
+    largest = H.abs().amax(dim=1, keepdim=True)
+    H = H / torch.where(largest > 0, largest, torch.ones_like(largest))
+    return torch.nn.functional.normalize(H, dim=1)
+
+
 def pieces(H: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Cut features ``(N, d)`` and labels ``(N,)`` into pieces."""
     rows = max(256, _PIECE // H.shape[1])
