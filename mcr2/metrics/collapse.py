@@ -157,11 +157,11 @@ def neural_collapse(
             x = part.to(work) - coarse.index_select(0, classes)
             if work != torch.float64:
                 x -= rest.index_select(0, classes)
-            norms = torch.linalg.vector_norm(x, dim=1)
-            squares.index_add_(0, classes, norms.double().square())
+            norms = torch.linalg.vector_norm(x, dim=1).double()
+            squares.index_add_(0, classes, norms.square())
             along += (span @ x.T).square().sum(dtype=torch.float64)
             if judge is not None:
-                mismatches += judge.mismatches(x, norms, classes)
+                mismatches += judge.mismatches(x, classes)
     nc4 = None if judge is None else mismatches / len(H)
     return _measures(about, first.counts, squares, float(along), W, nc4)
 
@@ -244,45 +244,17 @@ class _Judge:
         self.kept, M = about.kept, about.centred
         near = about.gram - about.gram.diagonal() / 2
         score = M @ weight.T + (weight @ about.centre + bias)
-        own = torch.arange(len(M), device=M.device)
-        radii = torch.minimum(_radii(M, near, own), _radii(weight, score, self.kept))
         self.rows = torch.cat([M, weight]).to(work)
-        self.safe = self.rows.new_zeros(len(weight))
-        self.safe[self.kept] = radii.to(work)
         self.table = self.rows.new_zeros(len(weight), len(self.rows))
         # Less the largest: only differences count.
         tables = [scores - scores.amax(1, keepdim=True) for scores in (near, score)]
         self.table[self.kept] = torch.cat(tables, dim=1).to(work)
 
-    def mismatches(self, x: Tensor, norms: Tensor, classes: Tensor) -> int:
-        """Count them among samples less their class means, x ``(n, d)``, of these norms."""
-        doubtful = (norms >= self.safe.index_select(0, classes)).nonzero().flatten()
-        if len(doubtful) == 0:
-            return 0
-        if len(doubtful) < len(x):
-            x, classes = x.index_select(0, doubtful), classes.index_select(0, doubtful)
+    def mismatches(self, x: Tensor, classes: Tensor) -> int:
+        """Count them among samples less their class means, x ``(n, d)``."""
         scores = self.table.index_select(0, classes).addmm_(x, self.rows.T)
         nearest = self.kept[scores[:, : len(self.kept)].argmax(1)]
         return int((scores[:, len(self.kept) :].argmax(1) != nearest).sum())
-
-
-def _radii(rows: Tensor, scores: Tensor, own: Tensor) -> Tensor:
-    """Return how far from its class mean a sample's largest score is surely that of its class.
-
-    Score k gains on the own y by at most ``‖x‖ ‖r_k - r_y‖``. Of a collapsed network with many
-    classes this spares NC4 most of its products. What is not positive means nowhere.
-
-    Args:
-        rows: r ``(n, d)``.
-        scores: at the class means ``(K, n)``.
-        own: the column of each class's own score ``(K,)``.
-    """
-    lead = scores.gather(1, own.unsqueeze(1)) - scores
-    # With allowances for the rounding of differences and, later, of norms in float32.
-    apart = torch.cdist(rows[own], rows) + 1e-7 * torch.linalg.vector_norm(rows, dim=1).max()
-    radii = (lead / apart).scatter_(1, own.unsqueeze(1), torch.inf).amin(1)
-    safe: Tensor = radii.nan_to_num(0.0, posinf=torch.inf) * (1 - 1e-5)
-    return safe
 
 
 def _measures(
