@@ -24,11 +24,9 @@ class Candidate:
 
     Args:
         epoch: epochs trained; 0 is before training.
-        validation_accuracy: on the held-out share, against its *noisy* labels; None where
-            nothing is held out.
+        validation_accuracy: on the held-out share, against its *noisy* labels; None without one.
         test_accuracy: on the test set; None where it was not measured.
-        validation_clean_accuracy: on the held-out share, against its true labels; None where
-            these are unknown.
+        validation_clean_accuracy: on the held-out share, against its true labels, if known.
     """
 
     epoch: int
@@ -42,11 +40,6 @@ Accuracies = Sequence[float | None]
 
 #: Evaluations without improvement after which :func:`patience` stops. A convention, not tuned.
 PATIENCE = 5
-
-
-def last(accuracies: Accuracies) -> int:
-    """Return the last evaluation."""
-    return len(accuracies) - 1
 
 
 def best(accuracies: Accuracies) -> int | None:
@@ -85,7 +78,7 @@ class Rule:
 
 #: Selection rules by name. Of equal accuracies they take the earliest.
 SELECTIONS: dict[str, Rule] = {
-    "last": Rule(last, "epoch", "nothing"),
+    "last": Rule(lambda epochs: len(epochs) - 1, "epoch", "nothing"),
     "noisy_validation": Rule(
         best, "validation_accuracy", "the held-out labels as a user has them, noise included"
     ),
@@ -103,13 +96,11 @@ NEED_VALIDATION = tuple(n for n, rule in SELECTIONS.items() if rule.sees.startsw
 def select(rule: str, history: Sequence[Candidate]) -> int:
     """Return the index of the evaluation that a rule reports.
 
+    Accuracies that are None or NaN are never selected by a rule that looks at them.
+
     Args:
         rule: a name in :data:`SELECTIONS`.
         history: evaluations, epochs rising.
-
-    Returns:
-        An index into ``history``. Accuracies that are None or NaN are never selected by a rule
-        that looks at them.
 
     Raises:
         ValueError: an unknown rule, an empty history, epochs that do not rise, or no evaluation
@@ -138,12 +129,8 @@ def select(rule: str, history: Sequence[Candidate]) -> int:
 class Selection:
     """The evaluation a rule selected, with the uncertainty of what it was selected by.
 
-    Args:
-        rule: name in :data:`SELECTIONS`.
-        epoch: epoch of the selected evaluation.
-        validation_accuracy: its noisy validation accuracy a, or None.
-        standard_error: binomial, ``sqrt(a (1 - a) / n)`` for n held-out samples, or None. Epochs
-            within about one of it cannot be told apart by the rule.
+    ``standard_error`` is that of the noisy validation accuracy, None where nothing was held out.
+    Epochs within about one of it cannot be told apart by the rule.
     """
 
     rule: str

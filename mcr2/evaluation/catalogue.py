@@ -157,27 +157,3 @@ MEASURES: dict[str, Measure] = {
         _rate("class_rate_mean", "mean R_k of the classes present"),
     )
 }
-
-
-def as_markdown() -> str:
-    """Return the measures as a table in Markdown, a family at a time.
-
-    Example:
-        >>> print(as_markdown().splitlines()[3])
-        | `accuracy` | share predicted as labelled | readout | high | yes |
-    """
-    lines = ["| measure | | by | better | history |", "|---|---|---|---|---|"]
-    for family, title in FAMILIES.items():
-        lines.append(f"| **{title}** | | | | |")
-        for m in MEASURES.values():
-            if m.family == family:
-                kept = "yes" if m.history else ""
-                cells = (
-                    f"`{m.name}`",
-                    m.title.replace("|", "\\|"),
-                    m.per,
-                    m.better or "",
-                    kept,
-                )
-                lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)

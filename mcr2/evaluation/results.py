@@ -23,12 +23,10 @@ FITTED_CLEAN = "+clean"
 class Key(NamedTuple):
     """The name of a number: ``layer/split/labels/readout/measure``, ``-`` where a part is void.
 
-    Args:
-        layer: ``features``, or a named stage of the encoder.
-        split: ``train``, its parts ``train_wrong`` and ``train_correct``, ``validation``, ``test``.
-        labels: ``noisy``, those trained on, or ``clean``, the true ones.
-        readout: a classifier of :mod:`mcr2.readouts`; with ``+clean`` fitted on clean labels.
-        measure: a name of :data:`mcr2.evaluation.catalogue.MEASURES`, or of a profile.
+    A layer is ``features`` or a named stage of the encoder; a split ``train``, ``validation``,
+    ``test``, or ``train_wrong`` and ``train_correct``, the parts of train; labels are ``noisy``,
+    those trained on, or ``clean``; a readout with ``+clean`` was fitted on clean labels; a measure
+    is one of :data:`mcr2.evaluation.catalogue.MEASURES`, or a profile.
 
     Example:
         >>> str(Key(split="test", labels="clean", readout="ridge", measure="accuracy"))

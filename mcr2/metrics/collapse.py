@@ -154,9 +154,7 @@ def neural_collapse(
     rest = (about.means - coarse).to(work)
     with torch.autocast(H.device.type, enabled=False):  # it would take products in half precision
         for part, classes in pieces(H, y):
-            x = part.to(work) - coarse.index_select(0, classes)
-            if work != torch.float64:
-                x -= rest.index_select(0, classes)
+            x = part.to(work) - coarse[classes] - rest[classes]
             norms = torch.linalg.vector_norm(x, dim=1).double()
             squares.index_add_(0, classes, norms.square())
             along += (span @ x.T).square().sum(dtype=torch.float64)
@@ -172,13 +170,6 @@ def collapse_of_moments(moments: ClassMoments, *, weight: Array | None = None) -
     Everything is as for :func:`neural_collapse`, but for ``nc4``, which is None: moments do not
     determine it. A second pass does: it is the mean over batches H of
     ``(H @ W.T + b).argmax(1) != torch.cdist(H, moments.means).argmin(1)``.
-
-    Args:
-        moments: of the samples.
-        weight: W ``(K, d)``.
-
-    Raises:
-        TypeError, ValueError: as :func:`neural_collapse`; no sample at all.
 
     Example:
         >>> moments = ClassMoments(2, 2)
