@@ -64,9 +64,7 @@ class Readout(ABC):
 class LinearClassifier(Readout):
     """Scores ``W h + b``: a fit, or the objective's own head.
 
-    Args:
-        weight: W, ``(K, d)``.
-        bias: b, ``(K,)``; -inf for a class never to be predicted.
+    W is ``(K, d)``, b ``(K,)``, -inf for a class never to be predicted.
 
     Example:
         >>> head = LinearClassifier(torch.eye(2), torch.tensor([0.0, 3.0]))
@@ -153,7 +151,8 @@ class NearestNeighbours(Readout):
         H = unit(_exact(features, self.directions.shape[1]))
         directions, labels = self.directions.to(H), self.labels.to(H.device)
         votes = H.new_zeros(len(H), len(self.present))
-        for rows in torch.arange(len(H), device=H.device).split(max(1, _CHUNK // len(labels))):
+        every = torch.arange(len(H), device=H.device)
+        for rows in torch.split(every, max(1, _CHUNK // len(labels))):
             cosines = H[rows] @ directions.T
             if leave_one_out:
                 cosines[rows - rows[0], rows] = -torch.inf
@@ -168,11 +167,9 @@ def class_bases(
 ) -> ClassSubspaces:
     """Diagonalise the second moment of every class, ``S_k = (1/n_k) Σ (h - μ_k)(h - μ_k)ᵀ``.
 
-    One decomposition serves every number of components (a sensitivity curve is free).
-
     About class means where ``centred`` (PCA); otherwise about the origin, μ_k = 0. Returned are all
-    d directions of every class, by falling energy, zero past its rank: what
-    :meth:`ClassSubspaces.leading` takes the first ones of.
+    d directions of every class, by falling energy, zero past its rank, so that one decomposition
+    serves every number of components that :meth:`ClassSubspaces.leading` takes.
 
     Example:
         >>> H = torch.tensor([[2.0, 0.0], [-2.0, 0.0], [1.0, 1.0]])
@@ -357,9 +354,8 @@ def parse_readout(name: str) -> tuple[str, int | None]:
     It is ``head``, a member of :data:`READOUTS`, or ``kind@n`` of those in :data:`NUMBERED`.
 
     Raises:
-        TypeError: not a string.
-        ValueError: an unknown kind; a number that is missing, unwanted, or not a positive
-            integer. That n is not too large is checked at the fit.
+        TypeError, ValueError: not a string; an unknown kind; a number that is missing, unwanted,
+            or not a positive integer. That it is not too large is checked at the fit.
 
     Example:
         >>> parse_readout("nearest_subspace@3"), parse_readout("head")
@@ -391,10 +387,7 @@ def fit_readout(
 ) -> Readout:
     """Fit the named readout.
 
-    Args:
-        name, features, labels, num_classes: as for :func:`parse_readout`, :func:`class_bases`.
-        head: the objective's own ``(W, b)``, ``(K, d)`` and ``(K,)`` or None for no bias; used by
-            ``"head"`` only.
+    ``"head"`` takes the objective's own ``(W, b)``, ``(K, d)`` and ``(K,)`` or None for no bias.
 
     Raises:
         TypeError, ValueError: as :func:`parse_readout` and the fit functions; ``"head"`` without

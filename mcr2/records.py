@@ -270,8 +270,7 @@ class RunEvaluation:
         key: the run's.
         version: of what is measured; an evaluation of another version is measured again.
         readout: the classifier that selected the epochs and that accuracy is reported with.
-        terminal_epoch: the epoch at which the terminal phase began by ``readout``, see
-            :func:`mcr2.metrics.memorization.terminal_phase`; None where it was not reached.
+        terminal_epoch: where :func:`mcr2.metrics.memorization.terminal_phase` began, or None.
         layers: the layers that were measured beside the features.
         selections: by rule: epoch, its validation accuracy and standard error, the weights' file,
             full measures and profiles there.
@@ -319,9 +318,8 @@ def load_run(folder: str | Path) -> Run:
     evaluation = None
     if (folder / EVALUATION).is_file():
         evaluation = _read(folder / EVALUATION, RunEvaluation)
-    if evaluation is not None and evaluation.key != record.key:
-        evaluation = None
-    return Run(folder, record, evaluation)
+    measured = evaluation is not None and evaluation.key == record.key
+    return Run(folder, record, evaluation if measured else None)
 
 
 def save_record(folder: Path, record: Record) -> None:
@@ -369,8 +367,9 @@ def load_study(out: str | Path) -> StudyFrames:
 
     runs, history, evaluations = [], [], []
     parts = ("layer", "split", "labels", "readout", "measure")
-    for folder, record, evaluation in map(load_run, folders):
-        name, spec = folder.name, dict(record.spec)
+    for run in map(load_run, folders):
+        name, record, evaluation = run.folder.name, run.record, run.evaluation
+        spec = dict(record.spec)
         runs.append(
             {"run": name}
             | spec.pop("training", {})

@@ -4,7 +4,7 @@ A history is the sequence of a run's evaluations, oldest first, the one before t
 among them. A rule maps what it may see of it to an index. Rules run *online*: on a history that
 has grown by one evaluation a rule returns either the newest index or the one it returned before,
 so that a trainer needs to keep only the checkpoints selected so far. A new rule is one function
-of a sequence of accuracies and its entry in :data:`SELECTIONS`, which says what it may know.
+of a sequence of accuracies and its entry in :data:`SELECTIONS`, which says what it sees.
 """
 
 from __future__ import annotations
@@ -63,30 +63,20 @@ def patience(accuracies: Accuracies) -> int | None:
 
 @dataclass(frozen=True)
 class Rule:
-    """A selection rule: ``choose`` an index by the accuracies that it ``sees``.
-
-    Args:
-        choose: a function of accuracies, which returns None where it has nothing to go by.
-        sees: the field of :class:`Candidate` that it is given.
-        may_know: what that is, and what a user could know of it.
-    """
+    """Chooses an index, or None, by the field of :class:`Candidate` that it ``sees``."""
 
     choose: Callable[[Accuracies], int | None]
     sees: str
-    may_know: str
 
 
-#: Selection rules by name. Of equal accuracies they take the earliest.
+#: Selection rules by name. Of equal accuracies they take the earliest. A user has the held-out
+#: labels with their noise; ``clean_validation`` is a diagnostic; no honest rule beats ``oracle``.
 SELECTIONS: dict[str, Rule] = {
-    "last": Rule(lambda epochs: len(epochs) - 1, "epoch", "nothing"),
-    "noisy_validation": Rule(
-        best, "validation_accuracy", "the held-out labels as a user has them, noise included"
-    ),
-    "patience": Rule(patience, "validation_accuracy", "what noisy_validation may, up to the stop"),
-    "clean_validation": Rule(
-        best, "validation_clean_accuracy", "the true held-out labels: a diagnostic"
-    ),
-    "oracle": Rule(best, "test_accuracy", "the test labels: what no honest rule beats"),
+    "last": Rule(lambda epochs: len(epochs) - 1, "epoch"),
+    "noisy_validation": Rule(best, "validation_accuracy"),
+    "patience": Rule(patience, "validation_accuracy"),
+    "clean_validation": Rule(best, "validation_clean_accuracy"),
+    "oracle": Rule(best, "test_accuracy"),
 }
 
 #: Those that need a held-out share.
@@ -142,12 +132,8 @@ class Selection:
 def make_selection(rule: str, history: Sequence[Candidate], *, n_validation: int) -> Selection:
     """Apply a rule and describe what it selected.
 
-    Args:
-        rule, history: as for :func:`select`.
-        n_validation: held-out samples; 0 where nothing is held out.
-
     Raises:
-        ValueError: as :func:`select`; none held out beside a validation accuracy.
+        ValueError: as :func:`select`; no sample held out beside a validation accuracy.
 
     Example:
         >>> history = [Candidate(0, 0.1, 0.1), Candidate(5, 0.5, 0.7)]

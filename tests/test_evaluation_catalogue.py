@@ -122,7 +122,7 @@ def test_a_measure_is_added_by_one_line(monkeypatch, family, per, compute, reado
     assert all(full.measures[str(key)] is not None for key in taken)
     assert ("extra" in names_of(short.measures)) == history
     assert "extra" in shown(full)
-    assert "`extra` | a measure of mine" in catalogue.as_markdown()
+    assert "`extra` | a measure of mine" in as_markdown()
 
 
 def test_a_key_is_built_and_parsed_in_one_place():

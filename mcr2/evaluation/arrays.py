@@ -77,7 +77,7 @@ def read_features(path: str | Path, *, num_classes: int | None = None) -> Arrays
         K, why = len(floating("weight", "K", d)), "the rows of weight"
     if num_classes is not None:
         K, why = num_classes, "the number of classes given"
-    if K < 2 or (K > most and "weight" not in arrays):
+    if K < 2 or (most < K and "weight" not in arrays):
         allowed = f"at least 2, and without a weight at most {most}"
         raise ValueError(f"{path}: {why} makes {K} classes; there must be {allowed}")
     for name, y in given.items():

@@ -26,13 +26,8 @@ Value: TypeAlias = float | int | None
 class View:
     """What a measure is computed of: samples by one set of labels.
 
-    Attributes:
-        split: such as ``train_wrong``.
-        kinds: ``noisy``, ``clean``, or both where they agree; ``-`` where labels do not matter.
-        features, labels: ``(N, d)``, and int64 ``(N,)``.
-        num_classes: K; some may be absent.
-        classifier: of a measure per classifier.
-        predictions: int64 ``(N,)``, of a measure per readout.
+    The ``kinds`` are ``noisy``, ``clean``, or both where these labels agree; ``-`` where labels do
+    not matter. A measure per classifier has the ``classifier``, one per readout ``predictions``.
     """
 
     split: str

@@ -17,9 +17,8 @@ from mcr2.evaluation.results import COMMON_READOUT, FEATURES, Evaluation
 class ImageEncoder(Protocol):
     """What the evaluator asks of a network, trained or constructed.
 
-    It may have named stages: then ``layer_names()`` returns their names, and
-    ``layer_features(images, names)`` their outputs ``(m, d_l)``, by name, and ``features`` among
-    them the encoder's own.
+    It may name stages by ``layer_names()``: then ``layer_features(images, names)`` returns their
+    outputs ``(m, d_l)`` by name, ``features`` being the encoder's own.
     """
 
     training: bool

@@ -96,10 +96,9 @@ class Evaluation:
             KeyError: it was not measured; the message lists keys of that name.
         """
         if readout is None:
-            readout = "-"
-            if measure in MEASURES and MEASURES[measure].per in ("classifier", "readout"):
-                headless = layer != FEATURES and self.readout == "head"
-                readout = COMMON_READOUT if headless else self.readout
+            by = measure in MEASURES and MEASURES[measure].per in ("classifier", "readout")
+            headless = layer != FEATURES and self.readout == "head"
+            readout = (COMMON_READOUT if headless else self.readout) if by else "-"
         key = measure_key(measure, split=split, labels=labels, readout=readout, layer=layer)
         if key not in self.measures:
             alike = [k for k in self.measures if Key.parse(k).measure == measure]

@@ -14,15 +14,7 @@ from mcr2.rates import rate_reduction
 
 @dataclass(frozen=True)
 class CodingMeasures:
-    """Coding rates of a set of features and of its classes, in nats.
-
-    Args:
-        rate: R.
-        compressed_rate: R_c.
-        reduction: ΔR = R - R_c.
-        class_rate_mean: mean of R_k over the classes that are present.
-        class_rates: R_k of each class; 0 for an absent one.
-    """
+    """R, R_c, ΔR = R - R_c, the mean of R_k over the classes present, and all R_k, in nats."""
 
     rate: float
     compressed_rate: float

@@ -95,7 +95,7 @@ def neural_collapse(
     num_classes: int,
     weight: Array | None = None,
     bias: Array | None = None,
-    means: Array | FirstMoments | None = None,
+    means: FirstMoments | None = None,
 ) -> NeuralCollapse:
     """Measure neural collapse over the classes that are present.
 
@@ -110,10 +110,9 @@ def neural_collapse(
         weight: W ``(num_classes, d)``, used uncentred. The rows of absent classes are left out of
             all but nc4, whose argmax is over all rows.
         bias: b ``(num_classes,)``, or None for no bias; -inf for a class never to be predicted.
-        means: class means ``(num_classes, d)`` to measure about, as for test samples about the
+        means: the class means of other samples to measure about, as test samples are about the
             training class means. K is then the number of means, of classes without samples too;
-            only cdnv is over pairs of classes with samples. Given as :func:`first_moments` of
-            other samples, a class absent there has no mean, and samples of it are left out.
+            only cdnv is over pairs of classes with samples. A class without a mean is left out.
 
     Raises:
         TypeError, ValueError: as :func:`mcr2.checks.samples`; fewer than two classes; weight, bias
@@ -131,9 +130,10 @@ def neural_collapse(
     K = checks.integer("num_classes", num_classes, 2)
     H, y = checks.samples(features, labels, K)
     eps, work = precision(H), torch.promote_types(H.dtype, torch.float32)
-    given = None if means is None else _given(means, K, H)
-    if given is not None and not bool(given.counts.all()):
-        kept = given.counts[y] > 0
+    if means is not None:
+        counts = means.counts.to(H.device)
+        points = exact(checks.floating("means", means.means, K, H.shape[1])).to(H.device)
+        kept = counts[y] > 0
         H, y = H[kept], y[kept]
 
     first, unit = average(H, y, K), 1.0
@@ -141,8 +141,9 @@ def neural_collapse(
         unit = math.ldexp(1.0, math.frexp(float(H.abs().max()))[1] - 1)
         H = H.double() / unit
         first = average(H, y, K)
-    points, counts = (first.means, first.counts) if given is None else (given[1] / unit, given[0])
-    about = _Means(points, counts, eps, first.energy)
+    if means is None:
+        points, counts = first.means * unit, first.counts
+    about = _Means(points / unit, counts, eps, first.energy)
     W, b = _classifier(weight, bias, about.means)
     judge = None
     if W is not None and not about.vanishes and len(H) > 0:
@@ -188,17 +189,11 @@ def collapse_of_moments(moments: ClassMoments, *, weight: Array | None = None) -
 
 
 class _Means:
-    """What the measures need of the means that they are taken about.
+    """What the measures need of the means ``(num_classes, d)`` that they are taken about.
 
-    Attributes:
-        means: float64 ``(num_classes, d)``, of all classes.
-        kept: the K classes that have a mean; all below is of these.
-        centre, centred, gram: μ_G, M ``(K, d)`` and ``MMᵀ``.
-        energy: mean ‖h‖² of the samples.
-        noise: a length at or below which means cannot be told apart: what rounding leaves of
-            equal means would otherwise be taken for directions.
-        vanishes: whether all means agree up to it.
-        span: T ``(r, d)`` with ``Σ_B⁺ = K TᵀT``.
+    Of the K classes ``kept``, which have a mean: ``centre, centred, gram`` are μ_G, M and MMᵀ, and
+    ``span`` is T ``(r, d)`` with ``Σ_B⁺ = K TᵀT``. Means no further apart than ``noise`` are equal
+    up to rounding, which would otherwise be taken for directions; all are where it ``vanishes``.
     """
 
     def __init__(self, means: Tensor, counts: Tensor, eps: float, energy: float) -> None:
@@ -331,15 +326,6 @@ def _off_simplex(products: Tensor) -> float:
     K = len(products)
     simplex = (torch.eye(K).to(products) - 1 / K) / math.sqrt(K - 1)
     return float((products / products.norm() - simplex).norm())
-
-
-def _given(means: Array | FirstMoments, K: int, H: Tensor) -> FirstMoments:
-    """Return class means ``(K, d)`` with counts, of ones where none came with them."""
-    counts = torch.ones(K, dtype=torch.int64)
-    if isinstance(means, FirstMoments):
-        counts, means, _ = means
-    points = exact(checks.floating("means", means, K, H.shape[1]))
-    return FirstMoments(counts.to(H.device), points.to(H.device), 0.0)
 
 
 def _classifier(

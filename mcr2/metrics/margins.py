@@ -22,15 +22,10 @@ from mcr2.metrics.moments import exact, pieces
 
 @dataclass(frozen=True)
 class Margins:
-    """The distribution of the margins of a set of samples.
+    """The margins q of a set of samples: their ``mean`` and the share of ``positive`` ones.
 
-    Args:
-        raw: q at each of the quantiles asked for, linearly interpolated.
-        mean: mean of q.
-        normalised: ``raw`` over ``scale``; None where that is zero.
-        normalised_mean: ``mean`` over ``scale``; None likewise.
-        scale: ``‖W‖_F · mean ‖h‖``.
-        positive: share of samples with q > 0.
+    ``raw`` is q at the quantiles asked for. The normalised are over ``scale = ‖W‖_F · mean ‖h‖``,
+    and None where that is zero.
     """
 
     raw: tuple[float, ...]
@@ -60,9 +55,8 @@ def margins(
         quantiles: where to evaluate the distribution, each in [0, 1].
 
     Raises:
-        TypeError: features, weight or bias not floating, labels not integers.
-        ValueError: shapes that do not fit, fewer than two classes, labels out of range, entries
-            that are not finite, a quantile outside [0, 1].
+        TypeError, ValueError: as :func:`mcr2.checks.samples`; a weight or bias not floating, finite
+            and of its shape; fewer than two classes; a quantile outside [0, 1].
 
     Example:
         >>> H = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
@@ -110,13 +104,8 @@ def alignment(weight: Array, other: Array) -> float | None:
 
     The mean is over rows where neither centred vector is zero; None where there is none.
 
-    Args:
-        weight: W ``(K, d)``, K at least 2.
-        other: V ``(K, d)``.
-
     Raises:
-        TypeError: weights that are not floating.
-        ValueError: shapes that are not ``(K, d)`` or differ, entries that are not finite.
+        TypeError, ValueError: weights that are not floating, finite, and both ``(K, d)``, K >= 2.
 
     Example:
         >>> W = torch.tensor([[1.0, 0.0], [0.0, 1.0]])

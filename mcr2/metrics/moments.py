@@ -21,12 +21,9 @@ _PIECE = 1 << 17
 
 
 class FirstMoments(NamedTuple):
-    """What :func:`first_moments` returns, for N samples of K classes in d dimensions.
+    """Counts n_k, int64 ``(K,)``, means μ_k, float64 ``(K, d)``, and mean ‖h‖² of all samples.
 
-    Attributes:
-        counts: n_k, int64 ``(K,)``.
-        means: μ_k, float64 ``(K, d)``; zero for an absent class.
-        energy: mean ‖h‖² over all samples.
+    The mean of an absent class is zero.
     """
 
     counts: Tensor

@@ -111,10 +111,8 @@ class ClassGeometry:
     """The spread of every class about the origin, and the subspace that holds most of it.
 
     Args:
-        ranks: :class:`FeatureRank` of each class, from its uncentred second moment; None for an
-            absent class.
-        spectra: eigenvalues of ``(1/n_k) Σ_{y=k} h hᵀ``, falling, float64 ``(K, d)``; zero for an
-            absent class.
+        ranks: of each class, from its uncentred second moment; None for an absent class.
+        spectra: eigenvalues of ``(1/n_k) Σ_{y=k} h hᵀ``, falling, float64 ``(K, d)``.
         bases: U_k, float64 ``(d, q_k)``, the ``q_k = dim95`` leading directions of each class,
             orthonormal; no column for an absent class or one of zeros.
     """
