@@ -297,11 +297,27 @@ class Run:
     evaluation: RunEvaluation | None
 
 
+#: What the fields of a record may be, by the outer part of their annotation.
+_KINDS: dict[str, Any] = {
+    "str": str,
+    "str | None": str | None,
+    "int": int,
+    "int | None": int | None,
+    "float": int | float,
+    "dict": dict,
+    "list": list,
+}
+
+
 def _read(path: Path, kind: type[Any]) -> Any:
-    """Read a dataclass from a signed file; every field must be there, and no other."""
+    """Read a dataclass from a signed file; every field there, and of its kind."""
     value = read_signed(path)
-    if set(value) != {field.name for field in fields(kind)}:
+    expected = {field.name: str(field.type).partition("[")[0] for field in fields(kind)}
+    if set(value) != set(expected):
         raise ValueError(f"{path} is damaged: it does not hold the fields of a {kind.__name__}")
+    for name, wanted in expected.items():
+        if not isinstance(value[name], _KINDS[wanted]):
+            raise ValueError(f"{path} is damaged: {name} is not of type {wanted}")
     return kind(**value)
 
 

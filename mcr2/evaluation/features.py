@@ -76,10 +76,13 @@ class Labelled:
 
 
 def standard_readouts(dim: int, *components: int) -> tuple[str, ...]:
-    """Return the names of the readouts that a full evaluation of d dimensions has.
+    """Return the names of the readouts that a full evaluation has.
 
-    Those by subspaces stand at several numbers of components below d, for that choice matters, and
-    at the further ``components``.
+    Those by subspaces stand at several numbers of components, for that choice matters.
+
+    Args:
+        dim: d; numbers of components from d on are left out.
+        components: further numbers of components.
 
     Example:
         >>> [name for name in standard_readouts(4) if "subspace@" in name]
