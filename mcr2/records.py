@@ -270,7 +270,8 @@ class RunEvaluation:
         key: the run's.
         version: of what is measured; an evaluation of another version is measured again.
         readout: the classifier that selected the epochs and that accuracy is reported with.
-        terminal_epoch: where :func:`mcr2.metrics.memorization.terminal_phase` began, or None.
+        terminal_epoch: the epoch at which the terminal phase began by ``readout``, see
+            :func:`mcr2.metrics.memorization.terminal_phase`; None where it was not reached.
         layers: the layers that were measured beside the features.
         selections: by rule: epoch, its validation accuracy and standard error, the weights' file,
             full measures and profiles there.
@@ -298,15 +299,8 @@ class Run:
 
 
 #: What the fields of a record may be, by the outer part of their annotation.
-_KINDS: dict[str, Any] = {
-    "str": str,
-    "str | None": str | None,
-    "int": int,
-    "int | None": int | None,
-    "float": int | float,
-    "dict": dict,
-    "list": list,
-}
+_KINDS: dict[str, Any] = {"str": str, "int": int, "float": int | float, "dict": dict, "list": list}
+_KINDS |= {"str | None": str | None, "int | None": int | None}
 
 
 def _read(path: Path, kind: type[Any]) -> Any:
@@ -331,11 +325,8 @@ def load_run(folder: str | Path) -> Run:
     if not (folder / RECORD).is_file():
         raise ValueError(f"{folder} holds no finished run: there is no {RECORD} in it")
     record = _read(folder / RECORD, Record)
-    evaluation = None
-    if (folder / EVALUATION).is_file():
-        evaluation = _read(folder / EVALUATION, RunEvaluation)
-    measured = evaluation is not None and evaluation.key == record.key
-    return Run(folder, record, evaluation if measured else None)
+    found = [_read(path, RunEvaluation) for path in [folder / EVALUATION] if path.is_file()]
+    return Run(folder, record, found[0] if found and found[0].key == record.key else None)
 
 
 def save_record(folder: Path, record: Record) -> None:

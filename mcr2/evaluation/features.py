@@ -110,21 +110,17 @@ def evaluate_features(
 
     Args:
         train: the samples that readouts are fitted on.
-        test: samples to measure, whose ``labels`` are the true ones.
-        validation: samples held out, with labels as noisy as the training ones.
+        test, validation: samples to measure; those held out have labels as noisy as the training's.
         num_classes: K, at least 2; classes may be absent, which a note then says.
         readout: the classifier to report by default, a name of :mod:`mcr2.readouts`.
-        readouts: further ones, beside ``ridge``. The measures of one that cannot be fitted are
-            None, and a note says why.
+        readouts: further ones, beside ``ridge``. Of one that cannot be fitted a note says why.
         head: the linear classifier W ``(K, d)``, b ``(K,)`` or None that came with the features.
         full: False takes the measures of a history only.
         layer: what the features are called in keys.
 
     Raises:
-        TypeError: features that are not floating, labels that are not integers.
-        ValueError: shapes that do not fit, labels out of range, entries that are not finite,
-            fewer than two classes, an unknown readout, or a default readout that cannot be
-            fitted (``head`` without a head).
+        TypeError, ValueError: as :func:`mcr2.checks.samples`; fewer than two classes, an unknown
+            readout, or a default readout that cannot be fitted (``head`` without a head).
 
     Example:
         >>> corners = torch.eye(3).repeat(4, 1)
@@ -303,8 +299,7 @@ class _Evaluator:
     def measure_dimension(self, view: View) -> None:
         """Note rank and spectrum of all samples."""
         ranks, energies = rank_and_spectrum(view.features)
-        spread = float(energies.sum()) > 0
-        profile = {"spectrum": energies / energies.sum()} if spread else {}
+        profile = {"spectrum": energies / energies.sum()} if ranks.dim95 else {}
         self.put(view, asdict(ranks) | profile, "rank")
 
     def measure_collapse(self, view: View) -> None:
@@ -312,7 +307,7 @@ class _Evaluator:
         for readout, head in self.classifiers.items():
             collapse = partial(neural_collapse, view.features, view.labels, num_classes=self.K)
             values = asdict(collapse(weight=head.weight, bias=head.bias))
-            values["classes_present"] = values.pop("classes")
+            values["classes_present"] = values["classes"]
             if self.full and view.split != "train":
                 about = collapse(weight=head.weight, bias=head.bias, means=self.moments)
                 values |= {f"{name}_about_train": value for name, value in asdict(about).items()}

@@ -57,13 +57,11 @@ class NeuralCollapse:
     present; the measures of W likewise. ``nc2_..._w`` to ``nc4`` need a classifier.
 
     Args:
-        nc1, ..., nc4: as defined there, K being the number of classes present.
         mean_energy: ``Σ_k ‖μ_k‖² / (K · mean ‖h‖²)``, the part of the features that their class
             means hold; 0 for zero features.
         means_reliable: whether ``mean_energy`` reaches :data:`MEAN_ENERGY_FLOOR`. Where classes
             are subspaces through the origin, class means may vanish and all of these become 0/0.
-        classes: the number of classes present.
-        absent: the classes that are not.
+        classes, absent: the number of classes present, K above, and the classes that are not.
         smallest_class: samples in the smallest class, 0 where one is absent; a class with one has
             no variance to measure and pulls nc1 and cdnv down.
     """
@@ -141,9 +139,8 @@ def neural_collapse(
         unit = math.ldexp(1.0, math.frexp(float(H.abs().max()))[1] - 1)
         H = H.double() / unit
         first = average(H, y, K)
-    if means is None:
-        points, counts = first.means * unit, first.counts
-    about = _Means(points / unit, counts, eps, first.energy)
+    points, counts = (first.means, first.counts) if means is None else (points / unit, counts)
+    about = _Means(points, counts, eps, first.energy)
     W, b = _classifier(weight, bias, about.means)
     judge = None
     if W is not None and not about.vanishes and len(H) > 0:
