@@ -144,7 +144,7 @@ def neural_collapse(
     W, b = _classifier(weight, bias, about.means)
     judge = None
     if W is not None and not about.vanishes and len(H) > 0:
-        judge = _Judge(about, W, b / unit, work)
+        judge = _judge(about, W, b / unit, work)
 
     squares, along, mismatches = about.means.new_zeros(K), about.means.new_zeros(()), 0
     # A mean is its rounding and the rest: samples less both are right to the last digit.
@@ -157,7 +157,11 @@ def neural_collapse(
             squares.index_add_(0, classes, norms.square())
             along += (span @ x.T).square().sum(dtype=torch.float64)
             if judge is not None:
-                mismatches += judge.mismatches(x, classes)
+                rows, table = judge
+                near, score = torch.split(
+                    table[classes].addmm_(x, rows.T), [len(about.kept), K], dim=1
+                )
+                mismatches += int((score.argmax(1) != about.kept[near.argmax(1)]).sum())
     nc4 = None if judge is None else mismatches / len(H)
     return _measures(about, first.counts, squares, float(along), W, nc4)
 
@@ -215,29 +219,21 @@ class _Means:
         self.span = (vectors / values).T @ self.centred if narrow else (vectors / values.sqrt()).T
 
 
-class _Judge:
-    """Counts the samples where ``argmax(W h + b)`` is not the nearest class mean.
+def _judge(about: _Means, weight: Tensor, bias: Tensor, work: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return what says whether a sample's nearest class mean is ``argmax(W h + b)``.
 
     Both are largest scores ``r_kᵀ(h - μ_G) + l_k``: the nearest mean has ``r = μ̄_k`` and
-    ``l = -‖μ̄_k‖²/2``. With the scores at each class mean in a table, a product over samples sees
-    only deviations from it, and float32 does not lose those beside a large mean.
+    ``l = -‖μ̄_k‖²/2``. Given are the rows r, and all scores at each class mean: a product over
+    samples sees only deviations from it, and float32 does not lose those beside a large mean.
     """
-
-    def __init__(self, about: _Means, weight: Tensor, bias: Tensor, work: torch.dtype) -> None:
-        self.kept, M = about.kept, about.centred
-        near = about.gram - about.gram.diagonal() / 2
-        score = M @ weight.T + (weight @ about.centre + bias)
-        self.rows = torch.cat([M, weight]).to(work)
-        self.table = self.rows.new_zeros(len(weight), len(self.rows))
-        # Less the largest: only differences count.
-        tables = [scores - scores.amax(1, keepdim=True) for scores in (near, score)]
-        self.table[self.kept] = torch.cat(tables, dim=1).to(work)
-
-    def mismatches(self, x: Tensor, classes: Tensor) -> int:
-        """Count them among samples less their class means, x ``(n, d)``."""
-        scores = self.table.index_select(0, classes).addmm_(x, self.rows.T)
-        nearest = self.kept[scores[:, : len(self.kept)].argmax(1)]
-        return int((scores[:, len(self.kept) :].argmax(1) != nearest).sum())
+    near = about.gram - about.gram.diagonal() / 2
+    score = about.centred @ weight.T + (weight @ about.centre + bias)
+    rows = torch.cat([about.centred, weight]).to(work)
+    table = rows.new_zeros(len(weight), len(rows))
+    # Less the largest: only differences count.
+    tables = [scores - scores.amax(1, keepdim=True) for scores in (near, score)]
+    table[about.kept] = torch.cat(tables, dim=1).to(work)
+    return rows, table
 
 
 def _measures(
