@@ -9,6 +9,14 @@ user would have them; on clean labels only as a named diagnostic.
 All of it is computed in float64, on the features' device (of MPS, which has none, on the CPU):
 features of a collapsed network differ from their class mean by less than float32 resolves. A class
 without a training sample scores -inf and is never predicted.
+
+Arguments and errors of all fit functions:
+
+    features      (N, d), floating
+    labels        (N,), integers in 0 ... num_classes - 1
+    num_classes   K; some may be absent
+    TypeError     features that are not floating, labels that are not integers
+    ValueError    shapes that do not fit, labels out of range, features that are not finite
 """
 
 from __future__ import annotations
@@ -27,11 +35,12 @@ from torch import Tensor
 
 from mcr2 import checks
 from mcr2.checks import Array, Labels
+from mcr2.metrics.moments import average, exact, first_moments, unit
 
 #: The penalty of the linear classifiers in units of the features' mean variance.
 RIDGE = 1e-3
 
-#: Scores of nearest subspaces and neighbours are computed for this many numbers at a time.
+#: Cosines with training samples are computed for about this many numbers at a time.
 _CHUNK = 1 << 22
 
 
@@ -55,9 +64,7 @@ class Readout(ABC):
 class LinearClassifier(Readout):
     """Scores ``W h + b``: a fit, or the objective's own head.
 
-    Args:
-        weight: W, ``(K, d)``.
-        bias: b, ``(K,)``; -inf for a class never to be predicted.
+    W is ``(K, d)``, b ``(K,)``, -inf for a class never to be predicted.
 
     Example:
         >>> head = LinearClassifier(torch.eye(2), torch.tensor([0.0, 3.0]))
@@ -97,20 +104,13 @@ class ClassSubspaces(Readout):
 
     def scores(self, features: Array) -> Tensor:
         """Return minus the squared residuals ``‖h - μ_k‖² - ‖U_kᵀ(h - μ_k)‖²``."""
-        K, d, n = self.bases.shape
-        H = _exact(features, d)
-        M, present, U = self.means.to(H), self.present.to(H.device), self.bases.to(H)
-        # Distances are expanded into products; about the origin those cancel for large means.
-        centre = M[present].mean(dim=0)
-        H, M = H - centre, M - centre
-        columns = U.transpose(0, 1).reshape(d, K * n)
-        offsets = torch.einsum("kd,kdn->kn", M, U)
-        residuals = torch.empty(len(H), K, dtype=H.dtype, device=H.device)
-        rows = max(1, _CHUNK // max(1, K * n))
-        for part, out in zip(torch.split(H, rows), torch.split(residuals, rows), strict=True):
-            inside = ((part @ columns).view(len(part), K, n) - offsets).square_().sum(dim=2)
-            torch.sub(_sq_distances(part, M), inside, out=out)
-        return residuals.clamp_(min=0).neg_().masked_fill_(~present, -torch.inf)
+        H = _exact(features, self.means.shape[1])
+        residuals = H.new_full((len(H), len(self.means)), torch.inf)
+        for k in self.present.nonzero().flatten().tolist():
+            x = H - self.means[k].to(H)
+            inside = (x @ self.bases[k].to(H)).square().sum(dim=1)
+            residuals[:, k] = (x.square().sum(dim=1) - inside).clamp(min=0)
+        return -residuals
 
     def leading(self, n_components: int) -> ClassSubspaces:
         """Return the subspaces of the first directions; a class of lower rank keeps what it has.
@@ -133,14 +133,6 @@ class NearestNeighbours(Readout):
         directions, labels: training samples at unit norm, float64 ``(N, d)``; their classes.
         present: bool ``(K,)``; False for a class without training samples.
         k: number of neighbours, below N.
-
-    Example:
-        >>> axes, labels = torch.eye(2, dtype=torch.float64), torch.tensor([0, 1])
-        >>> neighbours = NearestNeighbours(axes, labels, torch.tensor([True, True]), k=1)
-        >>> neighbours.predict(torch.tensor([[3.0, 1.0], [-1.0, 0.1]]))
-        tensor([0, 1])
-        >>> neighbours.predict_training(axes)
-        tensor([1, 0])
     """
 
     directions: Tensor
@@ -156,18 +148,17 @@ class NearestNeighbours(Readout):
 
     def scores(self, features: Array, *, leave_one_out: bool = False) -> Tensor:
         """Return the votes of the neighbours, and less than half a vote for their cosines."""
-        H = _directions(_exact(features, self.directions.shape[1]))
+        H = unit(_exact(features, self.directions.shape[1]))
         directions, labels = self.directions.to(H), self.labels.to(H.device)
         votes = H.new_zeros(len(H), len(self.present))
-        rows, start = max(1, _CHUNK // len(labels)), 0
-        for part, out in zip(torch.split(H, rows), torch.split(votes, rows), strict=True):
-            cosines = part @ directions.T
+        every = torch.arange(len(H), device=H.device)
+        for rows in torch.split(every, max(1, _CHUNK // len(labels))):
+            cosines = H[rows] @ directions.T
             if leave_one_out:
-                index = torch.arange(len(part), device=H.device)
-                cosines[index, start + index] = -torch.inf
+                cosines[rows - rows[0], rows] = -torch.inf
             nearest, samples = cosines.topk(self.k, dim=1)
-            out.scatter_add_(1, labels[samples], 1 + nearest / (4 * self.k))
-            start += len(part)
+            added = torch.zeros_like(votes[rows])
+            votes[rows] = added.scatter_add_(1, labels[samples], 1 + nearest / (4 * self.k))
         return votes.masked_fill_(~self.present.to(H.device), -torch.inf)
 
 
@@ -176,21 +167,9 @@ def class_bases(
 ) -> ClassSubspaces:
     """Diagonalise the second moment of every class, ``S_k = (1/n_k) Σ (h - μ_k)(h - μ_k)ᵀ``.
 
-    One decomposition serves every number of components (a sensitivity curve is free).
-
-    Args:
-        features: ``(N, d)``, floating.
-        labels: ``(N,)``, integers in 0 ... num_classes - 1.
-        num_classes: K.
-        centred: about class means μ_k (PCA); otherwise about the origin, μ_k = 0.
-
-    Returns:
-        All d directions of every class, by falling energy, zero past its rank: what
-        :meth:`ClassSubspaces.leading` takes the first ones of.
-
-    Raises:
-        TypeError: features not floating or labels not integers.
-        ValueError: shapes, labels out of range, features that are not finite.
+    About class means where ``centred`` (PCA); otherwise about the origin, μ_k = 0. Returned are all
+    d directions of every class, by falling energy, zero past its rank, so that one decomposition
+    serves every number of components that :meth:`ClassSubspaces.leading` takes.
 
     Example:
         >>> H = torch.tensor([[2.0, 0.0], [-2.0, 0.0], [1.0, 1.0]])
@@ -200,7 +179,7 @@ def class_bases(
     """
     H, y = _training_set(features, labels, num_classes)
     d = H.shape[1]
-    means, counts = _class_means(H, y, num_classes)
+    counts, means, _ = average(H, y, num_classes)
     if centred:
         # Before the products, not S - μμᵀ after them: that cancels where the mean is large.
         H = H - means[y]
@@ -224,9 +203,8 @@ def fit_nearest_subspace(
 
     ``score_k(h) = -‖(I - U_k U_kᵀ) h‖²`` through the origin as in Yu et al. (2020), "Learning
     Diverse and Discriminative Representations via the Principle of Maximal Coding Rate
-    Reduction"; where ``centred``, of ``h - μ_k``, the variant with PCA.
-
-    Arguments and errors as :func:`class_bases` and :meth:`ClassSubspaces.leading`.
+    Reduction"; where ``centred``, of ``h - μ_k``, the variant with PCA. ``n_components`` is from 1
+    to d - 1.
 
     Example:
         >>> H = torch.tensor([[2.0, 0.0], [-2.0, 0.0], [0.0, 1.0]])
@@ -242,15 +220,12 @@ def fit_nearest_subspace(
 def fit_class_mean(features: Array, labels: Labels, *, num_classes: int) -> ClassSubspaces:
     """Fit the nearest-class-mean classifier, ``score_k(h) = -‖h - μ_k‖²``.
 
-    Arguments and errors as :func:`class_bases`.
-
     Example:
         >>> H = torch.tensor([[0.0], [2.0], [9.0]])
         >>> fit_class_mean(H, torch.tensor([0, 0, 2]), num_classes=3).means.flatten()
         tensor([1., 0., 9.], dtype=torch.float64)
     """
-    H, y = _training_set(features, labels, num_classes)
-    means, counts = _class_means(H, y, num_classes)
+    counts, means, _ = first_moments(features, labels, num_classes=num_classes)
     return ClassSubspaces(means, means.new_zeros(*means.shape, 0), counts > 0)
 
 
@@ -261,8 +236,7 @@ def fit_ridge(features: Array, labels: Labels, *, num_classes: int) -> LinearCla
     penalty is a thousandth of the features' mean variance, so that scaling the features changes
     no prediction and copying the data set changes nothing. Solved by
     ``(H̄ᵀH̄/N + λI) Wᵀ = H̄ᵀȲ/N``, ``b = ȳ - W h̄``, bars for "minus the mean over samples".
-    (scikit-learn's ``Ridge(alpha)`` has ``alpha = λ N``.) Arguments and errors as
-    :func:`class_bases`.
+    (scikit-learn's ``Ridge(alpha)`` has ``alpha = λ N``.)
 
     Example:
         >>> H = torch.tensor([[0.0], [1.0], [4.0], [5.0]])
@@ -293,8 +267,7 @@ def fit_logistic_regression(
 
     ``min_{W,b} (1/N) Σ_i -log softmax(W h_i + b)_{y_i} + λ/2 ‖W‖_F²``, ``λ = 1e-3 s²`` with s² the
     features' mean variance, as for ridge: the fit is made on ``(h - h̄)/s`` with penalty 1e-3, so
-    that neither scaling nor shifting the features changes a prediction. Arguments and errors as
-    :func:`class_bases`.
+    that neither scaling nor shifting the features changes a prediction.
 
     Example:
         >>> H = torch.tensor([[0.0], [1.0], [4.0], [5.0]])
@@ -319,8 +292,7 @@ def fit_linear_svm(features: Array, labels: Labels, *, num_classes: int) -> Line
     For each class ``min_{w,b} (1/N) Σ_i max(0, 1 - t_i (wᵀh_i + b))² + λ/2 (‖w‖² + (b/10)²)``,
     t_i = 1 in the class and -1 outside, on ``(h - h̄)/s`` with λ = 1e-3 as for
     :func:`fit_logistic_regression`. (liblinear penalises the bias; at a tenth of its size that
-    is slight.) Solved by Newton's method, so that nothing is random. Arguments and errors as
-    :func:`class_bases`.
+    is slight.) Solved by Newton's method, so that nothing is random.
 
     Example:
         >>> H = torch.tensor([[0.0], [1.0], [4.0], [5.0]])
@@ -338,21 +310,19 @@ def fit_linear_svm(features: Array, labels: Labels, *, num_classes: int) -> Line
 
 
 def fit_knn(features: Array, labels: Labels, *, num_classes: int, k: int) -> NearestNeighbours:
-    """Keep the training samples as neighbours by cosine.
+    """Keep the training samples as neighbours by cosine; ``k`` is from 1 to N - 1.
 
-    Arguments and errors as :func:`class_bases`; ``k`` from 1 to N - 1, because a training sample
-    has no more neighbours than that.
+    A training sample has no more neighbours than that.
 
     Example:
         >>> H = torch.tensor([[1.0, 0.1], [1.0, -0.1], [0.0, 1.0], [0.1, 1.0]])
-        >>> readout = fit_knn(H, torch.tensor([0, 0, 1, 1]), num_classes=2, k=1)
-        >>> readout.predict_training(H)
-        tensor([0, 0, 1, 1])
+        >>> neighbours = fit_knn(H, [0, 0, 1, 1], num_classes=2, k=1)
+        >>> neighbours.predict(-H), neighbours.predict_training(H)
+        (tensor([1, 1, 0, 0]), tensor([0, 0, 1, 1]))
     """
     H, y = _training_set(features, labels, num_classes)
     checks.integer(f"k of {len(H)} samples", k, 1, len(H) - 1)
-    present = torch.bincount(y, minlength=num_classes) > 0
-    return NearestNeighbours(_directions(H), y, present, k)
+    return NearestNeighbours(unit(H), y, torch.bincount(y, minlength=num_classes) > 0, k)
 
 
 #: Fit functions by name: ``fit(features, labels, *, num_classes)``, perhaps with a number more.
@@ -384,9 +354,8 @@ def parse_readout(name: str) -> tuple[str, int | None]:
     It is ``head``, a member of :data:`READOUTS`, or ``kind@n`` of those in :data:`NUMBERED`.
 
     Raises:
-        TypeError: not a string.
-        ValueError: an unknown kind; a number that is missing, unwanted, or not a positive
-            integer. That n is not too large is checked at the fit.
+        TypeError, ValueError: not a string; an unknown kind; a number that is missing, unwanted,
+            or not a positive integer. That it is not too large is checked at the fit.
 
     Example:
         >>> parse_readout("nearest_subspace@3"), parse_readout("head")
@@ -418,10 +387,7 @@ def fit_readout(
 ) -> Readout:
     """Fit the named readout.
 
-    Args:
-        name, features, labels, num_classes: as for :func:`parse_readout`, :func:`class_bases`.
-        head: the objective's own ``(W, b)``, ``(K, d)`` and ``(K,)`` or None for no bias; used by
-            ``"head"`` only.
+    ``"head"`` takes the objective's own ``(W, b)``, ``(K, d)`` and ``(K,)`` or None for no bias.
 
     Raises:
         TypeError, ValueError: as :func:`parse_readout` and the fit functions; ``"head"`` without
@@ -456,35 +422,13 @@ def _best(scores: Tensor, features: Array) -> Tensor:
 
 def _exact(features: Array, width: int) -> Tensor:
     """Check features ``(N, d)`` and return them in float64."""
-    H = checks.floating("features", features, "N", width).detach()
-    return (H.cpu() if H.device.type == "mps" else H).double()
+    return exact(checks.floating("features", features, "N", width))
 
 
 def _training_set(features: Array, labels: Labels, num_classes: int) -> tuple[Tensor, Tensor]:
     """Check a training set and return float64 features and int64 labels on one device."""
     H, y = checks.samples(features, labels, num_classes)
     return H.double(), y
-
-
-def _class_means(H: Tensor, y: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Return the class means ``(K, d)``, zero for an absent class, and the counts ``(K,)``."""
-    counts = torch.bincount(y, minlength=num_classes)
-    sums = H.new_zeros(num_classes, H.shape[1]).index_add_(0, y, H)
-    return sums / counts.clamp(min=1).unsqueeze(1), counts
-
-
-def _sq_distances(H: Tensor, M: Tensor) -> Tensor:
-    """Return ``‖h_i - m_k‖²``, ``(N, K)``."""
-    sq = H.square().sum(dim=1, keepdim=True) + M.square().sum(dim=1) - 2 * (H @ M.T)
-    return sq.clamp_(min=0)
-
-
-def _directions(H: Tensor) -> Tensor:
-    """Return float64 features at unit norm; zero stays zero."""
-    # By the largest entry first, or the squares of a tiny or huge feature leave float64.
-    largest = H.abs().amax(dim=1, keepdim=True)
-    H = H / torch.where(largest > 0, largest, torch.ones_like(largest))
-    return torch.nn.functional.normalize(H, dim=1)
 
 
 def _fit_standardised(

@@ -17,10 +17,10 @@ import os
 import platform
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -99,28 +99,21 @@ def write_json(path: str | Path, value: Any, *, indent: int | None = 1) -> None:
 
     With an ``indent``, a list without mappings in it takes one line: a spectrum is no page.
     """
-    write_text(path, "".join(_json(plain(value), indent, 0)) + "\n")
+    write_text(path, _json(plain(value), indent, "\n") + "\n")
 
 
-def _json(value: Any, indent: int | None, depth: int) -> Iterator[str]:
-    if indent is None or not value or not _holds_mapping(value):
-        yield json.dumps(value, ensure_ascii=False)
-        return
-    mapping = isinstance(value, dict)
-    start, end = "{}" if mapping else "[]"
-    for place, part in enumerate(value.items() if mapping else value):
-        yield (start if place == 0 else ",") + "\n" + " " * indent * (depth + 1)
-        if mapping:
-            name, part = part
-            yield json.dumps(name, ensure_ascii=False) + ": "
-        yield from _json(part, indent, depth + 1)
-    yield "\n" + " " * indent * depth + end
-
-
-def _holds_mapping(value: Any) -> bool:
-    return isinstance(value, dict) or (
-        isinstance(value, list) and any(_holds_mapping(part) for part in value)
-    )
+def _json(value: Any, indent: int | None, end: str) -> str:
+    line = json.dumps(value, ensure_ascii=False)
+    if indent is None or "{" not in line or not value or isinstance(value, str):
+        return line
+    start = end + " " * indent
+    if isinstance(value, list):
+        parts = [_json(part, indent, start) for part in value]
+        return f"[{start}{f',{start}'.join(parts)}{end}]"
+    names = [json.dumps(name, ensure_ascii=False) for name in value]
+    parts = [_json(part, indent, start) for part in value.values()]
+    members = [f"{name}: {part}" for name, part in zip(names, parts, strict=True)]
+    return f"{{{start}{f',{start}'.join(members)}{end}}}"
 
 
 def write_signed(path: str | Path, value: Mapping[str, Any]) -> None:
@@ -172,10 +165,7 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Any 
 def load_tensors(
     path: str | Path, device: str | torch.device = "cpu"
 ) -> tuple[dict[str, Tensor], Any]:
-    """Read what :func:`save_tensors` wrote.
-
-    Returns:
-        The tensors by name, on ``device``, and the metadata.
+    """Read what :func:`save_tensors` wrote: tensors by name, on ``device``, and the metadata.
 
     Raises:
         ValueError: the file is not a safetensors file with our header; the message names it.
@@ -198,12 +188,7 @@ def load_tensors(
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of named tensors: names, shapes and bytes, in the order of the names.
-
-    Example:
-        >>> tensors_digest({"b": torch.zeros(2)}) == tensors_digest({"b": torch.zeros(2)})
-        True
-    """
+    """Return the SHA-256 of named tensors: names, shapes and bytes, in the order of the names."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         array = tensors[name].detach().cpu().contiguous().numpy()
@@ -242,13 +227,10 @@ def environment() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
 
 
 @dataclass(frozen=True)
@@ -321,38 +303,27 @@ class RunEvaluation:
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder as it was left.
-
-    Attributes:
-        folder: where it is.
-        record: what was done.
-        evaluation: what was measured; None for a run that failed, or is not measured yet.
-    """
+    """A run's folder as it was left; without an evaluation it failed, or is not measured yet."""
 
     folder: Path
     record: Record
     evaluation: RunEvaluation | None
 
 
-_KINDS: dict[str, tuple[type, ...]] = {
-    "str": (str,),
-    "str | None": (str, type(None)),
-    "int": (int,),
-    "int | None": (int, type(None)),
-    "float": (int, float),
-}
+#: What the fields of a record may be, by the outer part of their annotation.
+_KINDS: dict[str, Any] = {"str": str, "int": int, "float": int | float, "dict": dict, "list": list}
+_KINDS |= {"str | None": str | None, "int | None": int | None}
 
 
 def _read(path: Path, kind: type[Any]) -> Any:
     """Read a dataclass from a signed file; every field there, and of its kind."""
     value = read_signed(path)
-    expected = {field.name: str(field.type) for field in fields(kind)}
+    expected = {field.name: str(field.type).partition("[")[0] for field in fields(kind)}
     if set(value) != set(expected):
         raise ValueError(f"{path} is damaged: it does not hold the fields of a {kind.__name__}")
-    for name, annotation in expected.items():
-        outer = {"dict": (dict,), "list": (list,)}.get(annotation.partition("[")[0])
-        if not isinstance(value[name], outer or _KINDS[annotation]):
-            raise ValueError(f"{path} is damaged: {name} is not of type {annotation}")
+    for name, wanted in expected.items():
+        if not isinstance(value[name], _KINDS[wanted]):
+            raise ValueError(f"{path} is damaged: {name} is not of type {wanted}")
     return kind(**value)
 
 
@@ -366,12 +337,8 @@ def load_run(folder: str | Path) -> Run:
     if not (folder / RECORD).is_file():
         raise ValueError(f"{folder} holds no finished run: there is no {RECORD} in it")
     record = _read(folder / RECORD, Record)
-    evaluation = None
-    if (folder / EVALUATION).is_file():
-        evaluation = _read(folder / EVALUATION, RunEvaluation)
-    if evaluation is not None and evaluation.key != record.key:
-        evaluation = None
-    return Run(folder, record, evaluation)
+    found = [_read(path, RunEvaluation) for path in [folder / EVALUATION] if path.is_file()]
+    return Run(folder, record, found[0] if found and found[0].key == record.key else None)
 
 
 def save_record(folder: Path, record: Record) -> None:
@@ -384,8 +351,7 @@ def save_evaluation(folder: Path, evaluation: RunEvaluation) -> None:
     write_signed(folder / EVALUATION, asdict(evaluation))
 
 
-@dataclass(frozen=True)
-class StudyFrames:
+class StudyFrames(NamedTuple):
     """A study's runs as pandas frames.
 
     Attributes:
@@ -398,18 +364,9 @@ class StudyFrames:
     history: Any
     evaluations: Any
 
-    def __repr__(self) -> str:
-        return (
-            f"StudyFrames({len(self.runs)} runs, {len(self.history)} values along them, "
-            f"{len(self.evaluations)} at selected epochs)"
-        )
-
 
 def load_study(out: str | Path) -> StudyFrames:
-    """Read every finished run of a study's folder into pandas frames.
-
-    Args:
-        out: folder of the study, or of one run.
+    """Read every finished run of a study's folder, or of one run's, into pandas frames.
 
     Raises:
         ImportError: pandas is not installed.
@@ -421,29 +378,27 @@ def load_study(out: str | Path) -> StudyFrames:
         ...
         ValueError: results/no-such-study holds no finished run
     """
-    out = Path(out)
-    folders = (
-        [out]
-        if (out / RECORD).is_file()
-        else sorted(p.parent for p in out.glob(f"runs/*/{RECORD}"))
-    )
+    found = sorted(path.parent for path in Path(out).glob(f"runs/*/{RECORD}"))
+    folders = [Path(out)] if (Path(out) / RECORD).is_file() else found
     if not folders:
         raise ValueError(f"{out} holds no finished run")
     import pandas
 
     runs, history, evaluations = [], [], []
     parts = ("layer", "split", "labels", "readout", "measure")
-    for found in map(load_run, folders):
-        name, record, evaluation = found.folder.name, found.record, found.evaluation
-        flat: dict[str, Any] = {"run": name}
-        for key, value in record.spec.items():
-            flat |= value if isinstance(value, dict) and key == "training" else {key: value}
-        sizes = {f"data_{key}": value for key, value in record.data.items()}
-        flat |= {"status": record.status, "reason": record.reason, "readout": record.readout}
-        flat |= {"epochs_run": record.epochs, "steps": record.steps, **sizes}
-        flat |= {"wall_seconds": record.wall_seconds, "wrong": record.noise["wrong"]}
-        flat["terminal_epoch"] = evaluation and evaluation.terminal_epoch
-        runs.append(flat)
+    for run in map(load_run, folders):
+        name, record, evaluation = run.folder.name, run.record, run.evaluation
+        spec = dict(record.spec)
+        runs.append(
+            {"run": name}
+            | spec.pop("training", {})
+            | spec
+            | {"status": record.status, "reason": record.reason, "readout": record.readout}
+            | {"epochs_run": record.epochs, "steps": record.steps}
+            | {f"data_{key}": value for key, value in record.data.items()}
+            | {"wall_seconds": record.wall_seconds, "wrong": record.noise["wrong"]}
+            | {"terminal_epoch": evaluation and evaluation.terminal_epoch}
+        )
         for entry in record.history:
             at = (name, entry["epoch"], entry["step"])
             history += [(*at, *key.split("/"), v) for key, v in entry["measures"].items()]

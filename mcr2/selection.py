@@ -4,7 +4,7 @@ A history is the sequence of a run's evaluations, oldest first, the one before t
 among them. A rule maps what it may see of it to an index. Rules run *online*: on a history that
 has grown by one evaluation a rule returns either the newest index or the one it returned before,
 so that a trainer needs to keep only the checkpoints selected so far. A new rule is one function
-of a sequence of accuracies and its entry in :data:`SELECTIONS`, which says what it may know.
+of a sequence of accuracies and its entry in :data:`SELECTIONS`, which says what it sees.
 """
 
 from __future__ import annotations
@@ -24,11 +24,9 @@ class Candidate:
 
     Args:
         epoch: epochs trained; 0 is before training.
-        validation_accuracy: on the held-out share, against its *noisy* labels; None where
-            nothing is held out.
+        validation_accuracy: on the held-out share, against its *noisy* labels; None without one.
         test_accuracy: on the test set; None where it was not measured.
-        validation_clean_accuracy: on the held-out share, against its true labels; None where
-            these are unknown.
+        validation_clean_accuracy: on the held-out share, against its true labels, if known.
     """
 
     epoch: int
@@ -42,11 +40,6 @@ Accuracies = Sequence[float | None]
 
 #: Evaluations without improvement after which :func:`patience` stops. A convention, not tuned.
 PATIENCE = 5
-
-
-def last(accuracies: Accuracies) -> int:
-    """Return the last evaluation."""
-    return len(accuracies) - 1
 
 
 def best(accuracies: Accuracies) -> int | None:
@@ -70,30 +63,20 @@ def patience(accuracies: Accuracies) -> int | None:
 
 @dataclass(frozen=True)
 class Rule:
-    """A selection rule: ``choose`` an index by the accuracies that it ``sees``.
-
-    Args:
-        choose: a function of accuracies, which returns None where it has nothing to go by.
-        sees: the field of :class:`Candidate` that it is given.
-        may_know: what that is, and what a user could know of it.
-    """
+    """Chooses an index, or None, by the field of :class:`Candidate` that it ``sees``."""
 
     choose: Callable[[Accuracies], int | None]
     sees: str
-    may_know: str
 
 
-#: Selection rules by name. Of equal accuracies they take the earliest.
+#: Selection rules by name. Of equal accuracies they take the earliest. A user has the held-out
+#: labels with their noise; ``clean_validation`` is a diagnostic; no honest rule beats ``oracle``.
 SELECTIONS: dict[str, Rule] = {
-    "last": Rule(last, "epoch", "nothing"),
-    "noisy_validation": Rule(
-        best, "validation_accuracy", "the held-out labels as a user has them, noise included"
-    ),
-    "patience": Rule(patience, "validation_accuracy", "what noisy_validation may, up to the stop"),
-    "clean_validation": Rule(
-        best, "validation_clean_accuracy", "the true held-out labels: a diagnostic"
-    ),
-    "oracle": Rule(best, "test_accuracy", "the test labels: what no honest rule beats"),
+    "last": Rule(lambda epochs: len(epochs) - 1, "epoch"),
+    "noisy_validation": Rule(best, "validation_accuracy"),
+    "patience": Rule(patience, "validation_accuracy"),
+    "clean_validation": Rule(best, "validation_clean_accuracy"),
+    "oracle": Rule(best, "test_accuracy"),
 }
 
 #: Those that need a held-out share.
@@ -103,13 +86,11 @@ NEED_VALIDATION = tuple(n for n, rule in SELECTIONS.items() if rule.sees.startsw
 def select(rule: str, history: Sequence[Candidate]) -> int:
     """Return the index of the evaluation that a rule reports.
 
+    Accuracies that are None or NaN are never selected by a rule that looks at them.
+
     Args:
         rule: a name in :data:`SELECTIONS`.
         history: evaluations, epochs rising.
-
-    Returns:
-        An index into ``history``. Accuracies that are None or NaN are never selected by a rule
-        that looks at them.
 
     Raises:
         ValueError: an unknown rule, an empty history, epochs that do not rise, or no evaluation
@@ -138,12 +119,8 @@ def select(rule: str, history: Sequence[Candidate]) -> int:
 class Selection:
     """The evaluation a rule selected, with the uncertainty of what it was selected by.
 
-    Args:
-        rule: name in :data:`SELECTIONS`.
-        epoch: epoch of the selected evaluation.
-        validation_accuracy: its noisy validation accuracy a, or None.
-        standard_error: binomial, ``sqrt(a (1 - a) / n)`` for n held-out samples, or None. Epochs
-            within about one of it cannot be told apart by the rule.
+    ``standard_error`` is that of the noisy validation accuracy, None where nothing was held out.
+    Epochs within about one of it cannot be told apart by the rule.
     """
 
     rule: str
@@ -155,12 +132,8 @@ class Selection:
 def make_selection(rule: str, history: Sequence[Candidate], *, n_validation: int) -> Selection:
     """Apply a rule and describe what it selected.
 
-    Args:
-        rule, history: as for :func:`select`.
-        n_validation: held-out samples; 0 where nothing is held out.
-
     Raises:
-        ValueError: as :func:`select`; none held out beside a validation accuracy.
+        ValueError: as :func:`select`; no sample held out beside a validation accuracy.
 
     Example:
         >>> history = [Candidate(0, 0.1, 0.1), Candidate(5, 0.5, 0.7)]

@@ -17,7 +17,7 @@ from mcr2.metrics.collapse import (
     collapse_of_moments,
     neural_collapse,
 )
-from mcr2.metrics.moments import ClassMoments, first_moments
+from mcr2.metrics.moments import ClassMoments, FirstMoments, first_moments
 
 FLAGS = ("mean_energy", "means_reliable", "classes", "absent", "smallest_class")
 MEASURES = tuple(f.name for f in fields(NeuralCollapse) if f.name not in FLAGS)
@@ -85,12 +85,17 @@ def oracle(H, y, K, W, b, means=None):
     return out | dict(zip([n + "_w" for n in names], frame(own), strict=True))
 
 
+def means_of(points):
+    return FirstMoments(torch.ones(len(points), dtype=torch.int64), points, 0.0)
+
+
 def measure(H, y, K, W=None, b=None, dtype=torch.float64, means=None):
     def to(x):
         return None if x is None else torch.tensor(x).to(dtype)
 
     y = torch.tensor(y)
-    return neural_collapse(to(H), y, num_classes=K, weight=to(W), bias=to(b), means=to(means))
+    given = None if means is None else means_of(to(means))
+    return neural_collapse(to(H), y, num_classes=K, weight=to(W), bias=to(b), means=given)
 
 
 def assert_close(got, want, rel=1e-5, but=()):
@@ -525,8 +530,8 @@ GOOD = {"features": torch.randn(6, 3), "labels": torch.arange(6) % 2, "num_class
             ({"weight": torch.ones(2, 3), "bias": torch.tensor(b)}, ValueError, "bias must be fin")
             for b in ([-math.inf, -math.inf], [math.inf, 0], [math.nan, 0])
         ),
-        ({"means": torch.zeros(3, 3)}, ValueError, r"means has shape \(3, 3\)"),
-        ({"means": torch.full((2, 3), math.inf)}, ValueError, "means must be finite"),
+        ({"means": means_of(torch.zeros(3, 3))}, ValueError, r"means has shape \(3, 3\)"),
+        ({"means": means_of(torch.full((2, 3), math.inf))}, ValueError, "means must be finite"),
     ],
 )
 def test_bad_input_is_refused_by_name(bad, error, message):
@@ -536,8 +541,8 @@ def test_bad_input_is_refused_by_name(bad, error, message):
 
 def test_arrays_are_taken_as_tensors_are():
     H, y, W, b = case(100, 6, 4)
-    got = neural_collapse(H, list(y), num_classes=4, weight=W, bias=b, means=W)
-    assert got == measure(H, y, 4, W, b, means=W)
+    got = neural_collapse(H, list(y), num_classes=4, weight=W, bias=b)
+    assert got == measure(H, y, 4, W, b)
 
 
 def test_moments_of_no_sample_have_no_collapse():

@@ -9,7 +9,6 @@ from sklearn.linear_model import Ridge
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 
 from mcr2.evaluation import MEASURES, Key, Labelled, evaluate_features, standard_readouts
-from mcr2.metrics import rank
 
 K, D, N, M = 4, 9, 240, 80
 
@@ -543,17 +542,3 @@ def test_bad_input_is_refused_by_name(change, error, message):
     arguments = {"train": GOOD, "num_classes": 2} | change
     with pytest.raises(error, match=message):
         evaluate_features(**arguments)
-
-
-def test_coherence_is_that_of_the_angles():
-    generator = torch.Generator().manual_seed(0)
-    bases = [torch.linalg.qr(torch.randn(8, q, generator=generator))[0] for q in (1, 3, 8, 2)]
-    bases.append(torch.zeros(8, 0))
-    overlaps = [
-        np.mean(np.cos(rank.principal_angles(bases[i], bases[j]).numpy()) ** 2)
-        for i in range(4)
-        for j in range(i)
-    ]
-    assert rank.coherence(bases) == pytest.approx(np.mean(overlaps), rel=1e-6)
-    assert rank.between_classes(bases).coherence == rank.coherence(bases)
-    assert rank.coherence(bases[:1]) is None

@@ -276,13 +276,6 @@ def test_with_fewer_samples_than_dimensions_every_sample_is_in_its_own_subspace(
     assert inside.gather(1, y[:, None]).abs().max() < 1e-12
 
 
-def test_many_samples_are_scored_in_chunks_as_in_one(monkeypatch):
-    readout = fit_readout("nearest_subspace@2", X, Y, num_classes=K)
-    whole = readout.scores(TEST)
-    monkeypatch.setattr("mcr2.readouts._CHUNK", 100)
-    torch.testing.assert_close(readout.scores(TEST), whole)
-
-
 def test_half_precision_features_give_the_scores_of_their_exact_values():
     H = X.bfloat16()
     got = fit_readout("nearest_subspace@2", H, Y, num_classes=K).scores(TEST)

@@ -11,7 +11,7 @@ features, with a ``classifier()`` if it has a linear head of its own.
 """
 
 from mcr2.evaluation.arrays import read_features
-from mcr2.evaluation.catalogue import FAMILIES, MEASURES, Measure, Value, View
+from mcr2.evaluation.catalogue import FAMILIES, MEASURES, Measure
 from mcr2.evaluation.encoders import ImageEncoder, encode, encode_layers, evaluate, layers_of
 from mcr2.evaluation.features import Labelled, evaluate_features, standard_readouts
 from mcr2.evaluation.results import COMMON_READOUT, Evaluation, Key, measure_key
@@ -25,8 +25,6 @@ __all__ = [
     "Key",
     "Labelled",
     "Measure",
-    "Value",
-    "View",
     "encode",
     "encode_layers",
     "evaluate",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,8 +14,11 @@ from mcr2.evaluation.features import Labelled
 NEEDED = ("features", "labels")
 ALLOWED = ("clean_labels", "weight", "bias", "test_features", "test_labels")
 
-#: Without a classifier, a file may be of so many classes, or of as many as it has samples. Labels
-#: beyond are codes of something else, and arrays of K × d would be spent for nothing.
+#: What may not come without another.
+NEEDS = {"test_features": "test_labels", "test_labels": "test_features", "bias": "weight"}
+
+#: Without a classifier, a file may be of so many classes, or of as many as it has samples: larger
+#: labels are codes of something else.
 MOST_CLASSES = 1000
 
 
@@ -41,9 +43,8 @@ def read_features(path: str | Path, *, num_classes: int | None = None) -> Arrays
 
     Raises:
         FileNotFoundError: no such file.
-        TypeError, ValueError: an array is missing or malformed, labels are out of range, or
-            classes fewer than two or too many; the line names the file, the array and what is
-            allowed.
+        TypeError, ValueError: an array is missing or malformed, labels are out of range, or classes
+            fewer than two or too many; named are the file, the array and what is allowed.
 
     Example:
         >>> import tempfile, numpy as np
@@ -53,11 +54,9 @@ def read_features(path: str | Path, *, num_classes: int | None = None) -> Arrays
         2
     """
     arrays = read_arrays(Path(path), NEEDED, ALLOWED)
-    for one, other in (("test_features", "test_labels"), ("test_labels", "test_features")):
+    for one, other in NEEDS.items():
         if one in arrays and other not in arrays:
-            raise ValueError(f"{path}: {one} without {other}; give both or neither")
-    if "bias" in arrays and "weight" not in arrays:
-        raise ValueError(f"{path}: a bias without a weight")
+            raise ValueError(f"{path}: {one} without {other}")
 
     def floating(name: str, *shape: int | str) -> Tensor:
         return checks.floating(f"{path}: {name}", arrays[name], *shape)
@@ -73,14 +72,13 @@ def read_features(path: str | Path, *, num_classes: int | None = None) -> Arrays
         for name, count in counts.items()
         if name in arrays
     }
-    K = max(int(y.max()) for y in given.values()) + 1
+    K, most = max(int(y.max()) for y in given.values()) + 1, max(N, MOST_CLASSES)
     if "weight" in arrays:
         K, why = len(floating("weight", "K", d)), "the rows of weight"
     if num_classes is not None:
         K, why = num_classes, "the number of classes given"
-    most = math.inf if "weight" in arrays else max(N, MOST_CLASSES)
-    if not 2 <= K <= most:
-        allowed = "at least 2" + f", and without a weight at most {most}" * (most < math.inf)
+    if K < 2 or (most < K and "weight" not in arrays):
+        allowed = f"at least 2, and without a weight at most {most}"
         raise ValueError(f"{path}: {why} makes {K} classes; there must be {allowed}")
     for name, y in given.items():
         checks.labels(y, K, name=f"{path}: {name}")

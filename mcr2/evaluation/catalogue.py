@@ -26,13 +26,8 @@ Value: TypeAlias = float | int | None
 class View:
     """What a measure is computed of: samples by one set of labels.
 
-    Attributes:
-        split: such as ``train_wrong``.
-        kinds: ``noisy``, ``clean``, or both where they agree; ``-`` where labels do not matter.
-        features, labels: ``(N, d)``, and int64 ``(N,)``.
-        num_classes: K; some may be absent.
-        classifier: of a measure per classifier.
-        predictions: int64 ``(N,)``, of a measure per readout.
+    The ``kinds`` are ``noisy``, ``clean``, or both where these labels agree; ``-`` where labels do
+    not matter. A measure per classifier has the ``classifier``, one per readout ``predictions``.
     """
 
     split: str
@@ -157,27 +152,3 @@ MEASURES: dict[str, Measure] = {
         _rate("class_rate_mean", "mean R_k of the classes present"),
     )
 }
-
-
-def as_markdown() -> str:
-    """Return the measures as a table in Markdown, a family at a time.
-
-    Example:
-        >>> print(as_markdown().splitlines()[3])
-        | `accuracy` | share predicted as labelled | readout | high | yes |
-    """
-    lines = ["| measure | | by | better | history |", "|---|---|---|---|---|"]
-    for family, title in FAMILIES.items():
-        lines.append(f"| **{title}** | | | | |")
-        for m in MEASURES.values():
-            if m.family == family:
-                kept = "yes" if m.history else ""
-                cells = (
-                    f"`{m.name}`",
-                    m.title.replace("|", "\\|"),
-                    m.per,
-                    m.better or "",
-                    kept,
-                )
-                lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)

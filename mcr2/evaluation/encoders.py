@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -17,9 +17,8 @@ from mcr2.evaluation.results import COMMON_READOUT, FEATURES, Evaluation
 class ImageEncoder(Protocol):
     """What the evaluator asks of a network, trained or constructed.
 
-    It may have named stages: then ``layer_names()`` returns their names, and
-    ``layer_features(images, names)`` their outputs ``(m, d_l)``, by name, and ``features`` among
-    them the encoder's own.
+    It may name stages by ``layer_names()``: then ``layer_features(images, names)`` returns their
+    outputs ``(m, d_l)`` by name, ``features`` being the encoder's own.
     """
 
     training: bool
@@ -57,30 +56,27 @@ def encode_layers(
         layers: names of stages of the encoder.
         batch_size: images at a time; memory grows with it, the result does not change.
 
-    Returns:
-        ``(N, d_l)`` by name, ``features`` first, in at least float32, on the images' device.
+    Returned are ``(N, d_l)`` by name, ``features`` first, at least float32, on the images' device.
 
     Raises:
         ValueError: a stage that the encoder does not have.
     """
     names = tuple(dict.fromkeys((FEATURES, *layers)))
-    staged: Any = encoder
     for name in names:
         checks.choice("layer", name, (FEATURES, *layers_of(encoder)))
-
-    def forward(batch: Tensor) -> Mapping[str, Tensor]:
-        alone = len(names) == 1
-        return {FEATURES: encoder(batch)} if alone else staged.layer_features(batch, names)
-
+    staged: Any = encoder
     mode = encoder.training
     encoder.train(False)
     try:
-        parts = [forward(to_float(batch)) for batch in torch.split(images, batch_size)]
+        batches = map(to_float, torch.split(images, batch_size))
+        if len(names) == 1:
+            parts = [{FEATURES: encoder(batch)} for batch in batches]
+        else:
+            parts = [staged.layer_features(batch, names) for batch in batches]
     finally:
         encoder.train(mode)
     whole = {name: torch.cat([part[name] for part in parts]) for name in names}
-    half = (torch.float16, torch.bfloat16)
-    return {name: H.float() if H.dtype in half else H for name, H in whole.items()}
+    return {n: H.to(torch.promote_types(H.dtype, torch.float32)) for n, H in whole.items()}
 
 
 def evaluate(
@@ -97,15 +93,9 @@ def evaluate(
 ) -> Evaluation:
     """Measure one encoder by its features of all splits.
 
-    Args:
-        encoder: images -> features.
-        train, test, validation: as for :func:`evaluate_features`, with images for features.
-        num_classes, readout, readouts, full: as for :func:`evaluate_features`.
-        layers: named stages to measure too. There is no head in them, and a note names the
-            readouts that do not fit their width.
-
-    Raises:
-        ValueError: as :func:`evaluate_features` and :func:`encode_layers`.
+    Arguments and errors are those of :func:`evaluate_features`, with images for features. Named
+    stages are measured too where ``layers`` lists them. There is no head in them, and a note names
+    the readouts that do not fit their width.
     """
     splits = [split for split in (train, test, validation) if split is not None]
     encoded = [encode_layers(encoder, split.images, layers) for split in splits]

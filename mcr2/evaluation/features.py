@@ -38,7 +38,7 @@ from mcr2.metrics.coding import coding_measures
 from mcr2.metrics.collapse import neural_collapse
 from mcr2.metrics.margins import alignment, margins
 from mcr2.metrics.memorization import memorization
-from mcr2.metrics.moments import first_moments
+from mcr2.metrics.moments import first_moments, unit
 from mcr2.metrics.rank import between_classes, class_geometry, coherence, rank_and_spectrum
 from mcr2.readouts import (
     NUMBERED,
@@ -112,21 +112,17 @@ def evaluate_features(
 
     Args:
         train: the samples that readouts are fitted on.
-        test: samples to measure, whose ``labels`` are the true ones.
-        validation: samples held out, with labels as noisy as the training ones.
+        test, validation: samples to measure; those held out have labels as noisy as the training's.
         num_classes: K, at least 2; classes may be absent, which a note then says.
         readout: the classifier to report by default, a name of :mod:`mcr2.readouts`.
-        readouts: further ones, beside ``ridge``. The measures of one that cannot be fitted are
-            None, and a note says why.
+        readouts: further ones, beside ``ridge``. Of one that cannot be fitted a note says why.
         head: the linear classifier W ``(K, d)``, b ``(K,)`` or None that came with the features.
         full: False takes the measures of a history only.
         layer: what the features are called in keys.
 
     Raises:
-        TypeError: features that are not floating, labels that are not integers.
-        ValueError: shapes that do not fit, labels out of range, entries that are not finite,
-            fewer than two classes, an unknown readout, or a default readout that cannot be
-            fitted (``head`` without a head).
+        TypeError, ValueError: as :func:`mcr2.checks.samples`; fewer than two classes, an unknown
+            readout, or a default readout that cannot be fitted (``head`` without a head).
 
     Example:
         >>> corners = torch.eye(3).repeat(4, 1)
@@ -286,13 +282,13 @@ class _Evaluator:
         H, truth = self.splits[split]["-"].features, self.truth.labels if self.truth else None
         guesses = fitted.predict_training(H) if split == "train" else fitted.predict(H)
         for kind, view in self.splits[split].items():
-            values: dict[str, Any] = {}
             if (split, kind) == ("train", "noisy"):
                 values = asdict(memorization(guesses, view.labels, truth))
             elif kind != "-":
                 values = {"accuracy": accuracy(guesses, view.labels)}
-            if values:
-                self.put(replace(view, predictions=guesses), values, "accuracy", by=name)
+            else:
+                continue
+            self.put(replace(view, predictions=guesses), values, "accuracy", by=name)
 
     def fill_in_unfitted(self) -> None:
         """Give readouts that were not fitted the keys of ``ridge``, and no value."""
@@ -305,8 +301,7 @@ class _Evaluator:
     def measure_dimension(self, view: View) -> None:
         """Note rank and spectrum of all samples."""
         ranks, energies = rank_and_spectrum(view.features)
-        spread = float(energies.sum()) > 0
-        profile = {"spectrum": energies / energies.sum()} if spread else {}
+        profile = {"spectrum": energies / energies.sum()} if ranks.dim95 else {}
         self.put(view, asdict(ranks) | profile, "rank")
 
     def measure_collapse(self, view: View) -> None:
@@ -314,7 +309,7 @@ class _Evaluator:
         for readout, head in self.classifiers.items():
             collapse = partial(neural_collapse, view.features, view.labels, num_classes=self.K)
             values = asdict(collapse(weight=head.weight, bias=head.bias))
-            values["classes_present"] = values.pop("classes")
+            values["classes_present"] = values["classes"]
             if self.full and view.split != "train":
                 about = collapse(weight=head.weight, bias=head.bias, means=self.moments)
                 values |= {f"{name}_about_train": value for name, value in asdict(about).items()}
@@ -343,23 +338,23 @@ class _Evaluator:
 
         They are None where it never predicts the class of some sample.
         """
-        levels = (*QUANTILES.values(), *MARGIN_GRID)
+        names = [m.name for m in MEASURES.values() if m.name.startswith("margin_")]
         for name, head in self.classifiers.items():
-            able, found = torch.isfinite(head.bias), None
+            able, values = torch.isfinite(head.bias), dict[str, Any].fromkeys(names)
             if bool(able[view.labels].all()) and int(able.sum()) > 1:
                 y, W, b = (able.cumsum(0) - 1)[view.labels], head.weight[able], head.bias[able]
+                levels = (*QUANTILES.values(), *MARGIN_GRID)
                 found = margins(view.features, y, W, b, quantiles=levels)
-            normalised = found.normalised if found else None
-            values: dict[str, Any] = {"margin_positive": found.positive if found else None}
-            for i, quantile in enumerate(QUANTILES):
-                values[f"margin_{quantile}"] = found.raw[i] if found else None
-                values[f"margin_normalised_{quantile}"] = normalised[i] if normalised else None
-            values["margin_mean"] = found.mean if found else None
-            values["margin_normalised_mean"] = found.normalised_mean if found else None
+                values |= {"margin_positive": found.positive, "margin_mean": found.mean}
+                values["margin_normalised_mean"] = found.normalised_mean
+                values |= {f"margin_{q}": v for q, v in zip(QUANTILES, found.raw, strict=False)}
+                normalised = found.normalised or ()
+                for q, value in zip(QUANTILES, normalised, strict=False):
+                    values[f"margin_normalised_{q}"] = value
+                if normalised and "noisy" in view.kinds:
+                    grid = torch.tensor(normalised[len(QUANTILES) :], dtype=torch.float64)
+                    self.put(replace(view, kinds=("noisy",)), {"margin_quantiles": grid}, by=name)
             self.put(replace(view, classifier=head), values, "margins", by=name)
-            if normalised and "noisy" in view.kinds:
-                grid = torch.tensor(normalised[len(QUANTILES) :], dtype=torch.float64)
-                self.put(replace(view, kinds=("noisy",)), {"margin_quantiles": grid}, by=name)
 
 
 def _cosines(test: View) -> dict[str, Tensor]:
@@ -367,8 +362,7 @@ def _cosines(test: View) -> dict[str, Tensor]:
     most = min(COSINES, max(1, MOST_COSINES // test.num_classes))
     places = [(test.labels == k).nonzero().flatten()[:most] for k in range(test.num_classes)]
     chosen = torch.cat(places)[:MOST_COSINES]
-    H = test.features[chosen].double()
-    H = torch.nn.functional.normalize(H / H.abs().amax().clamp(min=1e-300), dim=1)
+    H = unit(test.features[chosen].double())
     cosines = (H @ H.T).abs().round(decimals=3)
     return {"abs_cosine": cosines, "abs_cosine_labels": test.labels[chosen]}
 

@@ -23,12 +23,10 @@ FITTED_CLEAN = "+clean"
 class Key(NamedTuple):
     """The name of a number: ``layer/split/labels/readout/measure``, ``-`` where a part is void.
 
-    Args:
-        layer: ``features``, or a named stage of the encoder.
-        split: ``train``, its parts ``train_wrong`` and ``train_correct``, ``validation``, ``test``.
-        labels: ``noisy``, those trained on, or ``clean``, the true ones.
-        readout: a classifier of :mod:`mcr2.readouts`; with ``+clean`` fitted on clean labels.
-        measure: a name of :data:`mcr2.evaluation.catalogue.MEASURES`, or of a profile.
+    A layer is ``features`` or a named stage of the encoder; a split ``train``, ``validation``,
+    ``test``, or ``train_wrong`` and ``train_correct``, the parts of train; labels are ``noisy``,
+    those trained on, or ``clean``; a readout with ``+clean`` was fitted on clean labels; a measure
+    is one of :data:`mcr2.evaluation.catalogue.MEASURES`, or a profile.
 
     Example:
         >>> str(Key(split="test", labels="clean", readout="ridge", measure="accuracy"))
@@ -98,10 +96,9 @@ class Evaluation:
             KeyError: it was not measured; the message lists keys of that name.
         """
         if readout is None:
-            readout = "-"
-            if measure in MEASURES and MEASURES[measure].per in ("classifier", "readout"):
-                headless = layer != FEATURES and self.readout == "head"
-                readout = COMMON_READOUT if headless else self.readout
+            by = measure in MEASURES and MEASURES[measure].per in ("classifier", "readout")
+            headless = layer != FEATURES and self.readout == "head"
+            readout = (COMMON_READOUT if headless else self.readout) if by else "-"
         key = measure_key(measure, split=split, labels=labels, readout=readout, layer=layer)
         if key not in self.measures:
             alike = [k for k in self.measures if Key.parse(k).measure == measure]

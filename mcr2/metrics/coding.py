@@ -8,20 +8,13 @@ import torch
 
 from mcr2 import checks
 from mcr2.checks import Array, Labels
+from mcr2.metrics.moments import unit
 from mcr2.rates import rate_reduction
 
 
 @dataclass(frozen=True)
 class CodingMeasures:
-    """Coding rates of a set of features and of its classes, in nats.
-
-    Args:
-        rate: R.
-        compressed_rate: R_c.
-        reduction: ΔR = R - R_c.
-        class_rate_mean: mean of R_k over the classes that are present.
-        class_rates: R_k of each class; 0 for an absent one.
-    """
+    """R, R_c, ΔR = R - R_c, the mean of R_k over the classes present, and all R_k, in nats."""
 
     rate: float
     compressed_rate: float
@@ -57,11 +50,7 @@ def coding_measures(
     num_classes = checks.integer("num_classes", num_classes, 1)
     eps_sq = checks.positive("eps_sq", eps_sq)
     Z, y = checks.samples(features, labels, num_classes)
-    Z = Z.to(torch.promote_types(Z.dtype, torch.float32))
-    # By the largest entry first: the squares of a tiny or huge feature leave float32.
-    largest = Z.abs().amax(dim=1, keepdim=True)
-    Z = Z / torch.where(largest > 0, largest, torch.ones_like(largest))
-    Z = torch.nn.functional.normalize(Z, dim=1)
+    Z = unit(Z.to(torch.promote_types(Z.dtype, torch.float32)))
     rates = rate_reduction(Z, y, num_classes=num_classes, eps_sq=eps_sq)
     present = torch.bincount(y, minlength=num_classes) > 0
     return CodingMeasures(

@@ -57,13 +57,11 @@ class NeuralCollapse:
     present; the measures of W likewise. ``nc2_..._w`` to ``nc4`` need a classifier.
 
     Args:
-        nc1, ..., nc4: as defined there, K being the number of classes present.
         mean_energy: ``Σ_k ‖μ_k‖² / (K · mean ‖h‖²)``, the part of the features that their class
             means hold; 0 for zero features.
         means_reliable: whether ``mean_energy`` reaches :data:`MEAN_ENERGY_FLOOR`. Where classes
             are subspaces through the origin, class means may vanish and all of these become 0/0.
-        classes: the number of classes present.
-        absent: the classes that are not.
+        classes, absent: the number of classes present, K above, and the classes that are not.
         smallest_class: samples in the smallest class, 0 where one is absent; a class with one has
             no variance to measure and pulls nc1 and cdnv down.
     """
@@ -95,7 +93,7 @@ def neural_collapse(
     num_classes: int,
     weight: Array | None = None,
     bias: Array | None = None,
-    means: Array | FirstMoments | None = None,
+    means: FirstMoments | None = None,
 ) -> NeuralCollapse:
     """Measure neural collapse over the classes that are present.
 
@@ -110,10 +108,9 @@ def neural_collapse(
         weight: W ``(num_classes, d)``, used uncentred. The rows of absent classes are left out of
             all but nc4, whose argmax is over all rows.
         bias: b ``(num_classes,)``, or None for no bias; -inf for a class never to be predicted.
-        means: class means ``(num_classes, d)`` to measure about, as for test samples about the
+        means: the class means of other samples to measure about, as test samples are about the
             training class means. K is then the number of means, of classes without samples too;
-            only cdnv is over pairs of classes with samples. Given as :func:`first_moments` of
-            other samples, a class absent there has no mean, and samples of it are left out.
+            only cdnv is over pairs of classes with samples. A class without a mean is left out.
 
     Raises:
         TypeError, ValueError: as :func:`mcr2.checks.samples`; fewer than two classes; weight, bias
@@ -131,9 +128,10 @@ def neural_collapse(
     K = checks.integer("num_classes", num_classes, 2)
     H, y = checks.samples(features, labels, K)
     eps, work = precision(H), torch.promote_types(H.dtype, torch.float32)
-    given = None if means is None else _given(means, K, H)
-    if given is not None and not bool(given.counts.all()):
-        kept = given.counts[y] > 0
+    if means is not None:
+        counts = means.counts.to(H.device)
+        points = exact(checks.floating("means", means.means, K, H.shape[1])).to(H.device)
+        kept = counts[y] > 0
         H, y = H[kept], y[kept]
 
     first, unit = average(H, y, K), 1.0
@@ -141,12 +139,12 @@ def neural_collapse(
         unit = math.ldexp(1.0, math.frexp(float(H.abs().max()))[1] - 1)
         H = H.double() / unit
         first = average(H, y, K)
-    points, counts = (first.means, first.counts) if given is None else (given[1] / unit, given[0])
+    points, counts = (first.means, first.counts) if means is None else (points / unit, counts)
     about = _Means(points, counts, eps, first.energy)
     W, b = _classifier(weight, bias, about.means)
     judge = None
     if W is not None and not about.vanishes and len(H) > 0:
-        judge = _Judge(about, W, b / unit, work)
+        judge = _judge(about, W, b / unit, work)
 
     squares, along, mismatches = about.means.new_zeros(K), about.means.new_zeros(()), 0
     # A mean is its rounding and the rest: samples less both are right to the last digit.
@@ -154,14 +152,16 @@ def neural_collapse(
     rest = (about.means - coarse).to(work)
     with torch.autocast(H.device.type, enabled=False):  # it would take products in half precision
         for part, classes in pieces(H, y):
-            x = part.to(work) - coarse.index_select(0, classes)
-            if work != torch.float64:
-                x -= rest.index_select(0, classes)
-            norms = torch.linalg.vector_norm(x, dim=1)
-            squares.index_add_(0, classes, norms.double().square())
+            x = part.to(work) - coarse[classes] - rest[classes]
+            norms = torch.linalg.vector_norm(x, dim=1).double()
+            squares.index_add_(0, classes, norms.square())
             along += (span @ x.T).square().sum(dtype=torch.float64)
             if judge is not None:
-                mismatches += judge.mismatches(x, norms, classes)
+                rows, table = judge
+                near, score = torch.split(
+                    table[classes].addmm_(x, rows.T), [len(about.kept), K], dim=1
+                )
+                mismatches += int((score.argmax(1) != about.kept[near.argmax(1)]).sum())
     nc4 = None if judge is None else mismatches / len(H)
     return _measures(about, first.counts, squares, float(along), W, nc4)
 
@@ -172,13 +172,6 @@ def collapse_of_moments(moments: ClassMoments, *, weight: Array | None = None) -
     Everything is as for :func:`neural_collapse`, but for ``nc4``, which is None: moments do not
     determine it. A second pass does: it is the mean over batches H of
     ``(H @ W.T + b).argmax(1) != torch.cdist(H, moments.means).argmin(1)``.
-
-    Args:
-        moments: of the samples.
-        weight: W ``(K, d)``.
-
-    Raises:
-        TypeError, ValueError: as :func:`neural_collapse`; no sample at all.
 
     Example:
         >>> moments = ClassMoments(2, 2)
@@ -197,17 +190,11 @@ def collapse_of_moments(moments: ClassMoments, *, weight: Array | None = None) -
 
 
 class _Means:
-    """What the measures need of the means that they are taken about.
+    """What the measures need of the means ``(num_classes, d)`` that they are taken about.
 
-    Attributes:
-        means: float64 ``(num_classes, d)``, of all classes.
-        kept: the K classes that have a mean; all below is of these.
-        centre, centred, gram: μ_G, M ``(K, d)`` and ``MMᵀ``.
-        energy: mean ‖h‖² of the samples.
-        noise: a length at or below which means cannot be told apart: what rounding leaves of
-            equal means would otherwise be taken for directions.
-        vanishes: whether all means agree up to it.
-        span: T ``(r, d)`` with ``Σ_B⁺ = K TᵀT``.
+    Of the K classes ``kept``, which have a mean: ``centre, centred, gram`` are μ_G, M and MMᵀ, and
+    ``span`` is T ``(r, d)`` with ``Σ_B⁺ = K TᵀT``. Means no further apart than ``noise`` are equal
+    up to rounding, which would otherwise be taken for directions; all are where it ``vanishes``.
     """
 
     def __init__(self, means: Tensor, counts: Tensor, eps: float, energy: float) -> None:
@@ -232,57 +219,21 @@ class _Means:
         self.span = (vectors / values).T @ self.centred if narrow else (vectors / values.sqrt()).T
 
 
-class _Judge:
-    """Counts the samples where ``argmax(W h + b)`` is not the nearest class mean.
+def _judge(about: _Means, weight: Tensor, bias: Tensor, work: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return what says whether a sample's nearest class mean is ``argmax(W h + b)``.
 
     Both are largest scores ``r_kᵀ(h - μ_G) + l_k``: the nearest mean has ``r = μ̄_k`` and
-    ``l = -‖μ̄_k‖²/2``. With the scores at each class mean in a table, a product over samples sees
-    only deviations from it, and float32 does not lose those beside a large mean.
+    ``l = -‖μ̄_k‖²/2``. Given are the rows r, and all scores at each class mean: a product over
+    samples sees only deviations from it, and float32 does not lose those beside a large mean.
     """
-
-    def __init__(self, about: _Means, weight: Tensor, bias: Tensor, work: torch.dtype) -> None:
-        self.kept, M = about.kept, about.centred
-        near = about.gram - about.gram.diagonal() / 2
-        score = M @ weight.T + (weight @ about.centre + bias)
-        own = torch.arange(len(M), device=M.device)
-        radii = torch.minimum(_radii(M, near, own), _radii(weight, score, self.kept))
-        self.rows = torch.cat([M, weight]).to(work)
-        self.safe = self.rows.new_zeros(len(weight))
-        self.safe[self.kept] = radii.to(work)
-        self.table = self.rows.new_zeros(len(weight), len(self.rows))
-        # Less the largest: only differences count.
-        tables = [scores - scores.amax(1, keepdim=True) for scores in (near, score)]
-        self.table[self.kept] = torch.cat(tables, dim=1).to(work)
-
-    def mismatches(self, x: Tensor, norms: Tensor, classes: Tensor) -> int:
-        """Count them among samples less their class means, x ``(n, d)``, of these norms."""
-        doubtful = (norms >= self.safe.index_select(0, classes)).nonzero().flatten()
-        if len(doubtful) == 0:
-            return 0
-        if len(doubtful) < len(x):
-            x, classes = x.index_select(0, doubtful), classes.index_select(0, doubtful)
-        scores = self.table.index_select(0, classes).addmm_(x, self.rows.T)
-        nearest = self.kept[scores[:, : len(self.kept)].argmax(1)]
-        return int((scores[:, len(self.kept) :].argmax(1) != nearest).sum())
-
-
-def _radii(rows: Tensor, scores: Tensor, own: Tensor) -> Tensor:
-    """Return how far from its class mean a sample's largest score is surely that of its class.
-
-    Score k gains on the own y by at most ``‖x‖ ‖r_k - r_y‖``. Of a collapsed network with many
-    classes this spares NC4 most of its products. What is not positive means nowhere.
-
-    Args:
-        rows: r ``(n, d)``.
-        scores: at the class means ``(K, n)``.
-        own: the column of each class's own score ``(K,)``.
-    """
-    lead = scores.gather(1, own.unsqueeze(1)) - scores
-    # With allowances for the rounding of differences and, later, of norms in float32.
-    apart = torch.cdist(rows[own], rows) + 1e-7 * torch.linalg.vector_norm(rows, dim=1).max()
-    radii = (lead / apart).scatter_(1, own.unsqueeze(1), torch.inf).amin(1)
-    safe: Tensor = radii.nan_to_num(0.0, posinf=torch.inf) * (1 - 1e-5)
-    return safe
+    near = about.gram - about.gram.diagonal() / 2
+    score = about.centred @ weight.T + (weight @ about.centre + bias)
+    rows = torch.cat([about.centred, weight]).to(work)
+    table = rows.new_zeros(len(weight), len(rows))
+    # Less the largest: only differences count.
+    tables = [scores - scores.amax(1, keepdim=True) for scores in (near, score)]
+    table[about.kept] = torch.cat(tables, dim=1).to(work)
+    return rows, table
 
 
 def _measures(
@@ -368,15 +319,6 @@ def _off_simplex(products: Tensor) -> float:
     K = len(products)
     simplex = (torch.eye(K).to(products) - 1 / K) / math.sqrt(K - 1)
     return float((products / products.norm() - simplex).norm())
-
-
-def _given(means: Array | FirstMoments, K: int, H: Tensor) -> FirstMoments:
-    """Return class means ``(K, d)`` with counts, of ones where none came with them."""
-    counts = torch.ones(K, dtype=torch.int64)
-    if isinstance(means, FirstMoments):
-        counts, means, _ = means
-    points = exact(checks.floating("means", means, K, H.shape[1]))
-    return FirstMoments(counts.to(H.device), points.to(H.device), 0.0)
 
 
 def _classifier(

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,21 +19,13 @@ from mcr2 import checks
 from mcr2.checks import Array, Labels
 from mcr2.metrics.moments import exact, pieces
 
-#: Quantiles of the margins that :class:`Margins` holds by default.
-QUANTILES = (0.0, 0.01, 0.1, 0.5, 0.9, 1.0)
-
 
 @dataclass(frozen=True)
 class Margins:
-    """The distribution of the margins of a set of samples.
+    """The margins q of a set of samples: their ``mean`` and the share of ``positive`` ones.
 
-    Args:
-        raw: q at each of the quantiles asked for, linearly interpolated; 0 is the least.
-        mean: mean of q.
-        normalised: ``raw`` over ``scale``; None where that is zero.
-        normalised_mean: ``mean`` over ``scale``; None likewise.
-        scale: ``‖W‖_F · mean ‖h‖``.
-        positive: share of samples with q > 0.
+    ``raw`` is q at the quantiles asked for. The normalised are over ``scale = ‖W‖_F · mean ‖h‖``,
+    and None where that is zero.
     """
 
     raw: tuple[float, ...]
@@ -49,7 +42,7 @@ def margins(
     weight: Array,
     bias: Array | None = None,
     *,
-    quantiles: Sequence[float] = QUANTILES,
+    quantiles: Sequence[float],
 ) -> Margins:
     """Summarise the margins of samples, raw and normalised.
 
@@ -62,33 +55,35 @@ def margins(
         quantiles: where to evaluate the distribution, each in [0, 1].
 
     Raises:
-        TypeError: features, weight or bias not floating, labels not integers.
-        ValueError: shapes that do not fit, fewer than two classes, labels out of range, entries
-            that are not finite, a quantile outside [0, 1].
+        TypeError, ValueError: as :func:`mcr2.checks.samples`; a weight or bias not floating, finite
+            and of its shape; fewer than two classes; a quantile outside [0, 1].
 
     Example:
         >>> H = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
-        >>> summary = margins(H, [0, 1], torch.eye(2))
+        >>> summary = margins(H, [0, 1], torch.eye(2), quantiles=[0.5])
         >>> summary.mean, summary.positive, round(summary.normalised_mean, 4)
         (2.0, 1.0, 0.7071)
     """
     levels = [checks.number("quantiles", level, 0, 1) for level in quantiles]
-    W = _weight("weight", weight)
+    W = _weight(weight)
     H, y = checks.samples(features, labels, len(W))
     W = checks.floating("weight", W, len(W), H.shape[1]).to(H.device)
     b = W.new_zeros(len(W))
     if bias is not None:
         b = exact(checks.floating("bias", bias, len(W))).to(H.device)
-    q, scale = _margins(H, y, W, b), float(torch.linalg.matrix_norm(W))
-    scale *= sum(float(part.double().norm(dim=1).sum()) for part, _ in pieces(H, y)) / len(H)
-    ordered = q.sort().values
-    # By hand: torch.quantile refuses more than 16 million samples.
-    places = torch.tensor(levels, dtype=torch.float64, device=q.device) * (len(q) - 1)
-    below, above = ordered[places.floor().long()], ordered[places.ceil().long()]
-    raw = torch.lerp(below, above, places.frac()).tolist()
+    parts, norms = [], 0.0
+    for part, classes in pieces(H, y):
+        h, own = part.double(), classes.unsqueeze(1)
+        scores = torch.addmm(b, h, W.T)
+        label = scores.gather(1, own).squeeze(1)
+        parts.append(label - scores.scatter_(1, own, -torch.inf).amax(1))
+        norms += float(h.norm(dim=1).sum())
+    q, scale = torch.cat(parts), float(torch.linalg.matrix_norm(W)) * norms / len(H)
+    # NumPy's: torch.quantile refuses more than 16 million samples.
+    raw = tuple(np.quantile(q.cpu().numpy(), levels).tolist())
     mean = float(q.mean())
     return Margins(
-        raw=tuple(raw),
+        raw=raw,
         mean=mean,
         normalised=tuple(value / scale for value in raw) if scale > 0 else None,
         normalised_mean=mean / scale if scale > 0 else None,
@@ -107,23 +102,17 @@ def alignment(weight: Array, other: Array) -> float | None:
     margin, which is where gradient descent on separable data tends (Soudry et al., "The implicit
     bias of gradient descent on separable data", JMLR 2018).
 
-    Args:
-        weight: W ``(K, d)``, K at least 2.
-        other: V ``(K, d)``.
-
-    Returns:
-        The mean over rows where neither centred vector is zero; None where there is none.
+    The mean is over rows where neither centred vector is zero; None where there is none.
 
     Raises:
-        TypeError: weights that are not floating.
-        ValueError: shapes that are not ``(K, d)`` or differ, entries that are not finite.
+        TypeError, ValueError: weights that are not floating, finite, and both ``(K, d)``, K >= 2.
 
     Example:
         >>> W = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
         >>> round(alignment(W, 5 * W + 3), 6), round(alignment(W, -W), 6)
         (1.0, -1.0)
     """
-    W = _weight("weight", weight)
+    W = _weight(weight)
     V = exact(checks.floating("other", other, *W.shape)).to(W.device)
     centred = []
     for rows in (W, V):
@@ -137,20 +126,9 @@ def alignment(weight: Array, other: Array) -> float | None:
     return float(cosines[defined].mean()) if bool(defined.any()) else None
 
 
-def _margins(H: Tensor, y: Tensor, W: Tensor, b: Tensor) -> Tensor:
-    """Return q, float64 ``(N,)``."""
-    parts = []
-    for part, classes in pieces(H, y):
-        own = classes.unsqueeze(1)
-        scores = torch.addmm(b, part.double(), W.T)
-        label = scores.gather(1, own).squeeze(1)
-        parts.append(label - scores.scatter_(1, own, -torch.inf).amax(1))
-    return torch.cat(parts)
-
-
-def _weight(name: str, weight: Array) -> Tensor:
+def _weight(weight: Array) -> Tensor:
     """Check a classifier's weight ``(K, d)`` and return it in float64."""
-    W = exact(checks.floating(name, weight, "K", "d"))
+    W = exact(checks.floating("weight", weight, "K", "d"))
     if len(W) < 2:
-        raise ValueError(f"{name} has one row; it needs a row a class, two at least")
+        raise ValueError("weight has one row; it needs a row a class, two at least")
     return W

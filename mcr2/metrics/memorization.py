@@ -53,49 +53,28 @@ def memorization(
     predicted = checks.labels(predictions, name="predictions")
     N, device = len(predicted), predicted.device
     noisy = checks.labels(noisy_labels, count=N, name="noisy_labels").to(device)
-    fit_noisy = accuracy(predicted, noisy)
-    if clean_labels is None:
-        return Memorization(fit_noisy, None, None)
-    clean = checks.labels(clean_labels, count=N, name="clean_labels").to(device)
+    fit_noisy, clean = accuracy(predicted, noisy), noisy
+    if clean_labels is not None:
+        clean = checks.labels(clean_labels, count=N, name="clean_labels").to(device)
     wrong = noisy != clean
     if not bool(wrong.any()):
         return Memorization(fit_noisy, None, None)
-    return Memorization(
-        fit_noisy,
-        accuracy(predicted[wrong], noisy[wrong]),
-        accuracy(predicted[wrong], clean[wrong]),
-    )
+    predicted, noisy, clean = predicted[wrong], noisy[wrong], clean[wrong]
+    return Memorization(fit_noisy, accuracy(predicted, noisy), accuracy(predicted, clean))
 
 
-def terminal_phase(
-    fit_noisy: Sequence[float], *, threshold: float = 0.99, patience: int = 3
-) -> int | None:
-    """Return where the terminal phase began, or None where it never did.
+def terminal_phase(fit_noisy: Sequence[float]) -> int | None:
+    """Return the index where the terminal phase began, or None where it never did.
 
-    It is the first evaluation of the first ``patience`` consecutive ones with
-    ``fit_noisy >= threshold`` (the phase past zero training error of Papyan, Han & Donoho 2020,
-    measured on noisy labels). NaN counts as below.
-
-    Args:
-        fit_noisy: accuracy on the noisy training labels, one number an evaluation.
-        threshold: in [0, 1].
-        patience: at least 1.
-
-    Returns:
-        An index into ``fit_noisy``, or None.
-
-    Raises:
-        TypeError, ValueError: a ``threshold`` or ``patience`` out of range.
+    It is the first of three consecutive evaluations with ``fit_noisy >= 0.99``, the accuracy on the
+    noisy training labels (the phase past zero training error of Papyan, Han & Donoho 2020). NaN
+    counts as below.
 
     Example:
         >>> terminal_phase([0.2, 0.99, 0.98, 0.99, 1.0, 1.0])
         3
     """
-    threshold = checks.number("threshold", threshold, 0, 1)
-    patience = checks.integer("patience", patience, 1)
-    run = 0
-    for index, fit in enumerate(fit_noisy):
-        run = run + 1 if fit >= threshold else 0
-        if run == patience:
-            return index - patience + 1
+    for index in range(len(fit_noisy) - 2):
+        if all(fit >= 0.99 for fit in fit_noisy[index : index + 3]):
+            return index
     return None

@@ -21,12 +21,9 @@ _PIECE = 1 << 17
 
 
 class FirstMoments(NamedTuple):
-    """What :func:`first_moments` returns, for N samples of K classes in d dimensions.
+    """Counts n_k, int64 ``(K,)``, means μ_k, float64 ``(K, d)``, and mean ‖h‖² of all samples.
 
-    Attributes:
-        counts: n_k, int64 ``(K,)``.
-        means: μ_k, float64 ``(K, d)``; zero for an absent class.
-        energy: mean ‖h‖² over all samples.
+    The mean of an absent class is zero.
     """
 
     counts: Tensor
@@ -37,13 +34,7 @@ class FirstMoments(NamedTuple):
 def first_moments(features: Array, labels: Labels, *, num_classes: int) -> FirstMoments:
     """Count the classes and average their samples, in float64 whatever the features' precision.
 
-    Args:
-        features: ``(N, d)``, floating.
-        labels: ``(N,)``, integers in 0 ... num_classes - 1.
-        num_classes: K.
-
-    Raises:
-        TypeError, ValueError: as :func:`mcr2.checks.samples`.
+    Features ``(N, d)`` and labels ``(N,)`` are checked as by :func:`mcr2.checks.samples`.
 
     Example:
         >>> H = torch.tensor([[0.0, 2.0], [2.0, 2.0], [5.0, 1.0]])
@@ -75,8 +66,7 @@ class ClassMoments:
     of sets of Chan, Golub & LeVeque (1983, eq. 2.1), ``S = S_a + S_b + n_a n_b/(n_a + n_b) δδᵀ``
     with δ the difference of their means. A second moment about one fixed shift would have to
     subtract the spread of the class means, which for a collapsed network is all but everything.
-    Any split of the samples into batches and accumulators gives the same moments up to the
-    rounding of float64.
+    Any split of the samples into batches and accumulators gives the same moments up to rounding.
 
     Args:
         num_classes: K.
@@ -115,19 +105,10 @@ class ClassMoments:
         return float(total / self.counts.sum())
 
     def update(self, features: Array, labels: Labels) -> None:
-        """Add a batch.
-
-        Args:
-            features: ``(n, d)``, floating.
-            labels: ``(n,)``, integers in 0 ... K - 1.
-
-        Raises:
-            TypeError, ValueError: as :func:`first_moments`, or features of another width.
-        """
+        """Add a batch of features ``(n, d)`` and labels ``(n,)``, checked as for first moments."""
         K, d = self.means.shape
         H, y = checks.samples(features, labels, K)
-        if H.shape[1] != d:
-            raise ValueError(f"features have shape {tuple(H.shape)}; they must be (n, {d})")
+        checks.floating("features", H, len(H), d, finite=False)
         self.eps = max(self.eps, precision(H))
         H, y = H.to(self.means.device, torch.float64), y.to(self.means.device)
         counts, means, _ = average(H, y, K)
@@ -136,25 +117,14 @@ class ClassMoments:
         self._add(counts, means, squares, x.T @ x)
 
     def merge(self, other: ClassMoments) -> None:
-        """Add the samples that another accumulator has seen; the other is left as it is.
-
-        Raises:
-            ValueError: accumulators of different shapes.
-        """
-        if other.means.shape != self.means.shape:
-            raise ValueError(
-                f"only moments of the same (K, d) merge, not {tuple(self.means.shape)} and "
-                f"{tuple(other.means.shape)}"
-            )
-        self.eps = max(self.eps, other.eps)
-        self._add(
-            *(
-                tensor.to(self.means.device)
-                for tensor in (other.counts, other.means, other.squares, other.scatter)
-            )
-        )
+        """Add the samples that another accumulator, of as many classes and dimensions, has seen."""
+        checks.floating("the other's means", other.means, *self.means.shape)
+        self.eps, device = max(self.eps, other.eps), self.means.device
+        tensors = (other.counts, other.means, other.squares, other.scatter)
+        self._add(*(tensor.to(device) for tensor in tensors))
 
     def _add(self, counts: Tensor, means: Tensor, squares: Tensor, scatter: Tensor) -> None:
+        """Add the moments of other samples."""
         total = (self.counts + counts).clamp(min=1).double()
         step = means - self.means
         between = (self.counts * counts / total).sqrt().unsqueeze(1) * step
@@ -173,6 +143,14 @@ def exact(tensor: Tensor) -> Tensor:
     """Return a tensor in float64, detached, on the CPU where its device has no float64."""
     tensor = tensor.detach()
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+
+
+def unit(H: Tensor) -> Tensor:
+    """Return features at unit norm; zero stays zero."""
+    # By the largest entry first, or the squares of a tiny or huge feature leave their precision.
+    largest = H.abs().amax(dim=1, keepdim=True)
+    H = H / torch.where(largest > 0, largest, torch.ones_like(largest))
+    return torch.nn.functional.normalize(H, dim=1)
 
 
 def pieces(H: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -7,11 +7,14 @@ effective rank, participation ratio and stable rank are all q, and dim95 is ⌈0
 Of all features the matrix is centred; of one class it is not. The subspace of a class under MCR²
 passes through the origin, and these measures being scale-free, the residual noise of a collapsed
 class, centred, would look full-rank.
+
+Features ``(N, d)`` are floating, labels ``(N,)`` integers in 0 ... num_classes - 1, checked as by
+:func:`mcr2.checks.samples`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -55,13 +58,10 @@ def feature_rank(features: Array, *, centred: bool = True) -> FeatureRank:
         centred: subtract the mean of all samples first (not the unweighted mean of class means
             that the collapse measures use: no labels enter here). False for one class.
 
-    Returns:
-        :class:`FeatureRank`; all zero where the features, centred if asked, are zero up to the
-        rounding of their own precision.
+    All are zero where the features, centred if asked, are zero up to their own rounding.
 
     Raises:
-        TypeError: features that are not floating.
-        ValueError: features that are not ``(N, d)``, empty, or not finite.
+        TypeError, ValueError: features that are not floating, ``(N, d)``, or not finite.
 
     Example:
         >>> feature_rank(torch.eye(4, 6), centred=False)
@@ -77,8 +77,7 @@ def rank_and_spectrum(features: Array, *, centred: bool = True) -> tuple[Feature
     """Return :func:`feature_rank` and the features' spectrum, from one decomposition.
 
     The spectrum holds the eigenvalues of ``(1/N) Σ (h - h̄)(h - h̄)ᵀ``, h̄ the mean of all samples,
-    or 0 where not centred, falling: float64 ``(d,)``, zero past min(N, d). Arguments and errors
-    as :func:`feature_rank`.
+    or 0 where not centred, falling: float64 ``(d,)``, zero past min(N, d).
 
     Example:
         >>> H = torch.tensor([[3.0, 0.0], [-3.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
@@ -112,10 +111,8 @@ class ClassGeometry:
     """The spread of every class about the origin, and the subspace that holds most of it.
 
     Args:
-        ranks: :class:`FeatureRank` of each class, from its uncentred second moment; None for an
-            absent class.
-        spectra: eigenvalues of ``(1/n_k) Σ_{y=k} h hᵀ``, falling, float64 ``(K, d)``; zero for an
-            absent class.
+        ranks: of each class, from its uncentred second moment; None for an absent class.
+        spectra: eigenvalues of ``(1/n_k) Σ_{y=k} h hᵀ``, falling, float64 ``(K, d)``.
         bases: U_k, float64 ``(d, q_k)``, the ``q_k = dim95`` leading directions of each class,
             orthonormal; no column for an absent class or one of zeros.
     """
@@ -128,16 +125,7 @@ class ClassGeometry:
 def class_geometry(features: Array, labels: Labels, *, num_classes: int) -> ClassGeometry:
     """Measure rank, spectrum and leading subspace of each class, from one decomposition each.
 
-    Args:
-        features: ``(N, d)``, floating.
-        labels: ``(N,)``, integers in 0 ... num_classes - 1.
-        num_classes: K.
-
-    Returns:
-        :class:`ClassGeometry`; of one sample the subspace is its line, and all ranks are 1.
-
-    Raises:
-        TypeError, ValueError: as :func:`mcr2.checks.samples`.
+    Of one sample the subspace is its line, and all ranks are 1.
 
     Example:
         >>> H = torch.tensor([[2.0, 0.0], [-2.0, 0.0], [1.0, 1.0]])
@@ -185,83 +173,50 @@ class BetweenClasses:
 def between_classes(bases: Sequence[Array]) -> BetweenClasses:
     """Measure coherence and principal angles between class subspaces.
 
+    ``cos θ_i`` are the singular values of UᵀV. Small angles are taken from the sines, which the
+    cosine does not resolve below 1e-8 (Björck & Golub 1973; Knyazev & Argentati 2002).
+
     Args:
         bases: U_k ``(d, q_k)`` with orthonormal columns, as in :class:`ClassGeometry`; those
             without a column are left out.
 
     Example:
         >>> axes = torch.eye(3)
-        >>> between_classes([axes[:, :1], axes[:, 1:], axes[:, :2]]).coherence
-        0.5
+        >>> found = between_classes([axes[:, :1], axes[:, 1:], axes[:, :2]])
+        >>> found.coherence, found.smallest_angle
+        (0.5, 0.0)
     """
-    # On the CPU: of many small decompositions a GPU takes milliseconds for each.
-    kept = [U.cpu() for U in _subspaces(bases)]
-    if len(kept) < 2:
+    angles = [_angles(U, V) for U, V in _pairs(bases)]
+    if not angles:
         return BetweenClasses(None, None, None)
-    angles = [_angles(U, V) for U, V in combinations(kept, 2)]
     return BetweenClasses(
-        coherence(kept),
+        coherence(bases),
         min(float(pair[0]) for pair in angles),
         sum(float(pair.mean()) for pair in angles) / len(angles),
     )
 
 
 def coherence(bases: Sequence[Array]) -> float | None:
-    """Return the mean overlap of class subspaces, ``mean_{i≠j} ‖U_iᵀU_j‖_F² / min(q_i, q_j)``.
-
-    It is that of :func:`between_classes`, without the angles' singular values.
-
-    Args:
-        bases: U_k ``(d, q_k)`` with orthonormal columns; those without one are left out.
-
-    Returns:
-        Between 0 (orthogonal) and 1; None with fewer than two subspaces.
+    """Return the coherence of :func:`between_classes` without its angles.
 
     Example:
         >>> axes = torch.eye(3)
         >>> coherence([axes[:, :1], axes[:, 1:], axes[:, :2]])
         0.5
     """
-    kept = _subspaces(bases)
-    if len(kept) < 2:
-        return None
-    overlaps = [
-        (U.T @ V).square().sum() / min(U.shape[1], V.shape[1]) for U, V in combinations(kept, 2)
-    ]
-    return float(torch.stack(overlaps).mean())
+    overlaps = [(U.T @ V).square().sum() / min(U.shape[1], V.shape[1]) for U, V in _pairs(bases)]
+    return float(torch.stack(overlaps).mean()) if overlaps else None
 
 
-def principal_angles(first: Array, second: Array) -> Tensor:
-    """Return the principal angles between two subspaces, rising.
-
-    ``cos θ_i`` are the singular values of UᵀV. Small angles are taken from the sines, which the
-    cosine does not resolve below 1e-8 (Björck & Golub 1973; Knyazev & Argentati 2002).
-
-    Args:
-        first: U ``(d, p)``, orthonormal columns.
-        second: V ``(d, q)``, orthonormal columns.
-
-    Returns:
-        float64 ``(min(p, q),)``, in radians between 0 and π/2.
-
-    Raises:
-        TypeError, ValueError: matrices that are not floating, not finite, or not both of d rows.
-
-    Example:
-        >>> principal_angles(torch.eye(3)[:, :2], torch.eye(3)[:, 1:])
-        tensor([0.0000, 1.5708], dtype=torch.float64)
-    """
-    U = exact(checks.floating("first", first, "d", "p"))
-    return _angles(U, exact(checks.floating("second", second, len(U), "q")).to(U.device))
-
-
-def _subspaces(bases: Sequence[Array]) -> list[Tensor]:
-    """Return the bases that have a column, in float64."""
-    tensors = [exact(checks.floating("bases", U)) for U in bases]
-    return [U for U in tensors if U.shape[1] > 0]
+def _pairs(bases: Sequence[Array]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the pairs of bases that have a column, in float64."""
+    # On the CPU: of many small decompositions a GPU takes milliseconds for each.
+    tensors = [exact(checks.floating("bases", U)).cpu() for U in bases]
+    return combinations([U for U in tensors if U.shape[1] > 0], 2)
 
 
 def _angles(U: Tensor, V: Tensor) -> Tensor:
+    """Return the principal angles between two subspaces, rising."""
     if V.shape[1] > U.shape[1]:
         U, V = V, U
     product = U.T @ V
@@ -290,28 +245,15 @@ def _directions(X: Tensor, *, svd: bool) -> tuple[Tensor, Tensor]:
     if svd:
         _, sigma, rows = torch.linalg.svd(X, full_matrices=False)
         return sigma, rows.T
-    if n >= d:
-        values, vectors = _eigh(X.T @ X)
-        return values.sqrt(), vectors
-    values, vectors = _eigh(X @ X.T)
-    sigma = values.sqrt()
-    return sigma, X.T @ vectors / sigma.clamp(min=torch.finfo(sigma.dtype).tiny)
-
-
-def _eigh(moment: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the eigenvalues of a second moment, falling and not negative, and eigenvectors."""
-    values, vectors = torch.linalg.eigh(moment)
-    return values.flip(0).clamp_(min=0), vectors.flip(1)
+    values, vectors = torch.linalg.eigh(X.T @ X if n >= d else X @ X.T)
+    sigma, vectors = values.flip(0).clamp_(min=0).sqrt(), vectors.flip(1)
+    if n < d:
+        vectors = X.T @ vectors / sigma.clamp(min=torch.finfo(sigma.dtype).tiny)
+    return sigma, vectors
 
 
 def _measures(sigma: Tensor, cutoff: float) -> FeatureRank:
-    """Take all measures from singular values, falling.
-
-    Args:
-        sigma: σ.
-        cutoff: the part of σ_max above which a singular value counts in ``numerical_rank``.
-    """
-    # NumPy: brought over once, and of a few hundred numbers five times as fast as tensors.
+    """Take all measures from singular values, falling; ``numerical_rank`` counts above a cutoff."""
     values = sigma.cpu().numpy()
     if values[0] == 0:
         return _NO_SPREAD
