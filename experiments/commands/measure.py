@@ -65,7 +65,7 @@ class Measure:
             for note in found.notes:
                 print(f"\n{note}")
             if self.json is not None:
-                content = {"measures": dict(found.measures), "profiles": dict(found.profiles)}
+                content = {name: getattr(found, name) for name in ("measures", "profiles", "notes")}
                 head = {"file": self.file, "num_classes": arrays.num_classes, "samples": count}
                 write_json(self.json, {**head, "dim": d, **content})
             return 0

@@ -186,7 +186,7 @@ def between_classes(bases: Sequence[Array]) -> BetweenClasses:
         >>> found.coherence, found.smallest_angle
         (0.5, 0.0)
     """
-    angles = [_angles(U, V) for U, V in _pairs(bases)]
+    angles = [principal_angles(U, V) for U, V in _pairs(bases)]
     if not angles:
         return BetweenClasses(None, None, None)
     return BetweenClasses(
@@ -215,8 +215,24 @@ def _pairs(bases: Sequence[Array]) -> Iterator[tuple[Tensor, Tensor]]:
     return combinations([U for U in tensors if U.shape[1] > 0], 2)
 
 
-def _angles(U: Tensor, V: Tensor) -> Tensor:
-    """Return the principal angles between two subspaces, rising."""
+def principal_angles(first: Array, second: Array) -> Tensor:
+    """Return the principal angles between two subspaces, float64 ``(min(p, q),)``, rising.
+
+    ``cos θ_i`` are the singular values of UᵀV. Small angles are taken from the sines, which the
+    cosine does not resolve below 1e-8 (Björck & Golub 1973; Knyazev & Argentati 2002).
+
+    Args:
+        first, second: U ``(d, p)`` and V ``(d, q)``, orthonormal columns.
+
+    Raises:
+        TypeError, ValueError: matrices that are not floating, not finite, or not both of d rows.
+
+    Example:
+        >>> principal_angles(torch.eye(3)[:, :2], torch.eye(3)[:, 1:])
+        tensor([0.0000, 1.5708], dtype=torch.float64)
+    """
+    U = exact(checks.floating("first", first, "d", "p"))
+    V = exact(checks.floating("second", second, len(U), "q")).to(U.device)
     if V.shape[1] > U.shape[1]:
         U, V = V, U
     product = U.T @ V
