@@ -34,6 +34,8 @@ class Constructed:
         redunet.check(spec, sizes.in_channels, sizes.height, sizes.width)
         if readout_for(spec, self) == "head":
             raise ValueError(f"readout is 'head', but {self.name} has no classifier of its own")
+        if spec.measured_layers:
+            raise ValueError(f"measured_layers: {self.name} is measured after its layers as it is")
 
     def load(
         self, spec: RunSpec, sizes: Sizes, state: Mapping[str, Tensor]

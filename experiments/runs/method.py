@@ -131,7 +131,7 @@ def evaluator_along(
             num_classes=data.sizes.num_classes,
             readout=readout,
             full=False,
-            layers=spec.layers,
+            layers=spec.measured_layers,
         )
 
     return measure

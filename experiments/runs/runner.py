@@ -154,7 +154,7 @@ def held(folder: Path, key: str) -> Run | None:
 def complete(planned: PlannedRun) -> Run | None:
     """Return a planned run that has nothing left to do: failed, or evaluated as of today."""
     run = held(planned.folder, planned.key)
-    if run is None or (run.record.status == "finished" and not up_to_date(run, planned.spec.layers)):
+    if run is None or (run.record.status == "finished" and not up_to_date(run, planned.spec.measured_layers)):
         return None
     return run
 
@@ -278,8 +278,9 @@ def run(
                 log.close()
             save_record(folder, record)
             done = Run(folder, record, None)
-        if done.record.status == "finished" and not up_to_date(done, spec.layers):
-            evaluation = _evaluate(done, spec, data, method, device, machine.threads, spec.layers)
+        if done.record.status == "finished" and not up_to_date(done, spec.measured_layers):
+            layers = spec.measured_layers
+            evaluation = _evaluate(done, spec, data, method, device, machine.threads, layers)
             save_evaluation(folder, evaluation)
             done = replace(done, evaluation=evaluation)
         for name in (CHECKPOINT, PROGRESS, ERROR):
@@ -463,7 +464,7 @@ def evaluate_again(
         raise ValueError(f"{spec.dataset} is not the data that {folder} was run on")
     if record.status != "finished":
         return run
-    wanted = tuple(dict.fromkeys((*spec.layers, *layers)))
+    wanted = tuple(dict.fromkeys((*spec.measured_layers, *layers)))
     evaluation = _evaluate(run, spec, data, method, on, machine.threads, wanted)
     return replace(run, evaluation=evaluation)
 

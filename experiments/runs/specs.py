@@ -84,7 +84,7 @@ class RunSpec:
         n_components: dimensions of a class in subspace readouts.
         streams: seeds of single streams.
         selections: the selection rules that the run serves; None means all that it can.
-        layers: named stages of the network to measure along the run beside its features.
+        measured_layers: named stages of the network to measure along the run beside its features.
     """
 
     method: str
@@ -108,7 +108,7 @@ class RunSpec:
     n_components: int = 3
     streams: Streams = field(default_factory=Streams)
     selections: tuple[str, ...] | None = None
-    layers: tuple[str, ...] = ()
+    measured_layers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         checks.number("ratio", self.ratio, 0, 1)
@@ -157,7 +157,7 @@ def from_dict(value: Mapping[str, Any]) -> RunSpec:
         )
         parts["streams"] = Streams(**parts["streams"])
         parts["options"] = tuple((str(k), v) for k, v in parts["options"])
-        for name in ("selections", "layers"):
+        for name in ("selections", "measured_layers"):
             parts[name] = None if parts[name] is None else tuple(parts[name])
         return RunSpec(**parts)
     except (KeyError, TypeError, AttributeError) as error:

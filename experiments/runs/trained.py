@@ -89,7 +89,7 @@ class Trained:
             )
         if readout_for(spec, self) == "head" and encoder.classifier() is None:
             raise ValueError(f"readout is 'head', but {self.name} has no classifier of its own")
-        unknown = [layer for layer in spec.layers if layer not in encoder.layer_names()]
+        unknown = [layer for layer in spec.measured_layers if layer not in encoder.layer_names()]
         if unknown:
             known = ", ".join(encoder.layer_names())
             raise ValueError(f"unknown layer {unknown[0]!r} of {spec.backbone}; choose from {known}")
