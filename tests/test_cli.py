@@ -1,29 +1,29 @@
-"""A mistake on the command line: one line naming it, status 2, nothing written or overwritten."""
+"""The command line: a mistake is one line that names it, status 2, nothing written; help is quick."""
 
-import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-import experiments.runs.runner
-from experiments.commands.cli import main
-from experiments.runs.runner import Machine, run
+import experiments.runs.prepare
+from experiments.commands.cli import COMMANDS, main
+from experiments.runs.machine import Machine
+from experiments.runs.recipes import RECIPES
+from experiments.runs.runner import run
 from experiments.runs.specs import RunSpec
+from experiments.studies import STUDIES
+from experiments.studies.ablations import ABLATIONS
+from experiments.studies.engine import claim_folder
+from mcr2.noise import NOISES
+from mcr2.records import load_run, save_tensors
 from mcr2.training import TrainingConfig
 
 ROOT = Path(__file__).resolve().parents[1]
-
-TINY = RunSpec(
-    method="ce",
-    subset=60,
-    ratio=0.5,
-    backbone="resnet10_w8",
-    training=TrainingConfig(epochs=1, batch_size=30),
-)
 
 LOSSES = """
 from mcr2.objectives import Objective
@@ -50,7 +50,7 @@ class Picky(Demanding):
 def arrays(**changed):
     """A small valid .npz in pieces, some of them replaced."""
     return {
-        "x_train": np.zeros((20, 8, 8), np.uint8),
+        "x_train": np.arange(20 * 64, dtype=np.uint8).reshape(20, 8, 8),
         "y_train": np.arange(20) % 2,
         "x_test": np.zeros((6, 8, 8), np.uint8),
         "y_test": np.arange(6) % 2,
@@ -58,34 +58,45 @@ def arrays(**changed):
 
 
 @pytest.fixture(scope="module")
-def finished_run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    run(TINY, folder, Machine("cpu"))
-    return folder
+def prepared(tmp_path_factory):
+    """A working folder with everything that a mistake may be made with."""
+    place = tmp_path_factory.mktemp("place")
+    (place / "notes.txt").write_text("keep me")
+    (place / "thesis").mkdir()
+    (place / "thesis" / "chapter.tex").write_text("keep me too")
+    (place / "losses.py").write_text(LOSSES)
+    (place / "typo.py").write_text("def loss(:\n")
+    (place / "needy.py").write_text("import no_such_package_anywhere\n")
+    (place / "quits.py").write_text("raise SystemExit(0)\n")
+    (place / "text.npz").write_text("not an archive")
+    np.savez(place / "fine.npz", **arrays())
+    np.savez(place / "flat.npz", **arrays(x_train=np.zeros((20, 64), np.uint8)))
+    np.savez(place / "float.npz", **arrays(x_train=np.zeros((20, 8, 8))))
+    np.savez(place / "objects.npz", **arrays(y_train=np.array([object()] * 20)))
+    np.savez(place / "uneven.npz", **arrays(y_train=np.arange(19) % 2))
+    np.savez(place / "part.npz", x_train=np.zeros((20, 8, 8), np.uint8))
+    whole = (place / "fine.npz").read_bytes()
+    (place / "truncated.npz").write_bytes(whole[: len(whole) // 2])
+    training = TrainingConfig(epochs=1, batch_size=30)
+    run(
+        RunSpec("ce", subset=60, ratio=0.5, backbone="resnet10_w8", training=training),
+        place / "run",
+    )
+    claim_folder(
+        place / "study",
+        {"study": "label_noise", "dataset": "digits", "recipe": "quick", "data": "0" * 12},
+    )
+    for name, content in (("cut", '{"study": "abla'), ("list", "[]")):
+        (place / name).mkdir()
+        (place / name / "study.json").write_text(content)
+    return place
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
-    """A working folder with everything that a mistake may be made with."""
-    monkeypatch.chdir(tmp_path)
+def place(prepared, monkeypatch):
+    monkeypatch.chdir(prepared)
     monkeypatch.delenv("MCR2_DATA", raising=False)
-    (tmp_path / "notes.txt").write_text("keep me")
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "chapter.tex").write_text("keep me too")
-    (tmp_path / "losses.py").write_text(LOSSES)
-    (tmp_path / "typo.py").write_text("def loss(:\n")
-    (tmp_path / "needy.py").write_text("import no_such_package_anywhere\n")
-    (tmp_path / "quits.py").write_text("raise SystemExit(0)\n")
-    (tmp_path / "text.npz").write_text("not an archive")
-    np.savez(tmp_path / "fine.npz", **arrays())
-    np.savez(tmp_path / "flat.npz", **arrays(x_train=np.zeros((20, 64), np.uint8)))
-    np.savez(tmp_path / "float.npz", **arrays(x_train=np.zeros((20, 8, 8))))
-    np.savez(tmp_path / "objects.npz", **arrays(y_train=np.array([object()] * 20)))
-    np.savez(tmp_path / "uneven.npz", **arrays(y_train=np.arange(19) % 2))
-    np.savez(tmp_path / "part.npz", x_train=np.zeros((20, 8, 8), np.uint8))
-    whole = (tmp_path / "fine.npz").read_bytes()
-    (tmp_path / "truncated.npz").write_bytes(whole[: len(whole) // 2])
-    return tmp_path
+    return prepared
 
 
 def tree(folder):
@@ -100,11 +111,10 @@ def assert_mistake(arguments, fragment, place, capsys):
     before = tree(place)
     status = main(arguments)
     out, err = capsys.readouterr()
-    assert status == 2, err
-    assert out == ""
-    assert err.count("\n") == 1, err
-    assert err.endswith("\n")
+    assert (status, out) == (2, ""), err
     assert err.startswith("mcr2: ")
+    assert err.endswith("\n")
+    assert err.count("\n") == 1, err
     assert fragment in err
     for alien in ("Traceback", "╭", "│", "──", "---"):
         assert alien not in err
@@ -122,74 +132,91 @@ IN_A_STUDY = {
     "--dataset truncated.npz": "truncated.npz: cannot be read",
     "--dataset flat.npz": "flat.npz: x_train has shape (20, 64)",
     "--dataset uneven.npz": "uneven.npz: y_train has shape (19,)",
-    "--dataset float.npz": "float.npz: x_train has dtype float64; allowed is uint8",
+    "--dataset float.npz": "float.npz: x_train has dtype float64; it must be uint8",
     "--dataset objects.npz": "y_train is an object array",
     "--dataset part.npz": "y_train",
     "--data-root notes.txt": "the data root must be a folder, but notes.txt is a file",
     "--subset 100000": "subset is 100000; it must be between 10 and 1437",
-    "--subset 0": "subset is 0",
+    "--subset 0": "subset is 0; it must be at least 1",
     "--subset 12 --set validation=0.001": "leaves 12 to train on and 0 to validate on",
+    "--set validation=1": "validation is 1.0; it must be from 0 to below 1",
+    "--image-size 8": "image_size resizes the images of a folder, and digits is not one",
+    "--axes CHWN": "--axes",
     # noise
     "--ratios 1.5": "ratio is 1.5; it must be between 0 and 1",
     "--ratios -0.1": "ratio is -0.1; it must be between 0 and 1",
     "--ratios nan": "ratio is nan",
     "--ratios half": "--ratios",
-    "--ratios": "ratios is empty",
+    "--ratios": "ratios is empty; give at least one",
     "--ratios 0.1 0.10": "ratios has repetitions",
-    "--noise pairwise": "noise is 'pairwise'; choose from symmetric, symmetric_excluding_true",
+    "--noise pairwise": "unknown noise 'pairwise'; choose from symmetric, symmetric_excluding_true",
+    "--noise symmetric:3": "noise 'symmetric:3' must be written 'symmetric'",
     # seeds
-    "--seeds -1": "seed is -1",
+    "--seeds -1": "seed is -1; it must be between 0 and 4294967295",
     "--seeds 4294967296": "seed is 4294967296",
     "--seeds 1 1": "seeds has repetitions: 1 1",
     "--seeds 0.5": "--seeds",
+    "--set streams.noise=-1": "streams.noise is -1",
     # methods
     "--methods svm": "unknown method 'svm'; choose from ce, mcr2",
     "--methods": "methods is empty",
     "--methods ce ce": "methods has repetitions: ce ce",
     "--methods losses.py": "unknown method 'losses.py'",
-    "--methods losses.py:Stranger": "losses.py:Stranger is no mcr2.objectives.Objective",
-    "--methods losses.py:Absent": "losses.py defines no 'Absent'",
-    "--methods losses.py:Unfinished": "losses.py:Unfinished defines no loss",
+    "--methods losses.py:Stranger": "losses.py:Stranger is not an mcr2.objectives.Objective",
+    "--methods losses.py:Absent": "losses.py does not define 'Absent'",
+    "--methods losses.py:Unfinished": "losses.py:Unfinished does not define loss(features, labels",
     "--methods losses.py:Demanding": "losses.py:Demanding cannot be constructed",
     "--methods losses.py:Picky": "not on a Monday",
     "--methods typo.py:Loss": "typo.py cannot be imported: SyntaxError",
     "--methods needy.py:Loss": "no_such_package_anywhere",
-    "--methods absent.py:Loss": "no file absent.py",
-    "--methods no_such_package.losses:Loss": "'no_such_package.losses'",
-    "--methods torch.nn:Linear": "torch.nn:Linear is no mcr2.objectives.Objective",
-    # training
+    "--methods quits.py:Loss": "quits.py cannot be imported: SystemExit",
+    "--methods absent.py:Loss": "no file absent.py to take Loss from",
+    "--methods :Loss": "module '' cannot be imported",
+    "--methods no_such_package.losses:Loss": "module 'no_such_package.losses' cannot be imported",
+    "--methods torch.nn:Linear": "torch.nn:Linear is not an mcr2.objectives.Objective",
+    "--methods mcr2.objectives:Objective": "does not define loss(features, labels, context)",
+    # training and networks
     "--epochs -1": "epochs is -1; it must be at least 0",
     "--epochs ten": "--epochs",
     "--epochs 1.5": "['1.5']",
-    "--recipe slow": "unknown recipe 'slow'; choose from quick",
-    "--set temperature=1": "'temperature' is no field of a run; choose from accumulate",
+    "--recipe slow": "'quick','cpu','paper'",
+    "--set temperature=1": "unknown field 'temperature'; choose from accumulate",
+    "--set training=all": "unknown field 'training'",
+    "--set streams.weather=1": "unknown field 'streams.weather'",
     "--set lr": "--set 'lr' is not of the form [METHOD.]FIELD=VALUE",
     "--set lr=fast": "lr='fast' is not a value of type float",
     "--set lr=nan": "lr is nan",
     "--set batch_size=64.0": "batch_size='64.0' is not a value of type int",
     "--set shuffle=maybe": "shuffle='maybe' is not a value of type bool",
-    "--set backbone=vgg": "backbone is 'vgg'; choose from resnet18",
+    "--set milestones=1+x": "milestones='x' is not a value of type int",
+    "--set backbone=vgg": "unknown backbone 'vgg'; choose from resnet18",
+    "--set backbone=losses.py:Stranger": "losses.py:Stranger is not a torch.nn.Module but Stranger",
+    "--set projection=linear": "unknown projection 'linear'; choose from mlp, none",
+    "--set feature_dim=1": "feature_dim is 1; it must be between 2 and",
+    "--set shift=8": "shift is 8; the images have a side of 8",
+    "--set layers=stage9": "unknown layer 'stage9' of resnet10_w16; choose from",
     "--set readout=oracle": "unknown readout 'oracle'; choose from",
-    "--set readout=head": "mcr2 has no classifier of its own",
-    "--methods quits.py:Loss": "quits.py cannot be imported: SystemExit",
+    "--set readout=head": "readout is 'head', but mcr2 has no classifier of its own",
     "--set n_components=64": "n_components is 64; it must be between 1 and 63",
-    "--set mcr2.eps_sq=-1": "eps_sq is -1",
-    "--set ce.eps_sq=0.1": "'eps_sq' is no field of a run",
+    "--set selections=best": "unknown selection 'best'; choose from last, noisy_validation",
+    "--set accumulate=true": "accumulate sums over micro-batches; say how large",
+    "--set mcr2.eps_sq=-1": "eps_sq is -1; it must be positive",
+    "--set eps_sq=much": "eps_sq must be a number, not str 'much'",
+    "--set ce.eps_sq=0.1": "unknown field 'eps_sq'",
     "--methods mcr2 --set ce.lr=1": "ce is not among the methods mcr2",
-    "--set training=all": "'training' is no field of a run",
-    # What a grid shares or spans is not to be set a second time: cells would differ, or coincide.
+    # What a grid shares or spans is not to be set a second time: runs would differ, or coincide.
     "--set ratio=0.3": "ratio has an option of its own",
     "--set seed=3": "seed has an option of its own",
     "--set mcr2.dataset=fine.npz": "dataset has an option of its own",
     # machine
     "--jobs 0": "jobs is 0; it must be at least 1",
-    "--threads 0": "threads is 0; it must be at least 1",
+    "--threads 0": "threads is 0; it must be between 1 and",
     "--device cuda:77": "device 'cuda:77' cannot be used here",
     "--device nonsense": "device 'nonsense' cannot be used here",
     "--device meta": "device 'meta' cannot be used here",
     # the line itself
     "--epoch 3": "perhaps you meant --epochs",
-    "--set lr=0.1 --set momentum=0": "--set is given twice",
+    "--set lr=0.1 --set momentum=0": "--set is given twice; give its values together, once",
     "surplus": "Unrecognized options: surplus",
 }
 
@@ -199,198 +226,88 @@ def test_a_mistaken_study(options, place, capsys):
     assert_mistake(["table", "--out", "new", *options.split()], IN_A_STUDY[options], place, capsys)
 
 
-@pytest.mark.parametrize("command", ["redunet", "table --methods ce redunet"])
-@pytest.mark.parametrize(
-    ("settings", "fragment"),
-    [
-        ("store=foo", "unknown store 'foo'; choose from memory, disk, recompute"),
-        ("lifting=4 kernel_size=9", "kernel_size is 9; the images, 8 × 8, are smaller"),
-        ("lifting=4 kernel_size=2.5", "kernel_size must be an integer, not float 2.5"),
-        ("lifting=4 kernel_size=2", "kernel_size is 2; it must be odd"),
-        ("lifting=true", "lifting must be an integer, not bool True"),
-        ("layers=2.5", "layers must be an integer"),
-        ("eps_sq=0", "eps_sq is 0"),
-    ],
-)
-def test_a_mistaken_option_of_redunet(command, settings, fragment, place, capsys):
-    prefix = "redunet." if "table" in command else ""
-    given = [prefix + setting for setting in settings.split()]
-    assert_mistake([*command.split(), "--out", "new", "--set", *given], fragment, place, capsys)
-
-
 @pytest.mark.parametrize(
     ("arguments", "fragment"),
     [
-        ("tabel", "Available subcommands: table, ablate, train, redunet, evaluate, measure"),
-        ("", "Expected one of {table, ablate, train, redunet, evaluate, measure, datasets, bench}"),
+        ("tabel", f"unknown command 'tabel'; choose from {', '.join(COMMANDS)}"),
+        ("study shift", "unknown study 'shift'; choose from label_noise, ablation, construction"),
+        ("study nowhere.py:Mine", "no file nowhere.py to take Mine from"),
+        (
+            "study losses.py:Stranger",
+            "losses.py:Stranger is not an experiments.studies.engine.Study",
+        ),
+        ("study label_noise --epochs -1", "epochs is -1"),
+        ("bench speed", "unknown benchmark 'speed'; choose from step"),
         ("train --ratio 1.5", "ratio is 1.5"),
         ("train --ratio", "--ratio"),
         ("train --method svm", "unknown method 'svm'"),
-        ("train --device nonsense", "device 'nonsense'"),
-        ("train --threads 0", "threads is 0"),
         ("train --seed -1", "seed is -1"),
+        ("train --method mcr2 --subset 60 --out run", "run holds another run"),
         ("evaluate", "Missing from mcr2 evaluate: PATH"),
         ("evaluate absent", "absent holds no finished run"),
-        ("evaluate thesis", "thesis holds no finished run"),
         ("evaluate notes.txt", "notes.txt holds no finished run"),
-        ("evaluate thesis --threads 0", "thesis holds no finished run"),
-        ("evaluate absent --json thesis", "--json thesis is a folder"),
-        ("evaluate absent --json notes.txt/m", "notes.txt is a file"),
+        ("evaluate run --threads 0", "threads is 0"),
+        ("evaluate run --json thesis", "--json thesis is a folder"),
+        ("evaluate run --json notes.txt/m", "notes.txt is a file"),
+        ("evaluate run --selection first", "no selection 'first' in run; it has last, noisy_"),
+        ("evaluate run --measure nc9", "no measure of run has 'nc9' in its key"),
+        ("evaluate run --layers stage9", "run has no layer 'stage9'"),
+        ("reread thesis", "thesis holds no finished run"),
         ("datasets --data-root notes.txt", "the data root must be a folder"),
         ("datasets --verbose", "Unrecognized options: --verbose"),
+        ("--install-completion fish", "--install-completion takes one of bash, zsh, tcsh"),
+        # Folders of something else are left alone.
+        *(
+            (f"{command} --epochs 1 --out {out}", fragment)
+            for command in ("table", "train")
+            for out, fragment in (
+                ("thesis", "thesis holds something else; give a new or an empty folder"),
+                ("notes.txt", "notes.txt is a file; give a new or an empty folder"),
+                ("notes.txt/deeper", "notes.txt"),
+            )
+        ),
+        ("table --out cut", "cut/study.json is not a JSON file"),
+        ("table --out list", "list holds the study []; this one is"),
+        ("table --out study --dataset fine.npz --set n_components=1", "'dataset': 'fine'"),
+        ("table --out study --subset 100", "'data': '"),
+        ("ablate --preset eps_sq --out study", "study holds the study"),
+        # Options of a constructed network.
+        *(
+            (f"{command}{f' {prefix}'.join(settings.split(' '))}", fragment)
+            for command, prefix in (
+                ("redunet --out new --set ", ""),
+                ("table --out new --methods ce redunet --set redunet.", "redunet."),
+            )
+            for settings, fragment in (
+                ("store=foo", "unknown store 'foo'; choose from memory, disk, recompute"),
+                ("lifting=4 kernel_size=9", "kernel_size is 9; the images, 8 × 8, are smaller"),
+                ("lifting=4 kernel_size=2", "kernel_size is 2; it must be odd"),
+                ("lifting=true", "lifting must be an integer, not bool True"),
+                ("layers=0", "layers is 0; it must be at least 1"),
+                ("membership=true", "choose from estimated, given"),
+                ("eps_sq=0", "eps_sq is 0"),
+                ("readout=head", "redunet has no classifier of its own"),
+                ("depth=3", "unknown field 'depth'"),
+            )
+        ),
+        ("redunet --patience 0 --out new", "patience is 0"),
     ],
 )
 def test_a_mistaken_command(arguments, fragment, place, capsys):
     assert_mistake(arguments.split(), fragment, place, capsys)
 
 
-@pytest.mark.parametrize("command", ["table", "train"])
-@pytest.mark.parametrize(
-    ("out", "fragment"),
-    [
-        ("thesis", "--out thesis holds something else"),
-        ("notes.txt", "--out notes.txt is a file"),
-        ("notes.txt/deeper", "notes.txt"),
-    ],
-)
-def test_out_of_something_else_is_left_alone(command, out, fragment, place, capsys):
-    assert_mistake([command, "--out", out, "--epochs", "1"], fragment, place, capsys)
-
-
-@pytest.mark.parametrize(
-    ("identity", "fragment"),
-    [
-        ('{"study": "label noise", "dataset": "digits", "recipe": "grand"}', "holds the study"),
-        ('{"study": "label noise", "dataset": "fine", "recipe": "quick"}', "holds the study"),
-        ('{"study": "abla', "study.json is not a JSON file"),
-        ("[]", "holds the study"),
-    ],
-)
-def test_out_of_another_study_is_left_alone(identity, fragment, place, capsys):
-    (place / "study").mkdir()
-    (place / "study" / "study.json").write_text(identity)
-    assert_mistake(["table", "--out", "study", "--epochs", "1"], fragment, place, capsys)
-
-
-def test_a_study_of_other_data_does_not_continue_one(place, capsys):
-    from experiments.studies.label_noise import claim
-
-    identity = {"study": "label noise", "dataset": "digits", "recipe": "quick", "data": "0" * 12}
-    claim(place / "study", identity)
-    arguments = ["table", "--out", "study", "--dataset", "fine.npz", "--epochs", "1"]
-    assert_mistake(arguments, "'dataset': 'fine'", place, capsys)
-    assert_mistake(["table", "--out", "study", "--subset", "100"], "'data': '", place, capsys)
-
-
-def copied(finished_run, place):
-    folder = place / "run"
-    folder.mkdir()
-    for path in finished_run.iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
-    return folder
-
-
-def weights_of(folder):
-    return (
-        folder / json.loads((folder / "record.json").read_text())["selections"]["last"]["weights"]
-    )
-
-
-def test_a_run_does_not_replace_another(finished_run, place, capsys):
-    copied(finished_run, place)
-    arguments = ["train", "--out", "run", "--method", "mcr2", "--subset", "60", "--epochs", "1"]
-    assert_mistake(arguments, "--out run holds another run", place, capsys)
-
-
-@pytest.mark.parametrize(
-    ("damage", "fragment"),
-    [
-        (lambda text: text[: len(text) // 2], "record.json is not a JSON file"),
-        (lambda text: "[1, 2]", "record.json is not a run's record"),
-        (lambda text: '{"key": 1}', "record.json is not a run's record"),
-        (lambda text: text.replace('"format": 2', '"format": 1'), "run has to be run again"),
-        (lambda text: text.replace('"seed": 0', '"seed": -5'), "seed is -5"),
-    ],
-)
-def test_a_damaged_record_is_not_read(damage, fragment, finished_run, place, capsys):
-    record = copied(finished_run, place) / "record.json"
-    record.write_text(damage(record.read_text()))
-    assert_mistake(["evaluate", "run", "--threads", "1"], fragment, place, capsys)
-
-
-def test_damaged_weights_are_not_read(finished_run, place, capsys):
-    weights = weights_of(copied(finished_run, place))
-    whole = weights.read_bytes()
-    weights.write_bytes(whole[: len(whole) // 2])
-    assert_mistake(["evaluate", "run"], weights.name, place, capsys)
-    weights.unlink()
-    assert_mistake(["evaluate", "run"], weights.name, place, capsys)
-
-
-def test_the_weights_of_another_network_are_not_read(finished_run, place, capsys):
-    import torch
-
-    from mcr2.records import save_tensors
-
-    weights = weights_of(copied(finished_run, place))
-    save_tensors(weights, {"backbone.conv": torch.zeros(3)})
-    assert_mistake(["evaluate", "run"], "weights of another network", place, capsys)
-
-
-def test_a_run_on_data_that_have_changed_is_not_read(place, capsys):
-    spec = RunSpec(
-        "ce",
-        dataset="fine.npz",
-        backbone="resnet10_w8",
-        n_components=1,
-        training=TrainingConfig(epochs=0),
-    )
-    run(spec, place / "run", Machine("cpu"))
-    np.savez(place / "fine.npz", **arrays(x_train=np.ones((20, 8, 8), np.uint8)))
-    assert_mistake(["evaluate", "run"], "fine.npz is not the data", place, capsys)
-
-
-def test_a_damaged_record_stops_a_study_before_anything_is_run(place, capsys):
-    command = ["table", "--out", "study", "--methods", "ce", "--subset", "60", "--epochs", "0"]
-    command += ["--jobs", "1", "--set", "backbone=resnet10_w8", "--ratios"]
-    assert main([*command, "0"]) == 0
-    capsys.readouterr()
-    (record,) = (place / "study" / "runs").glob("*/record.json")
-    record.write_text("{")
-    assert_mistake([*command, "0", "0.5"], "record.json is not a JSON file", place, capsys)
-
-
 def test_a_library_that_cannot_be_imported_is_one_line(place, capsys, monkeypatch):
     def broken(*_, **__):
         raise ImportError("torchvision cannot be imported,\nreinstall it")
 
-    monkeypatch.setattr(experiments.runs.runner, "load_dataset", broken)
+    monkeypatch.setattr(experiments.runs.prepare, "load_dataset", broken)
     assert_mistake(["table", "--out", "new"], "torchvision cannot be imported", place, capsys)
 
 
-@pytest.mark.parametrize(
-    "command", ["", "table", "ablate", "train", "redunet", "evaluate", "measure", "datasets"]
-)
-def test_help_is_no_mistake(command, place, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main([*command.split(), "--help"])
-    out, err = capsys.readouterr()
-    assert stop.value.code == 0
-    assert "usage: mcr2" in out
-    assert err == ""
-
-
-@pytest.mark.parametrize(
-    ("arguments", "fragment"),
-    [
-        ("table --out thesis --epochs 1", "--out thesis holds something else"),
-        ("table --out new --epochs ten", "--epochs"),
-    ],
-)
-def test_a_mistake_in_a_process_of_its_own(arguments, fragment, place):
-    before = tree(place)
-    result = subprocess.run(
-        [sys.executable, "-m", "experiments.commands", *arguments.split()],
+def python(place, *arguments):
+    return subprocess.run(
+        [sys.executable, *arguments],
         cwd=place,
         env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
@@ -398,8 +315,105 @@ def test_a_mistake_in_a_process_of_its_own(arguments, fragment, place):
         timeout=120,
         check=False,
     )
-    assert result.returncode == 2
-    assert result.stdout == ""
+
+
+def test_a_mistake_in_a_process_of_its_own(place):
+    before = tree(place)
+    result = python(place, "-m", "experiments.commands", *"table --out thesis --epochs 1".split())
+    assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.count("\n") == 1
-    assert fragment in result.stderr
+    assert "--out thesis holds something else" in result.stderr
     assert tree(place) == before
+
+
+# ------------------------------------------------------------------------- runs that were altered
+
+
+def altered(place, tmp_path):
+    """A copy of the run in a folder of its own, and where its last weights are."""
+    (tmp_path / "run").mkdir()
+    for path in (place / "run").iterdir():
+        (tmp_path / "run" / path.name).write_bytes(path.read_bytes())
+    chosen = load_run(place / "run").evaluation.selections["last"]
+    return tmp_path / "run", tmp_path / "run" / chosen["weights"]
+
+
+def test_a_run_with_other_weights_or_a_damaged_record_is_not_evaluated(place, tmp_path, capsys):
+    folder, weights = altered(place, tmp_path)
+    whole, record = weights.read_bytes(), (folder / "record.json").read_text()
+
+    def refused(fragment):
+        assert_mistake(["evaluate", str(folder), "--threads", "1"], fragment, tmp_path, capsys)
+
+    weights.write_bytes(whole[: len(whole) // 2])
+    refused(f"{weights} is not a checkpoint of ours")
+    weights.unlink()
+    refused(f"{weights} is missing")
+    # Those of another network, or of another epoch under this one's name.
+    save_tensors(weights, {"backbone.conv": torch.zeros(3)})
+    refused(f"{weights} is damaged: it is not what the run wrote")
+    weights.write_bytes(whole)
+    (folder / "record.json").write_text(record.replace('"seed": 0', '"seed": 5'))
+    refused("record.json is damaged: its content is not what was written")
+
+
+def test_a_run_on_data_that_have_changed_is_not_evaluated(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    np.savez("fine.npz", **arrays())
+    training = TrainingConfig(epochs=0)
+    spec = RunSpec("ce", "fine.npz", backbone="resnet10_w8", n_components=1, training=training)
+    run(spec, tmp_path / "run", Machine("cpu"))
+    np.savez("fine.npz", **arrays(x_train=arrays()["x_train"] + np.uint8(1)))
+    assert_mistake(["evaluate", "run"], "fine.npz is not the data", tmp_path, capsys)
+
+
+# ------------------------------------------------------------------------------------------- help
+
+HELP = """
+import contextlib, io, sys
+from experiments.commands.cli import COMMANDS, main
+from experiments.studies import STUDIES
+
+studies = [["study", name] for name in STUDIES]
+for command in ([], ["study"], *([name] for name, where in COMMANDS.items() if where), *studies):
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        main([*command, "--help"])
+    assert "torch" not in sys.modules, command
+    print("@", *command)
+    print(out.getvalue())
+
+"""
+
+
+def test_help_imports_no_torch_and_names_what_there_is(tmp_path):
+    result = python(tmp_path, "-c", HELP)
+    assert result.returncode == 0, result.stderr
+    texts = dict(re.findall(r"^@([^\n]*)\n(.*?)(?=^@|\Z)", result.stdout, re.M | re.S))
+    texts = {name.strip(): re.sub(r"[│\s]+", " ", text) for name, text in texts.items()}
+    assert len(texts) == 2 + sum(map(bool, COMMANDS.values())) + len(STUDIES)
+    assert all("usage: mcr2" in text for text in texts.values())
+    assert all(f" {name} " in texts[""] for name in COMMANDS)
+    assert all(f" {name} " in texts["study"] for name in STUDIES)
+    assert texts["table"].replace("table", "") == texts["study label_noise"].replace(
+        "study label_noise", ""
+    )
+    for name in ("table", "train", "redunet", "ablate"):
+        assert f"--recipe {{{','.join(RECIPES)}}}" in texts[name]
+        assert all(f"{kind}: " in texts[name] or f"{kind} (" in texts[name] for kind in RECIPES)
+        described = re.search(r"--noise STR (.*?) \(default", texts[name])[1]
+        assert set(re.findall(r"\b[a-z]+(?:_[a-z]+)+\b|^symmetric", described)) == set(NOISES)
+    presets = re.search(r"Ready-made: ([\w, ]+)\. \(default", texts["ablate"])[1]
+    assert re.split(r", | or ", presets) == list(ABLATIONS)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_completion_is_written_where_the_shell_looks(shell, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(SystemExit) as stop:
+        main(["--install-completion", shell])
+    assert stop.value.code == 0
+    (script,) = (path for path in tmp_path.rglob("*") if path.is_file())
+    assert str(script) in capsys.readouterr().out
+    text = script.read_text()
+    assert all(word in text for word in ("ablate", "--ratios", "label_noise"))

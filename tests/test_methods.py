@@ -253,12 +253,12 @@ def test_the_readout_is_the_specs_or_the_methods():
 
 def test_checking_looks_at_the_network_too_and_leaves_the_global_generator_alone(small):
     before, method = torch.get_rng_state(), METHODS["mcr2"]
-    method.check(replace(small, layers=("stage2",)), SIZES)
+    method.check(replace(small, measured_layers=("stage2",)), SIZES)
     method.check(replace(small, projection="none", feature_dim=64), SIZES)
     with pytest.raises(ValueError, match=r"feature_dim is 6; .*pooled width \(64\)"):
         method.check(replace(small, projection="none"), SIZES)
     with pytest.raises(ValueError, match="unknown layer 'stage9' of resnet10_w8; choose from"):
-        method.check(replace(small, layers=("stage9",)), SIZES)
+        method.check(replace(small, measured_layers=("stage9",)), SIZES)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -288,7 +288,7 @@ OTHER = {
     "n_components": 2,
     "streams": Streams(noise=1, batches=0),
     "selections": ("last", "oracle"),
-    "layers": ("stage2",),
+    "measured_layers": ("stage2",),
 }
 OTHER_TRAINING = {
     "epochs": 11,
