@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mcr2.checks import integer
-from mcr2.data.splits import Split, channels_first, channels_last, check_images
+from mcr2.data.splits import Split, check_images
 
 
 def mix_seed(*parts: str | int) -> int:
@@ -122,8 +122,8 @@ def to_float(images: Tensor) -> Tensor:
         tensor([[[[1.]]]])
     """
     check_images(images)
-    pixels = channels_last(images).contiguous().float()
-    return channels_first(pixels.div_(255))
+    pixels = images.permute(0, 2, 3, 1).contiguous().float()
+    return pixels.div_(255).permute(0, 3, 1, 2)
 
 
 def batches(
@@ -163,7 +163,7 @@ def batches(
     epoch = integer("epoch", epoch, 0)
     sampling_seed = integer("sampling_seed", sampling_seed, 0)
     augmentation_seed = integer("augmentation_seed", augmentation_seed, 0)
-    n = len(split)
+    n, device = len(split), split.device
     # Always drawn on the CPU: its generator is the same everywhere, a device's is not.
     order = torch.arange(n)
     if shuffle:
@@ -173,41 +173,28 @@ def batches(
     flip_stream = _stream("flip", augmentation_seed, epoch)
     offsets = torch.randint(0, 2 * augmentation.shift + 1, (2, n), generator=shift_stream)
     flips = torch.randint(0, 2, (n,), generator=flip_stream).bool() & augmentation.flip
-    return _epoch(split, batch_size, order, offsets, flips, augmentation)
+    pixels = split.images.permute(0, 2, 3, 1).contiguous()
+    order, flips, (tops, lefts) = (x.to(device) for x in (order, flips, offsets))
 
-
-def _epoch(
-    split: Split,
-    batch_size: int,
-    order: Tensor,
-    offsets: Tensor,
-    flips: Tensor,
-    augmentation: Augmentation,
-) -> Iterator[Batch]:
-    pixels = channels_last(split.images).contiguous()
-    order, flips, (tops, lefts) = (x.to(split.device) for x in (order, flips, offsets))
-    for indices in order.tensor_split(num_batches(len(order), batch_size)) if len(order) else ():
+    def batch(indices: Tensor) -> Batch:
         images = pixels.index_select(0, indices)
         if augmentation != Augmentation():
-            images = _shift_and_flip(
-                images, tops[indices], lefts[indices], flips[indices], augmentation.shift
-            )
-        yield Batch(
-            to_float(channels_first(images)), split.labels.index_select(0, indices), indices
-        )
+            moved = tops[indices], lefts[indices], flips[indices]
+            images = _shift_and_flip(images, *moved, augmentation.shift)
+        labels = split.labels.index_select(0, indices)
+        return Batch(to_float(images.permute(0, 3, 1, 2)), labels, indices)
+
+    return map(batch, order.tensor_split(num_batches(n, batch_size)) if n else ())
 
 
 def _shift_and_flip(images: Tensor, tops: Tensor, lefts: Tensor, flips: Tensor, pad: int) -> Tensor:
     """Crop (B, H, W, C) images, padded by ``pad``, at (tops, lefts); mirror those in ``flips``."""
-    B, H, W, C = images.shape
+    B, H, W, _ = images.shape
     padded = torch.nn.functional.pad(images, (0, 0, pad, pad, pad, pad))
-    height, width = H + 2 * pad, W + 2 * pad
-    along = torch.arange(W, device=images.device)
+    samples, down, along = (torch.arange(size, device=images.device) for size in (B, H, W))
+    rows = tops[:, None] + down  # (B, H)
     columns = torch.where(flips[:, None], W - 1 - along, along) + lefts[:, None]  # (B, W)
-    first = torch.arange(B, device=images.device) * height + tops
-    rows = first[:, None] + torch.arange(H, device=images.device)  # (B, H), in the whole batch
-    index = (rows * width)[:, :, None] + columns[:, None, :]
-    return padded.view(-1, C).index_select(0, index.view(-1)).view(B, H, W, C)
+    return padded[samples[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
 def _stream(*name: str | int) -> torch.Generator:

@@ -1,9 +1,9 @@
 """Decoded arrays kept on disk, so that a data set is decompressed or decoded only once.
 
-An entry is a folder: ``train.npy`` and ``test.npy``, mapped into memory rather than read, so that
-parallel runs share them, and ``rest.npz`` with labels, class names and a digest of it all and of
-the files it was made from. What does not fit, whatever the reason, is made anew; a place that
-cannot be written to is done without. Nothing in an entry is a pickle, and no link is followed.
+An entry is a folder of ``.npy`` files: images, which are mapped into memory rather than read, so
+that parallel runs share them, labels, class names, and a digest of it all and of the files it was
+made from. What does not fit, whatever the reason, is made anew; a place that cannot be written to
+is done without. Nothing in an entry is a pickle, and no link is followed.
 """
 
 import contextlib
@@ -13,16 +13,15 @@ import stat
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from mcr2.data.files import read_arrays
+from mcr2.data.files import Array
 from mcr2.data.splits import Arrays, Decoded
 
-_FORMAT = 2  # to be raised whenever a reader makes other arrays of the same files
+_FORMAT = 3  # to be raised whenever a reader makes other arrays of the same files
+_NAMES = ("classes", *(f"{which}_{part}" for which in ("train", "test") for part in Arrays._fields))
 
 
 def cached(
@@ -52,7 +51,7 @@ def cached(
         return read()
     try:
         return _load(entry, fingerprint)
-    except Exception:  # NumPy and zipfile stumble over damaged bytes in many ways; all mean: anew
+    except Exception:  # NumPy stumbles over damaged bytes in many ways; all mean: anew
         decoded = read()
     with contextlib.suppress(OSError):  # read-only, or full: then every start reads the files
         _save(entry, fingerprint, decoded)
@@ -60,49 +59,42 @@ def cached(
 
 
 def _load(entry: Path, fingerprint: str) -> Decoded:
-    for file in ("train.npy", "test.npy", "rest.npz"):
-        if not stat.S_ISREG((entry / file).lstat().st_mode):
+    held: dict[str, Array] = {}
+    for name in (*_NAMES, "digest"):
+        path = entry / f"{name}.npy"
+        if not stat.S_ISREG(path.lstat().st_mode):
             raise ValueError("a link, or a pipe that would never end")
-    held = read_arrays(
-        entry / "rest.npz", ("digest", "classes", "train", "test"), ("train_clean", "test_clean")
-    )
-    splits = []
-    for which in ("train", "test"):
         # Copy on write: torch takes no read-only memory, and nobody writes to it.
-        images = np.load(entry / f"{which}.npy", mmap_mode="c", allow_pickle=False)
-        splits.append(Arrays(images, held[which], held.get(f"{which}_clean")))
-    found = Decoded(tuple(held["classes"].tolist()), *splits)
-    if str(held["digest"]) != _digest(fingerprint, found):
+        copy = name.endswith("images")
+        held[name] = np.load(path, mmap_mode="c" if copy else None, allow_pickle=False)
+    if str(held.pop("digest")) != _digest(fingerprint, held):
         raise ValueError("damaged, or made from other files")
-    return found
+    classes, *arrays = held.values()
+    train, test = (Arrays(x, y, c if len(c) else None) for x, y, c in (arrays[:3], arrays[3:]))
+    return Decoded(tuple(classes.tolist()), train, test)
 
 
 def _save(entry: Path, fingerprint: str, decoded: Decoded) -> None:
     entry.mkdir(parents=True, exist_ok=True)
-    rest: dict[str, Any] = {"classes": np.array(decoded.classes)}
-    rest["digest"] = np.array(_digest(fingerprint, decoded))
-    for which, split in (("train", decoded.train), ("test", decoded.test)):
-        _write(entry / f"{which}.npy", partial(np.save, arr=np.ascontiguousarray(split.images)))
-        rest[which] = split.labels
-        if split.clean_labels is not None:
-            rest[f"{which}_clean"] = split.clean_labels
-    # Last: what it says about the images is then true, or found to be false by its digest.
-    _write(entry / "rest.npz", lambda path: np.savez(path, **rest))
+    found = (np.array(decoded.classes), *decoded.train, *decoded.test)
+    held = {
+        name: np.empty(0) if array is None else np.ascontiguousarray(array)
+        for name, array in zip(_NAMES, found, strict=True)
+    }
+    # Last: what it says about the others is then true, or found to be false.
+    held["digest"] = np.array(_digest(fingerprint, held))
+    # Beside the destination, and moved: a process that has an old file mapped keeps it.
+    with tempfile.TemporaryDirectory(dir=entry, prefix=".writing-") as staging:
+        for name, array in held.items():
+            np.save(Path(staging) / f"{name}.npy", array)
+        for name in held:
+            (Path(staging) / f"{name}.npy").replace(entry / f"{name}.npy")
 
 
-def _write(path: Path, save: Callable[[Path], object]) -> None:
-    """Write beside the destination and move: a process that has the old file mapped keeps it."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as staging:
-        save(Path(staging) / path.name)
-        (Path(staging) / path.name).replace(path)
-
-
-def _digest(fingerprint: str, decoded: Decoded) -> str:
-    """SHA-256 over everything; images, which are nearly all of it, count by their CRC-32."""
-    digest = hashlib.sha256(repr((fingerprint, decoded.classes)).encode())
-    for images, *labels in (decoded.train, decoded.test):
-        pixels = np.ascontiguousarray(images)
-        digest.update(repr((pixels.shape, pixels.dtype.str, zlib.crc32(pixels.data))).encode())
-        for y in labels:
-            digest.update(b"unknown" if y is None else y.astype("<i8").tobytes())
-    return digest.hexdigest()
+def _digest(fingerprint: str, held: dict[str, Array]) -> str:
+    """SHA-256 over everything, of which the arrays count by their CRC-32."""
+    sums = [
+        (name, array.shape, array.dtype.str, zlib.crc32(np.ascontiguousarray(array).data))
+        for name, array in held.items()
+    ]
+    return hashlib.sha256(repr((fingerprint, sums)).encode(errors="replace")).hexdigest()

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mcr2.data.files import MOST_BYTES, Array, check_size
+from mcr2.data.files import MOST_BYTES, Array, check_size, naming
 from mcr2.data.splits import Arrays, Decoded
 
 MOST_PIXELS = 1 << 26
@@ -43,20 +43,19 @@ def scan(root: Path) -> Files:
         ValueError: ``train`` or ``test`` is missing, their classes differ, a class is empty,
             something lies where it does not belong, or a link leads out; the line names it.
     """
-    listed: dict[str, dict[str, list[Path]]] = {}
-    for which in ("train", "test"):
+    listed: dict[str, dict[str, list[Path]]] = {"train": {}, "test": {}}
+    for which, found in listed.items():
         if not (root / which).is_dir():
             raise ValueError(
                 f"{root}: no folder {which}/; an image folder holds train/CLASS/* and test/CLASS/*"
             )
-        listed[which] = {}
         for folder in _inside(root / which, root):
             if not folder.is_dir():
                 raise ValueError(f"{folder}: not a class folder; images belong in {which}/CLASS/")
-            images = listed[which][folder.name] = _inside(folder, root)
-            if not images:
+            found[folder.name] = _inside(folder, root)
+            if not found[folder.name]:
                 raise ValueError(f"{folder}: an empty class folder")
-            for image in images:
+            for image in found[folder.name]:
                 if not image.is_file():  # a folder, or a pipe that would never end
                     raise ValueError(f"{image}: not a file; a class folder holds images only")
     for here, there in (("train", "test"), ("test", "train")):
@@ -65,18 +64,20 @@ def scan(root: Path) -> Files:
     classes = tuple(sorted(listed["train"]))
     if len(classes) < 2:
         raise ValueError(f"{root / 'train'}: {len(classes)} class folders; at least 2 are needed")
-    counted = [(k, found[name]) for found in listed.values() for k, name in enumerate(classes)]
-    paths = [path for _, images in counted for path in images]
-    labels = [k for k, images in counted for _ in images]
+    labelled = [
+        (path, k)
+        for found in listed.values()
+        for k, name in enumerate(classes)
+        for path in found[name]
+    ]
+    paths, labels = map(list, zip(*labelled, strict=True))
     return Files(classes, paths, labels, sum(map(len, listed["train"].values())))
 
 
 def _inside(folder: Path, root: Path) -> list[Path]:
     """What a folder holds, sorted by name, once nothing of it leads out of the root."""
-    try:
+    with naming(folder):
         found = sorted(folder.iterdir(), key=lambda path: path.name)
-    except OSError as error:
-        raise ValueError(f"{folder}: cannot be read ({error.strerror})") from error
     kept = [p for p in found if p.name[0] != "." and p.name not in ("Thumbs.db", "desktop.ini")]
     for path in (folder, *kept):
         if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root):
@@ -97,28 +98,24 @@ def decode(files: Files, image_size: int | None) -> Decoded:
             together are beyond ``check_size``. The line names the file.
     """
     classes, paths, labels, n = files
-    with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.simplefilter("ignore")  # damaged metadata, which nothing here uses
-        try:
-            # All headers first: a last image of another size is known in seconds, not minutes.
-            headers = list(pool.map(_header, paths, chunksize=64))
-            width, height = headers[0][0] if image_size is None else (image_size, image_size)
-            channels = 1 if all(mode in _GREY for _, mode in headers) else 3
-            for path, (size, _) in zip(paths, headers, strict=True):
-                if image_size is None and size != (width, height):
-                    raise ValueError(
-                        f"{path}: {size[0]}×{size[1]} pixels (width × height), but {paths[0]} has "
-                        f"{width}×{height}; image_size (--image-size) resizes all to one size"
-                    )
-            # What is resized may grow: then the limit is that of all data.
-            stored = MOST_BYTES if image_size else sum(path.stat().st_size for path in paths)
-            check_size(paths[0].parents[2], len(paths) * height * width * channels, stored)
-            images = np.empty((len(paths), height, width, channels), np.uint8)
-            for _ in pool.map(partial(_decode, image_size=image_size), paths, images):
-                pass
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        # All headers first: a last image of another size is known in seconds, not minutes.
+        headers = list(pool.map(_header, paths))
+        width, height = headers[0][0] if image_size is None else (image_size, image_size)
+        channels = 1 if all(mode in _GREY for _, mode in headers) else 3
+        for path, (size, _) in zip(paths, headers, strict=True):
+            if image_size is None and size != (width, height):
+                raise ValueError(
+                    f"{path}: {size[0]}×{size[1]} pixels (width × height), but {paths[0]} has "
+                    f"{width}×{height}; image_size (--image-size) resizes all to one size"
+                )
+        # What is resized may grow: then the limit is that of all data.
+        stored = MOST_BYTES if image_size else sum(path.stat().st_size for path in paths)
+        with naming(paths[0].parents[2]):
+            check_size(len(paths) * height * width * channels, stored)
+        images = np.empty((len(paths), height, width, channels), np.uint8)
+        list(pool.map(partial(_decode, resize=image_size is not None), paths, images))
     train, test = np.array(labels[:n]), np.array(labels[n:])
     return Decoded(classes, Arrays(images[:n], train, train), Arrays(images[n:], test, test))
 
@@ -126,38 +123,29 @@ def decode(files: Files, image_size: int | None) -> Decoded:
 def _header(path: Path) -> tuple[tuple[int, int], str]:
     from PIL import Image, UnidentifiedImageError
 
-    try:
-        with Image.open(path, formats=_FORMATS) as image:
-            size, mode = image.size, image.mode
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{path}: not an image; allowed are {', '.join(_FORMATS)}") from error
-    except Exception as error:  # Pillow's readers stumble over damaged bytes in many ways
-        raise _unreadable(path, error) from error
-    if size[0] * size[1] > MOST_PIXELS:
-        raise ValueError(f"{path}: {size[0]}×{size[1]} pixels; the limit is {MOST_PIXELS:,}")
-    if mode not in _GREY + _COLOUR:
-        raise ValueError(
-            f"{path}: pixels of Pillow's mode {mode}, floats or more than 8 bits; allowed are "
-            "images of 8 bits a channel"
-        )
-    return size, mode
+    with naming(path):
+        try:
+            with Image.open(path, formats=_FORMATS) as image:
+                (width, height), mode = image.size, image.mode
+        except UnidentifiedImageError as error:
+            raise ValueError(f"not an image; allowed are {', '.join(_FORMATS)}") from error
+        if width * height > MOST_PIXELS:
+            raise ValueError(f"{width}×{height} pixels; the limit is {MOST_PIXELS:,}")
+        if mode not in _GREY + _COLOUR:
+            raise ValueError(
+                f"pixels of Pillow's mode {mode}, floats or more than 8 bits; allowed are images "
+                "of 8 bits a channel"
+            )
+    return (width, height), mode
 
 
-def _decode(path: Path, out: Array, image_size: int | None) -> None:
+def _decode(path: Path, out: Array, resize: bool) -> None:
     """Write an image into ``out``, (H, W, C)."""
     from PIL import Image
 
     height, width, channels = out.shape
-    try:
-        with Image.open(path, formats=_FORMATS) as image:
-            pixels = image.convert("L" if channels == 1 else "RGB")
-    except Exception as error:
-        raise _unreadable(path, error) from error
-    if image_size is not None:
-        pixels = pixels.resize((width, height), Image.Resampling.BILINEAR)
-    out[...] = np.asarray(pixels).reshape(out.shape)
-
-
-def _unreadable(path: Path, error: Exception) -> ValueError:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return ValueError(f"{path}: cannot be read as an image ({reason})")
+    with naming(path), Image.open(path, formats=_FORMATS) as image:
+        pixels = image.convert("L" if channels == 1 else "RGB")
+        if resize:
+            pixels = pixels.resize((width, height), Image.Resampling.BILINEAR)
+        out[...] = np.asarray(pixels).reshape(out.shape)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from mcr2.checks import choice, labels
-from mcr2.data.files import Array, read_arrays
+from mcr2.data.files import Array, naming, read_arrays
 from mcr2.data.splits import Arrays, Decoded
 
 AXES = ("NCHW", "NHWC")
@@ -21,16 +21,12 @@ def read_npz(path: Path, axes: str | None = None, labels_are: str | None = None)
     """
     needed = ("x_train", "y_train", "x_test", "y_test")
     arrays = read_arrays(path, needed, ("y_train_clean", "classes", "axes", "labels_are"))
-    try:
-        axes = axes or _word(arrays, "axes", AXES)
-        labels_are = labels_are or _word(arrays, "labels_are", LABELS_ARE)
+    with naming(path):
+        if axes is None and "axes" in arrays:
+            axes = choice("axes", str(arrays["axes"]), AXES)
+        if labels_are is None and "labels_are" in arrays:
+            labels_are = choice("labels_are", str(arrays["labels_are"]), LABELS_ARE)
         return _decoded(arrays, axes, labels_are)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def _word(arrays: dict[str, Array], key: str, allowed: tuple[str, ...]) -> str | None:
-    return str(choice(key, str(arrays[key]), allowed)) if key in arrays else None
 
 
 def _decoded(arrays: dict[str, Array], axes: str | None, labels_are: str | None) -> Decoded:

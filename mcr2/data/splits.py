@@ -1,7 +1,6 @@
 """Images with their labels: a ``Split`` on one device, a ``Dataset`` of two splits."""
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -22,16 +21,6 @@ def check_images(images: object) -> None:
         raise ValueError(f"images has shape {tuple(images.shape)}; it must be (N, C, H, W)")
 
 
-def channels_last(images: Tensor) -> Tensor:
-    """(N, C, H, W) seen as (N, H, W, C)."""
-    return images.permute(0, 2, 3, 1)
-
-
-def channels_first(pixels: Tensor) -> Tensor:
-    """(N, H, W, C) seen as (N, C, H, W)."""
-    return pixels.permute(0, 3, 1, 2)
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class Split:
     """Images with the labels to train on, on one device.
@@ -47,7 +36,7 @@ class Split:
 
     Example:
         >>> split = Split(torch.zeros(5, 1, 8, 8, dtype=torch.uint8), torch.arange(5))
-        >>> split, split.select([4, 0]).labels
+        >>> split, split.select(torch.tensor([4, 0])).labels
         (Split(5 images of 1×8×8 on cpu, truth unknown), tensor([4, 0]))
     """
 
@@ -83,16 +72,14 @@ class Split:
         clean = None if self.clean_labels is None else self.clean_labels.to(device)
         return Split(self.images.to(device), self.labels.to(device), clean)
 
-    def select(self, indices: Tensor | Array | Sequence[int]) -> "Split":
+    def select(self, indices: Tensor) -> "Split":
         """The samples at ``indices`` ((n,) integers in [0, N)), in that order."""
-        found = torch.as_tensor(indices)
-        found = found if found.numel() else found.long()
-        index = checks.labels(found, count=found.numel(), name="indices").to(self.device)
+        index = checks.labels(indices, count=indices.numel(), name="indices").to(self.device)
         if len(index) and int(index.max()) >= len(self):
             raise ValueError(f"indices go up to {int(index.max())}, but there are {len(self)}")
         clean = None if self.clean_labels is None else self.clean_labels.index_select(0, index)
-        images = channels_first(channels_last(self.images).index_select(0, index))
-        return Split(images, self.labels.index_select(0, index), clean)
+        pixels = self.images.permute(0, 2, 3, 1).index_select(0, index)
+        return Split(pixels.permute(0, 3, 1, 2), self.labels.index_select(0, index), clean)
 
     def relabelled(self, labels: Tensor, clean_labels: Tensor | None) -> "Split":
         """The same images with other labels, moved to the images' device."""
@@ -145,16 +132,6 @@ class Dataset:
         """K."""
         return len(self.classes)
 
-    @property
-    def in_channels(self) -> int:
-        """C."""
-        return self.train.images.shape[1]
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """(H, W)."""
-        return self.train.images.shape[2], self.train.images.shape[3]
-
     def content_hash(self) -> str:
         """SHA-256 of all shapes, images and labels, whatever their device and memory layout."""
         return self._content_hash
@@ -169,11 +146,7 @@ class Dataset:
                     continue
                 array = tensor.cpu().numpy()
                 digest.update(repr(array.shape).encode())
-                little = array.dtype.newbyteorder("<")
-                # In pieces, because channels_last images have to be copied to be hashed in order.
-                for start in range(0, len(array), 1024):
-                    piece = np.ascontiguousarray(array[start : start + 1024], dtype=little)
-                    digest.update(piece.data)
+                digest.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
         return digest.hexdigest()
 
 
@@ -200,6 +173,6 @@ class Decoded(NamedTuple):
 
 def _split(arrays: Arrays) -> Split:
     # Arrays over a file's bytes may be read-only, which torch does not allow.
-    images = torch.from_numpy(np.require(arrays.images, np.uint8, ["C", "W"]))
+    pixels = torch.from_numpy(np.require(arrays.images, np.uint8, ["C", "W"]))
     true = None if arrays.clean_labels is None else checks.labels(arrays.clean_labels)
-    return Split(channels_first(images), checks.labels(arrays.labels), true)
+    return Split(pixels.permute(0, 3, 1, 2), checks.labels(arrays.labels), true)
