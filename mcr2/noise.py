@@ -89,14 +89,9 @@ class Noise:
         object.__setattr__(self, "ratio", checks.number("ratio", self.ratio, 0, 1))
 
     def apply(self, split: _Split, *, num_classes: int, seed: int) -> Corruption:
-        """Redraw labels of a split, which stays as it was.
+        """Redraw labels of a split of N ≥ 1 samples, which stays as it was.
 
-        Args:
-            split: N ≥ 1 samples with labels in [0, K); clean_labels None: the truth is unknown.
-            num_classes, seed: K ≥ 2, and in [0, 2³²); no other generator is read or moved.
-
-        Raises:
-            TypeError, ValueError: labels, K or seed are not integers, or out of range.
+        Labels lie in [0, K), K ≥ 2, the seed in [0, 2³²); no other generator is read or moved.
         """
         K = checks.integer("num_classes", num_classes, 2)
         seed = checks.integer("seed", seed, 0, 2**32 - 1)
@@ -157,10 +152,6 @@ NOISES: dict[str, type[Noise]] = {
 
 def parse_noise(text: str, ratio: float) -> Noise:
     """Return the noise written ``kind``, a name in ``NOISES``, or ``kind:ARGUMENT``.
-
-    Raises:
-        TypeError, ValueError: an unknown kind, an argument too many or missing, or a ratio that is
-            not a number in [0, 1].
 
     Example:
         >>> parse_noise("symmetric", 0.2)

@@ -29,18 +29,11 @@ def stratified_subset(labels: Tensor, size: int, seed: int) -> Tensor:
     """Indices of exactly ``size`` samples, with every class in proportion.
 
     Class k of n_k among N samples gets size·n_k/N of them, rounded by largest remainders (ties to
-    the lower label), but at least one. Drawn from a generator of its own.
+    the lower label), but at least one. Indices are on the CPU, ascending: samples keep their order.
 
     Args:
         labels: (N,) int64.
-        size: between the number of classes present and N.
-        seed: non-negative.
-
-    Returns:
-        (size,) int64 on the CPU, ascending: samples keep their order.
-
-    Raises:
-        TypeError, ValueError: size or seed is not an integer, or out of range.
+        size, seed: from the number of classes present to N; non-negative.
 
     Example:
         >>> labels = torch.tensor([0, 0, 0, 0, 1, 1])
@@ -73,9 +66,6 @@ class Augmentation:
         shift: each image moves by −shift … shift pixels in both directions, all offsets equally
             likely, zeros moving in: the same as padding by ``shift`` and cropping at random.
         flip: mirror half of the images left to right.
-
-    Raises:
-        TypeError, ValueError: shift is not an integer from 0, or flip not a bool.
     """
 
     shift: int = 0
@@ -96,10 +86,9 @@ class Batch(NamedTuple):
 
 
 def num_batches(n: int, batch_size: int) -> int:
-    """Number of batches in an epoch over n samples: ⌈n / batch_size⌉.
+    """Number of batches in an epoch over n samples: ⌈n / batch_size⌉, one fewer for odd n in pairs.
 
-    One fewer where a batch of one would come of it (an odd number in pairs): batch normalisation
-    refuses a single sample.
+    For batch normalisation refuses a batch of one sample.
 
     Example:
         >>> num_batches(6, 4), num_batches(6, 2), num_batches(7, 2)
@@ -109,13 +98,7 @@ def num_batches(n: int, batch_size: int) -> int:
 
 
 def to_float(images: Tensor) -> Tensor:
-    """Uint8 images as a network takes them: x/255, float32, in channels_last memory.
-
-    Args:
-        images: (N, C, H, W) uint8.
-
-    Raises:
-        TypeError, ValueError: they are not.
+    """Images (N, C, H, W) uint8 as a network takes them: x/255, float32, in channels_last memory.
 
     Example:
         >>> to_float(torch.full((1, 1, 1, 1), 255, dtype=torch.uint8))
@@ -150,9 +133,6 @@ def batches(
         augmentation: what to change.
         shuffle: False keeps the split's order in every epoch.
 
-    Raises:
-        TypeError, ValueError: a size, seed or epoch is not an integer, or out of range.
-
     Example:
         >>> split = Split(torch.zeros(5, 1, 8, 8, dtype=torch.uint8), torch.arange(5))
         >>> epoch = batches(split, 3, epoch=0, sampling_seed=0, augmentation_seed=0, shuffle=False)
@@ -163,18 +143,17 @@ def batches(
     epoch = integer("epoch", epoch, 0)
     sampling_seed = integer("sampling_seed", sampling_seed, 0)
     augmentation_seed = integer("augmentation_seed", augmentation_seed, 0)
-    n, device = len(split), split.device
+    n = len(split)
     # Always drawn on the CPU: its generator is the same everywhere, a device's is not.
-    order = torch.arange(n)
-    if shuffle:
-        order = torch.randperm(n, generator=_stream("order", sampling_seed, epoch))
+    draws = _stream("order", sampling_seed, epoch)
+    order = torch.randperm(n, generator=draws) if shuffle else torch.arange(n)
     # Streams of their own, so that the shifts stay the same with and without flips.
-    shift_stream = _stream("shift", augmentation_seed, epoch)
-    flip_stream = _stream("flip", augmentation_seed, epoch)
-    offsets = torch.randint(0, 2 * augmentation.shift + 1, (2, n), generator=shift_stream)
-    flips = torch.randint(0, 2, (n,), generator=flip_stream).bool() & augmentation.flip
+    draws = _stream("shift", augmentation_seed, epoch)
+    offsets = torch.randint(0, 2 * augmentation.shift + 1, (2, n), generator=draws)
+    draws = _stream("flip", augmentation_seed, epoch)
+    flips = torch.randint(0, 2, (n,), generator=draws).bool() & augmentation.flip
     pixels = split.images.permute(0, 2, 3, 1).contiguous()
-    order, flips, (tops, lefts) = (x.to(device) for x in (order, flips, offsets))
+    order, flips, (tops, lefts) = (x.to(split.device) for x in (order, flips, offsets))
 
     def batch(indices: Tensor) -> Batch:
         images = pixels.index_select(0, indices)

@@ -32,18 +32,14 @@ def cached(
     variant: object,
     read: Callable[[], Decoded],
 ) -> Decoded:
-    """What ``read`` returns, from ``cache`` where it is there and the files are unchanged.
+    """What ``read`` returns, from the folder ``cache`` where it is there and up to date.
 
-    Args:
-        cache: folder of all entries.
-        name, source, variant: name of the data, folder of the files, what the arrays depend on
-            beside them: they say which entry is meant, which changed files then replace.
-        files: all files that are read: their names, sizes and times of modification count.
-        read: makes the arrays.
+    Name, folder of the files and ``variant`` (what the arrays depend on beside them) say which
+    entry is meant; it is replaced when a file's name, size or time of modification changes.
     """
     where = repr((name, str(source.absolute()), variant))
     label = re.sub(r"[^\w.-]", "_", name)[:40]
-    entry = cache / f"{label}-{hashlib.sha256(where.encode(errors='replace')).hexdigest()[:16]}"
+    entry = cache / f"{label}-{_sha256(where)[:16]}"
     stats = [(str(path.relative_to(source)), path.stat()) for path in files]
     stamps = [(below, found.st_size, found.st_mtime_ns) for below, found in stats]
     fingerprint = repr((_FORMAT, where, stamps))
@@ -97,4 +93,8 @@ def _digest(fingerprint: str, held: dict[str, Array]) -> str:
         (name, array.shape, array.dtype.str, zlib.crc32(np.ascontiguousarray(array).data))
         for name, array in held.items()
     ]
-    return hashlib.sha256(repr((fingerprint, sums)).encode(errors="replace")).hexdigest()
+    return _sha256(repr((fingerprint, sums)))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="replace")).hexdigest()

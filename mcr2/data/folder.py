@@ -8,7 +8,6 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -25,17 +24,8 @@ _GREY = ("1", "L", "LA", "La")
 _COLOUR = ("P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "HSV")
 
 
-class Files(NamedTuple):
-    """The images of a folder, those for training first, in the order of classes, then of names."""
-
-    classes: tuple[str, ...]
-    paths: list[Path]
-    labels: list[int]
-    num_train: int
-
-
-def scan(root: Path) -> Files:
-    """List an image folder, whose path is resolved.
+def scan(root: Path) -> list[Path]:
+    """List the images of a folder, whose path is resolved: by train and test, class and name.
 
     Hidden files and folders (``.…``) and those that Windows leaves behind are passed over.
 
@@ -43,35 +33,33 @@ def scan(root: Path) -> Files:
         ValueError: ``train`` or ``test`` is missing, their classes differ, a class is empty,
             something lies where it does not belong, or a link leads out; the line names it.
     """
-    listed: dict[str, dict[str, list[Path]]] = {"train": {}, "test": {}}
-    for which, found in listed.items():
+    found: list[Path] = []
+    classes: dict[str, set[str]] = {}
+    for which in ("train", "test"):
         if not (root / which).is_dir():
             raise ValueError(
                 f"{root}: no folder {which}/; an image folder holds train/CLASS/* and test/CLASS/*"
             )
-        for folder in _inside(root / which, root):
+        folders = _inside(root / which, root)
+        classes[which] = {folder.name for folder in folders}
+        for folder in folders:
             if not folder.is_dir():
                 raise ValueError(f"{folder}: not a class folder; images belong in {which}/CLASS/")
-            found[folder.name] = _inside(folder, root)
-            if not found[folder.name]:
+            images = _inside(folder, root)
+            if not images:
                 raise ValueError(f"{folder}: an empty class folder")
-            for image in found[folder.name]:
+            for image in images:
                 if not image.is_file():  # a folder, or a pipe that would never end
                     raise ValueError(f"{image}: not a file; a class folder holds images only")
+            found += images
     for here, there in (("train", "test"), ("test", "train")):
-        if lacking := sorted(listed[here].keys() - listed[there].keys()):
+        if lacking := sorted(classes[here] - classes[there]):
             raise ValueError(f"{root / there}: no class folder {lacking[0]}, which {here}/ has")
-    classes = tuple(sorted(listed["train"]))
-    if len(classes) < 2:
-        raise ValueError(f"{root / 'train'}: {len(classes)} class folders; at least 2 are needed")
-    labelled = [
-        (path, k)
-        for found in listed.values()
-        for k, name in enumerate(classes)
-        for path in found[name]
-    ]
-    paths, labels = map(list, zip(*labelled, strict=True))
-    return Files(classes, paths, labels, sum(map(len, listed["train"].values())))
+    if len(classes["train"]) < 2:
+        raise ValueError(
+            f"{root / 'train'}: {len(classes['train'])} class folders; at least 2 are needed"
+        )
+    return found
 
 
 def _inside(folder: Path, root: Path) -> list[Path]:
@@ -85,8 +73,8 @@ def _inside(folder: Path, root: Path) -> list[Path]:
     return kept
 
 
-def decode(files: Files, image_size: int | None) -> Decoded:
-    """Read the images of a folder; its labels are taken as clean.
+def decode(paths: list[Path], image_size: int | None) -> Decoded:
+    """Read the images that ``scan`` lists; their labels are taken as clean.
 
     One channel where all images are grey, otherwise three. Transparency and orientation tags are
     ignored, and an animation is its first frame. With ``image_size`` all get that many pixels a
@@ -97,7 +85,6 @@ def decode(files: Files, image_size: int | None) -> Decoded:
             ``MOST_PIXELS`` or (without ``image_size``) another size than the first; or all
             together are beyond ``check_size``. The line names the file.
     """
-    classes, paths, labels, n = files
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.simplefilter("ignore")  # damaged metadata, which nothing here uses
         # All headers first: a last image of another size is known in seconds, not minutes.
@@ -116,8 +103,10 @@ def decode(files: Files, image_size: int | None) -> Decoded:
             check_size(len(paths) * height * width * channels, stored)
         images = np.empty((len(paths), height, width, channels), np.uint8)
         list(pool.map(partial(_decode, resize=image_size is not None), paths, images))
-    train, test = np.array(labels[:n]), np.array(labels[n:])
-    return Decoded(classes, Arrays(images[:n], train, train), Arrays(images[n:], test, test))
+    classes, labels = np.unique([path.parent.name for path in paths], return_inverse=True)
+    n = sum(path.parents[1].name == "train" for path in paths)
+    (x, x_test), (y, y_test) = np.split(images, [n]), np.split(labels, [n])
+    return Decoded(tuple(classes.tolist()), Arrays(x, y, y), Arrays(x_test, y_test, y_test))
 
 
 def _header(path: Path) -> tuple[tuple[int, int], str]:
@@ -132,10 +121,8 @@ def _header(path: Path) -> tuple[tuple[int, int], str]:
         if width * height > MOST_PIXELS:
             raise ValueError(f"{width}×{height} pixels; the limit is {MOST_PIXELS:,}")
         if mode not in _GREY + _COLOUR:
-            raise ValueError(
-                f"pixels of Pillow's mode {mode}, floats or more than 8 bits; allowed are images "
-                "of 8 bits a channel"
-            )
+            wanted = "allowed are images of 8 bits a channel"
+            raise ValueError(f"Pillow's mode {mode}, floats or more than 8 bits; {wanted}")
     return (width, height), mode
 
 

@@ -34,8 +34,13 @@ def _decoded(arrays: dict[str, Array], axes: str | None, labels_are: str | None)
     if x_train.shape[1:] != x_test.shape[1:]:
         train, test = arrays["x_train"].shape, arrays["x_test"].shape
         raise ValueError(f"x_train has shape {train}, x_test {test}; images must have one size")
-    classes = _classes(arrays["classes"]) if "classes" in arrays else None
-    K = None if classes is None else len(classes)
+    names = arrays.get("classes")
+    if names is not None and (names.dtype.kind != "U" or names.ndim != 1 or len(names) < 2):
+        raise ValueError(
+            f"classes has dtype {names.dtype} and shape {names.shape}; allowed are at least two "
+            "strings in one dimension"
+        )
+    K = None if names is None else len(names)
 
     def read(key: str, count: int, num_classes: int | None) -> Array:
         return labels(arrays[key], num_classes, count=count, name=key).numpy()
@@ -46,10 +51,14 @@ def _decoded(arrays: dict[str, Array], axes: str | None, labels_are: str | None)
         clean = read("y_train_clean", len(x_train), K)
         if labels_are == "clean" and not np.array_equal(clean, y_train):
             raise ValueError("labels_are is 'clean', but y_train differs from y_train_clean")
-    if classes is None:
-        classes = _guess_classes(y_train if clean is None else np.concatenate([y_train, clean]))
-    y_test = read("y_test", len(x_test), len(classes))
-    return Decoded(classes, Arrays(x_train, y_train, clean), Arrays(x_test, y_test, y_test))
+    if names is None:
+        names = _guess_classes(y_train if clean is None else np.concatenate([y_train, clean]))
+    y_test = read("y_test", len(x_test), len(names))
+    return Decoded(
+        tuple(map(str, names.tolist())),
+        Arrays(x_train, y_train, clean),
+        Arrays(x_test, y_test, y_test),
+    )
 
 
 def _images(key: str, array: Array, axes: str | None) -> Array:
@@ -73,8 +82,8 @@ def _images(key: str, array: Array, axes: str | None) -> Array:
     return array if axes == "NHWC" else array.transpose(0, 2, 3, 1)
 
 
-def _guess_classes(given: Array) -> tuple[str, ...]:
-    """Names of the classes 0 … K − 1, each of which has an image: 255 among ten is a mistake."""
+def _guess_classes(given: Array) -> Array:
+    """The classes 0 … K − 1, each of which has an image: 255 among ten is a mistake."""
     known = np.unique(given)
     gaps = np.flatnonzero(known != np.arange(len(known)))
     if len(gaps):
@@ -82,13 +91,4 @@ def _guess_classes(given: Array) -> tuple[str, ...]:
             f"the training labels go up to {known[-1]}, but none is {gaps[0]}; without an array "
             "classes, labels run from 0 to K - 1 with no gap"
         )
-    return tuple(map(str, known.tolist()))
-
-
-def _classes(array: Array) -> tuple[str, ...]:
-    if array.dtype.kind != "U" or array.ndim != 1 or len(array) < 2:
-        raise ValueError(
-            f"classes has dtype {array.dtype} and shape {array.shape}; allowed are at least two "
-            "strings in one dimension"
-        )
-    return tuple(array.tolist())
+    return known

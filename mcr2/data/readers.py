@@ -50,16 +50,16 @@ IDX_FILES = (
 )
 
 
-def read_idx_folder(folder: Path, classes: tuple[str, ...]) -> Decoded:
+def read_idx_folder(folder: Path, classes: str) -> Decoded:
     """Read a folder laid out like MNIST's, 28×28 images, each file as it is or as ``.gz``."""
-    splits = []
+    names, splits = tuple(classes.split(", ")), []
     for files in (IDX_FILES[:2], IDX_FILES[2:]):
         images_path, labels_path = (plain_or_gz(folder, file) or folder / file for file in files)
         images, labels = _read_idx(images_path, 3), _read_idx(labels_path, 1)
         if images.shape[1:] != (28, 28) or len(images) == 0:
             raise ValueError(f"{images_path}: images must be N×28×28, not {images.shape}")
-        splits.append(_labelled(labels_path, images[..., None], labels, len(classes)))
-    return Decoded(classes, *splits)
+        splits.append(_labelled(labels_path, images[..., None], labels, len(names)))
+    return Decoded(names, *splits)
 
 
 def plain_or_gz(folder: Path, file: str) -> Path | None:
@@ -98,20 +98,20 @@ def read_cifar(folder: Path, torchvision_name: str, kind: str = "") -> Decoded:
 
     CIFAR-100 has labels of two kinds, ``fine_`` and ``coarse_``.
     """
+
+    def unpickled(file: str, md5: str) -> Any:
+        return pickle.loads(_published(folder / file, md5), encoding="latin1")
+
     published = torchvision_class(torchvision_name)
-    meta = _unpickle(folder / published.meta["filename"], published.meta["md5"])
+    meta = unpickled(published.meta["filename"], published.meta["md5"])
     classes = tuple(meta[f"{kind}label_names"])
     splits = []
     for listed in (published.train_list, published.test_list):
-        parts = [_unpickle(folder / file, md5) for file, md5 in listed]
+        parts = [unpickled(file, md5) for file, md5 in listed]
         planes = np.concatenate([part["data"] for part in parts]).reshape(-1, 3, 32, 32)
         labels = np.concatenate([part[f"{kind}labels"] for part in parts])
         splits.append(_labelled(folder, planes.transpose(0, 2, 3, 1), labels, len(classes)))
     return Decoded(classes, *splits)
-
-
-def _unpickle(path: Path, md5: str) -> Any:
-    return pickle.loads(_published(path, md5), encoding="latin1")
 
 
 def _published(path: Path, md5: str) -> bytes:
@@ -154,7 +154,7 @@ def read_svhn(folder: Path) -> Decoded:
 
 
 STL10_FILES = ("train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin")
-_STL10_CLASSES = tuple("airplane bird car cat deer dog horse monkey ship truck".split())
+_STL10_CLASSES = "airplane, bird, car, cat, deer, dog, horse, monkey, ship, truck"
 
 
 def read_stl10(folder: Path) -> Decoded:
@@ -168,4 +168,4 @@ def read_stl10(folder: Path) -> Decoded:
         with naming(labels_path):
             labels = np.fromfile(labels_path, np.uint8).astype(int) - 1
         splits.append(_labelled(f"{labels_path}, less 1", images, labels, 10))
-    return Decoded(_STL10_CLASSES, *splits)
+    return Decoded(tuple(_STL10_CLASSES.split(", ")), *splits)

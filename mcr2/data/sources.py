@@ -58,13 +58,7 @@ class Availability(NamedTuple):
 
 
 def availability(data_root: str | Path | None = None) -> list[Availability]:
-    """Which of ``DATASETS`` are there, in their order; reads, imports and downloads nothing.
-
-    Args:
-        data_root: looked in first, as by ``load_dataset``.
-
-    Raises:
-        ValueError: ``data_root`` is a file.
+    """Which of ``DATASETS`` are there for ``load_dataset``; imports and downloads nothing.
 
     Example:
         >>> availability()[0][:1] + availability()[0][2:]
@@ -89,23 +83,16 @@ def load_dataset(
     labels_are: str | None = None,
     download: bool = True,
 ) -> Dataset:
-    """Load a named data set, an ``.npz`` file or an image folder.
+    """Load a named data set, an ``.npz`` file or an image folder; ``docs/data.md`` says more.
 
     Named ones are looked for in ``data_root``, ``$MCR2_DATA``, ``~/.cache/mcr2`` (under
     ``$XDG_CACHE_HOME`` where that is set) and ``SYSTEM_ROOT``; if they are in none, torchvision
     downloads them into the first that is given.
 
     An ``.npz`` file holds ``x_train, y_train, x_test, y_test`` and perhaps ``y_train_clean``,
-    ``classes``, ``axes`` and ``labels_are``. Images are uint8: (N, H, W), (N, C, H, W) or
-    (N, H, W, C), the last two told apart by 1 or 3 channels on one side only, otherwise by
-    ``axes``. Labels lie in [0, K), K the number of ``classes`` or the largest label plus one.
-
-    An image folder holds ``train/CLASS/*`` and ``test/CLASS/*``, images of one size unless
-    ``image_size`` is given. Samples lie class after class, in the order of names.
-
-    Nothing in a user's files is executed. A user's images are never mirrored, and shifted by 4
-    pixels from a smaller side of 32 on, by 2 from 16 on, else by 1. What was decompressed or
-    decoded is kept under ``~/.cache/mcr2`` while the files' names, sizes and times stay the same.
+    ``classes``, ``axes`` and ``labels_are``; an image folder holds ``train/CLASS/*`` and
+    ``test/CLASS/*``. Nothing in a user's files is executed; their images are never mirrored, and
+    shifted by 4 pixels from a smaller side of 32 on, by 2 from 16 on, else by 1.
 
     Args:
         name_or_path: a name in ``DATASETS``, a path ending in ``.npz``, or a folder.
@@ -119,9 +106,8 @@ def load_dataset(
         download: whether to download what is not found.
 
     Raises:
-        ValueError: unknown name, malformed file (named, with what is wrong), impossible subset, or
-            an ``image_size`` or ``axes`` for what does not take it.
-        TypeError: subset, its seed or image_size is not an integer.
+        TypeError, ValueError: unknown name, malformed file (named, with what is wrong), impossible
+            subset, or an ``image_size`` or ``axes`` for what does not take it.
         FileNotFoundError: not found and not downloaded: what was looked for, where, what to do.
 
     Example:
@@ -172,10 +158,10 @@ def _load_folder(path: Path, image_size: int | None) -> Dataset:
     import PIL  # its version counts: another may decode or resize to other pixels
 
     path = path.resolve()  # so that "." has a name
-    files = folder.scan(path)
+    images = folder.scan(path)
     variant = (image_size, PIL.__version__)
-    read = partial(folder.decode, files, image_size)
-    return _own(path, cached(_cache() / "decoded", path.name, path, files.paths, variant, read))
+    read = partial(folder.decode, images, image_size)
+    return _own(path, cached(_cache() / "decoded", path.name, path, images, variant, read))
 
 
 def _load_named(name: str, data_root: str | Path | None, download: bool) -> Dataset:
@@ -186,7 +172,7 @@ def _load_named(name: str, data_root: str | Path | None, download: bool) -> Data
         root = _roots(data_root)[0]
         problem = f"what was downloaded into {root} is not what was expected"
         try:
-            _download(source, root)
+            _download(source, source.download, root)
         except Exception as error:  # whatever went wrong, the user needs the same line
             problem = f"the download failed ({' '.join(str(error).split()) or repr(error)})"
         where, _ = _find(source, data_root)
@@ -197,14 +183,9 @@ def _load_named(name: str, data_root: str | Path | None, download: bool) -> Data
             f"and {problem}; name the folder that holds it with --data-root or "
             f"MCR2_DATA{source.advice}"
         )
-    decoded, origin = None, str(where)
-    if not source.files:
-        decoded, origin = source.read(where), "scikit-learn"
-    else:
-        found = [path for file in source.files if (path := plain_or_gz(where, file)) is not None]
-        decoded = cached(
-            _cache() / "decoded", name, where, found, None, partial(source.read, where)
-        )
+    read, origin = partial(source.read, where), str(where) if source.files else "scikit-learn"
+    files = [path for file in source.files if (path := plain_or_gz(where, file)) is not None]
+    decoded = cached(_cache() / "decoded", name, where, files, None, read) if files else read()
     return decoded.dataset(name, flip=source.flip, shift=source.shift, source=origin)
 
 
@@ -233,16 +214,15 @@ def _find(source: Source, data_root: str | Path | None) -> tuple[Path | None, li
     return None, looked
 
 
-def _download(source: Source, root: Path) -> None:
+def _download(source: Source, download: Callable[[Path], object], root: Path) -> None:
     """Download beside the destination and move what is needed: several processes may try."""
-    assert source.download is not None
     root.mkdir(parents=True, exist_ok=True)
     timeout = socket.getdefaulttimeout()
     with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as staging:
         try:
             socket.setdefaulttimeout(30)  # torchvision sets none, and would wait for minutes
             with contextlib.redirect_stdout(sys.stderr):  # stdout is for tables
-                source.download(Path(staging))
+                download(Path(staging))
         finally:
             socket.setdefaulttimeout(timeout)
         (root / source.folders[0]).mkdir(parents=True, exist_ok=True)
@@ -257,11 +237,12 @@ def _torchvision(name: str, *splits: str) -> Callable[[Path], object]:
     return lambda root: [torchvision_class(name)(root, download=True, **each) for each in options]
 
 
-def _mnist(description: str, classes: str, name: str, *folders: str, **more: Any) -> Source:
+def _mnist(
+    description: str, classes: str, name: str, *folders: str, flip: bool = False, advice: str = ""
+) -> Source:
     """MNIST or its kin, known by their folders' names alone: they use the same file names."""
-    read = partial(readers.read_idx_folder, classes=tuple(classes.split(", ")))
-    given = {"flip": False, "shift": 2, "files": readers.IDX_FILES, "folders": folders} | more
-    return Source(description, read, download=_torchvision(name), **given)
+    read, get = partial(readers.read_idx_folder, classes=classes), _torchvision(name)
+    return Source(description, read, flip, 2, readers.IDX_FILES, folders, get, advice)
 
 
 def _cifar(description: str, name: str, folder: str, files: tuple[str, ...], kind: str) -> Source:

@@ -31,8 +31,7 @@ class Split:
         clean_labels: (N,) likewise: the true labels, or None where they are unknown.
 
     Raises:
-        TypeError: images are not a uint8 tensor, or labels not integers.
-        ValueError: shapes, lengths or devices do not fit, or a label is negative.
+        TypeError, ValueError: types, shapes, devices or values are others.
 
     Example:
         >>> split = Split(torch.zeros(5, 1, 8, 8, dtype=torch.uint8), torch.arange(5))
@@ -87,7 +86,7 @@ class Split:
         return Split(self.images, labels.to(self.device), clean)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """A training and a test split of the same classes.
 
@@ -123,9 +122,6 @@ class Dataset:
         train, test = (tuple(split.images.shape[1:]) for split in (self.train, self.test))
         if train != test:
             raise ValueError(f"{self.name}: training images have shape {train}, test images {test}")
-
-    def __repr__(self) -> str:
-        return f"Dataset({self.name!r}, {self.num_classes} classes: {self.train}, {self.test})"
 
     @property
     def num_classes(self) -> int:
