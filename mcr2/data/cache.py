@@ -1,13 +1,14 @@
-"""Decoded arrays kept on disk, so that a data set is decompressed or decoded only once.
+"""Decoded images kept on disk, so that a data set is decompressed or decoded only once.
 
-An entry is a folder of ``.npy`` files: images, which are mapped into memory rather than read, so
-that parallel runs share them, labels, class names, and a digest of it all and of the files it was
-made from. What does not fit, whatever the reason, is made anew; a place that cannot be written to
-is done without. Nothing in an entry is a pickle, and no link is followed.
+An entry is a safetensors file, whose images are mapped into memory rather than read, so that
+parallel runs share them, with a digest of it all and of the files it was made from. What does not
+fit, whatever the reason, is made anew; a place that cannot be written to is done without. Nothing
+in an entry is a pickle, and no link is followed.
 """
 
 import contextlib
 import hashlib
+import json
 import re
 import stat
 import tempfile
@@ -15,13 +16,13 @@ import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
-from mcr2.data.files import Array
-from mcr2.data.splits import Arrays, Decoded
+from mcr2.data.splits import Decoded, Split
 
 _FORMAT = 3  # to be raised whenever a reader makes other arrays of the same files
-_NAMES = ("classes", *(f"{which}_{part}" for which in ("train", "test") for part in Arrays._fields))
 
 
 def cached(
@@ -34,66 +35,61 @@ def cached(
 ) -> Decoded:
     """What ``read`` returns, from the folder ``cache`` where it is there and up to date.
 
-    Name, folder of the files and ``variant`` (what the arrays depend on beside them) say which
+    Name, folder of the files and ``variant`` (what the images depend on beside them) say which
     entry is meant; it is replaced when a file's name, size or time of modification changes.
     """
     where = repr((name, str(source.absolute()), variant))
     label = re.sub(r"[^\w.-]", "_", name)[:40]
-    entry = cache / f"{label}-{_sha256(where)[:16]}"
+    entry = cache / f"{label}-{_sha256(where)[:16]}.safetensors"
     stats = [(str(path.relative_to(source)), path.stat()) for path in files]
     stamps = [(below, found.st_size, found.st_mtime_ns) for below, found in stats]
     fingerprint = repr((_FORMAT, where, stamps))
-    if entry.is_symlink():
-        return read()
     try:
         return _load(entry, fingerprint)
-    except Exception:  # NumPy stumbles over damaged bytes in many ways; all mean: anew
+    except Exception:  # whatever is missing or damaged, it is made anew
         decoded = read()
-    with contextlib.suppress(OSError):  # read-only, or full: then every start reads the files
+    with contextlib.suppress(
+        OSError, SafetensorError
+    ):  # read-only, or full: then every start reads the files
         _save(entry, fingerprint, decoded)
     return decoded
 
 
 def _load(entry: Path, fingerprint: str) -> Decoded:
-    held: dict[str, Array] = {}
-    for name in (*_NAMES, "digest"):
-        path = entry / f"{name}.npy"
-        if not stat.S_ISREG(path.lstat().st_mode):
-            raise ValueError("a link, or a pipe that would never end")
-        # Copy on write: torch takes no read-only memory, and nobody writes to it.
-        copy = name.endswith("images")
-        held[name] = np.load(path, mmap_mode="c" if copy else None, allow_pickle=False)
-    if str(held.pop("digest")) != _digest(fingerprint, held):
+    if not stat.S_ISREG(entry.lstat().st_mode):
+        raise ValueError("a link, or a pipe that would never end")
+    with safe_open(entry, "pt") as file:
+        held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        about = file.metadata()
+    if about["digest"] != _digest(fingerprint, about["classes"], held):
         raise ValueError("damaged, or made from other files")
-    classes, *arrays = held.values()
-    train, test = (Arrays(x, y, c if len(c) else None) for x, y, c in (arrays[:3], arrays[3:]))
-    return Decoded(tuple(classes.tolist()), train, test)
+    train, test = (
+        Split(held[f"{s}.images"].permute(0, 3, 1, 2), held[f"{s}.labels"], held.get(f"{s}.true"))
+        for s in ("train", "test")
+    )
+    return Decoded(tuple(json.loads(about["classes"])), train, test)
 
 
 def _save(entry: Path, fingerprint: str, decoded: Decoded) -> None:
-    entry.mkdir(parents=True, exist_ok=True)
-    found = (np.array(decoded.classes), *decoded.train, *decoded.test)
-    held = {
-        name: np.empty(0) if array is None else np.ascontiguousarray(array)
-        for name, array in zip(_NAMES, found, strict=True)
-    }
-    # Last: what it says about the others is then true, or found to be false.
-    held["digest"] = np.array(_digest(fingerprint, held))
+    held = {}
+    for s, split in (("train", decoded.train), ("test", decoded.test)):
+        held[f"{s}.images"] = split.images.permute(0, 2, 3, 1).contiguous()
+        held[f"{s}.labels"] = split.labels.clone()  # safetensors wants no memory shared
+        if split.clean_labels is not None:
+            held[f"{s}.true"] = split.clean_labels.clone()
+    classes = json.dumps(decoded.classes)
+    about = {"classes": classes, "digest": _digest(fingerprint, classes, held)}
+    entry.parent.mkdir(parents=True, exist_ok=True)
     # Beside the destination, and moved: a process that has an old file mapped keeps it.
-    with tempfile.TemporaryDirectory(dir=entry, prefix=".writing-") as staging:
-        for name, array in held.items():
-            np.save(Path(staging) / f"{name}.npy", array)
-        for name in held:
-            (Path(staging) / f"{name}.npy").replace(entry / f"{name}.npy")
+    with tempfile.TemporaryDirectory(dir=entry.parent, prefix=".writing-") as staging:
+        save_file(held, Path(staging) / entry.name, about)
+        (Path(staging) / entry.name).replace(entry)
 
 
-def _digest(fingerprint: str, held: dict[str, Array]) -> str:
-    """SHA-256 over everything, of which the arrays count by their CRC-32."""
-    sums = [
-        (name, array.shape, array.dtype.str, zlib.crc32(np.ascontiguousarray(array).data))
-        for name, array in held.items()
-    ]
-    return _sha256(repr((fingerprint, sums)))
+def _digest(fingerprint: str, classes: str, held: dict[str, Tensor]) -> str:
+    """SHA-256 over everything, of which the tensors count by their CRC-32."""
+    sums = [(name, x.dtype, x.shape, zlib.crc32(x.numpy().data)) for name, x in held.items()]
+    return _sha256(repr((fingerprint, classes, sorted(sums))))
 
 
 def _sha256(text: str) -> str:

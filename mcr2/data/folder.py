@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from mcr2.data.files import MOST_BYTES, Array, check_size, naming
-from mcr2.data.splits import Arrays, Decoded
+from mcr2.data.splits import Decoded, as_split
 
 MOST_PIXELS = 1 << 26
 """No image may have more pixels than 8192×8192."""
@@ -21,7 +21,6 @@ MOST_PIXELS = 1 << 26
 # to other programs.
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 _GREY = ("1", "L", "LA", "La")
-_COLOUR = ("P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "HSV")
 
 
 def scan(root: Path) -> list[Path]:
@@ -106,7 +105,8 @@ def decode(paths: list[Path], image_size: int | None) -> Decoded:
     classes, labels = np.unique([path.parent.name for path in paths], return_inverse=True)
     n = sum(path.parents[1].name == "train" for path in paths)
     (x, x_test), (y, y_test) = np.split(images, [n]), np.split(labels, [n])
-    return Decoded(tuple(classes.tolist()), Arrays(x, y, y), Arrays(x_test, y_test, y_test))
+    train, test = as_split(x, y, y), as_split(x_test, y_test, y_test)
+    return Decoded(tuple(classes.tolist()), train, test)
 
 
 def _header(path: Path) -> tuple[tuple[int, int], str]:
@@ -120,7 +120,7 @@ def _header(path: Path) -> tuple[tuple[int, int], str]:
             raise ValueError(f"not an image; allowed are {', '.join(_FORMATS)}") from error
         if width * height > MOST_PIXELS:
             raise ValueError(f"{width}×{height} pixels; the limit is {MOST_PIXELS:,}")
-        if mode not in _GREY + _COLOUR:
+        if mode[0] in "IF":  # of 16 or 32 bits
             wanted = "allowed are images of 8 bits a channel"
             raise ValueError(f"Pillow's mode {mode}, floats or more than 8 bits; {wanted}")
     return (width, height), mode

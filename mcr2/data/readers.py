@@ -18,16 +18,16 @@ import numpy as np
 
 from mcr2 import checks
 from mcr2.data.files import Array, check_size, naming
-from mcr2.data.splits import Arrays, Decoded
+from mcr2.data.splits import Decoded, Split, as_split
 
 DIGITS = tuple("0123456789")
 
 
-def _labelled(where: object, images: Array, labels: Array, num_classes: int) -> Arrays:
+def _labelled(where: object, images: Array, labels: Array, num_classes: int) -> Split:
     """A split of a named data set, whose labels are taken as clean, once they fit."""
     name = f"{where}: labels"
-    y = checks.labels(np.ravel(labels), num_classes, count=len(images), name=name).numpy()
-    return Arrays(images, y, y)
+    y = checks.labels(np.ravel(labels), num_classes, count=len(images), name=name)
+    return as_split(images, y, y)
 
 
 def read_digits(_: Path) -> Decoded:

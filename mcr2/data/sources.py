@@ -149,9 +149,9 @@ def load_dataset(
 
 
 def _own(path: Path, decoded: Decoded) -> Dataset:
-    side = min(decoded.train.images.shape[1:3])  # all that is known of a user's own data
+    side = min(decoded.train.images.shape[2:])  # all that is known of a user's own data
     shift = 4 if side >= 32 else 2 if side >= 16 else 1
-    return decoded.dataset(path.name, flip=False, shift=shift, source=str(path))
+    return Dataset(path.name, **decoded._asdict(), flip=False, shift=shift, source=str(path))
 
 
 def _load_folder(path: Path, image_size: int | None) -> Dataset:
@@ -186,7 +186,7 @@ def _load_named(name: str, data_root: str | Path | None, download: bool) -> Data
     read, origin = partial(source.read, where), str(where) if source.files else "scikit-learn"
     files = [path for file in source.files if (path := plain_or_gz(where, file)) is not None]
     decoded = cached(_cache() / "decoded", name, where, files, None, read) if files else read()
-    return decoded.dataset(name, flip=source.flip, shift=source.shift, source=origin)
+    return Dataset(name, **decoded._asdict(), flip=source.flip, shift=source.shift, source=origin)
 
 
 def _cache() -> Path:

@@ -146,29 +146,17 @@ class Dataset:
         return digest.hexdigest()
 
 
-class Arrays(NamedTuple):
-    """A split as a reader finds it: images (N, H, W, C) uint8, labels (N,), true labels or None."""
-
-    images: Array
-    labels: Array
-    clean_labels: Array | None
-
-
 class Decoded(NamedTuple):
-    """What a reader makes of a data set's files."""
+    """What a reader makes of a data set's files, on the CPU."""
 
     classes: tuple[str, ...]
-    train: Arrays
-    test: Arrays
-
-    def dataset(self, name: str, *, flip: bool, shift: int, source: str) -> Dataset:
-        """The data set on the CPU, its images in channels_last memory, copied only if they must."""
-        train, test = map(_split, (self.train, self.test))
-        return Dataset(name, train, test, self.classes, flip, shift, source)
+    train: Split
+    test: Split
 
 
-def _split(arrays: Arrays) -> Split:
+def as_split(images: Array, labels: object, clean_labels: object) -> Split:
+    """A split of images (N, H, W, C) uint8, copied only if they must, and labels (N,)."""
     # Arrays over a file's bytes may be read-only, which torch does not allow.
-    pixels = torch.from_numpy(np.require(arrays.images, np.uint8, ["C", "W"]))
-    true = None if arrays.clean_labels is None else checks.labels(arrays.clean_labels)
-    return Split(pixels.permute(0, 3, 1, 2), checks.labels(arrays.labels), true)
+    pixels = torch.from_numpy(np.require(images, np.uint8, ["C", "W"]))
+    true = None if clean_labels is None else checks.labels(clean_labels)
+    return Split(pixels.permute(0, 3, 1, 2), checks.labels(labels), true)
