@@ -1,8 +1,7 @@
 """Residual networks for small images: images in, raw features out.
 
-One class, :class:`ResNet`, and its named members in :data:`BACKBONES`. A backbone ends at the
-feature layer; what is done with the features (normalised, fed to a linear head) is the
-objective's affair, so that every objective shares the same network and initial weights.
+A backbone ends at the feature layer; what is done with the features (normalised, fed to a linear
+head) is the objective's affair, so that every objective shares network and initial weights.
 """
 
 from __future__ import annotations
@@ -173,12 +172,10 @@ def stage_features(
     for name in names:
         choice("layer", name, stages)
     output, found = _hooked(module, images, {name: stages[name] for name in names})
-    if missing := [name for name in names if name not in found]:
+    if missing := ", ".join(name for name in names if name not in found):
         able = ", ".join(_hooked(module, images, stages)[1]) or "none"
-        raise ValueError(
-            f"{type(module).__name__} gives no features (m, d, ...) at {', '.join(missing)}; "
-            f"choose from {able}"
-        )
+        kind = type(module).__name__
+        raise ValueError(f"{kind} gives no features (m, d, ...) at {missing}; choose from {able}")
     return output, found
 
 
@@ -209,27 +206,18 @@ def check_backbone(
 
     It must take float images ``(m, in_channels, height, width)`` to raw features
     ``(m, feature_dim)``, in training and in evaluation; two images are tried.
-
-    Example:
-        >>> check_backbone(nn.Flatten(), in_channels=1, feature_dim=5, height=2, width=2)
-        Traceback (most recent call last):
-        ...
-        ValueError: Flatten makes a torch.float32 tensor of shape (2, 4) of images (2, 1, 2, 2);
-        it must be floating features (2, 5)
     """
     name, shape = type(module).__name__, (2, in_channels, height, width)
     trial = copy.deepcopy(module)
-    like = next((p for p in trial.parameters()), torch.zeros(0))
+    device = next((p.device for p in trial.parameters()), None)
     for training in (True, False):
         try:
             with torch.random.fork_rng(), torch.no_grad():
-                output = trial.train(training)(torch.rand(shape).to(like.device))
+                output = trial.train(training)(torch.rand(shape).to(device))
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise ValueError(f"{name} cannot take images {shape}: {reason}") from error
         fits = isinstance(output, Tensor) and output.is_floating_point()
         if not fits or output.shape != (2, feature_dim):
-            raise ValueError(
-                f"{name} makes {describe(output)} of images {shape}; it must be floating features "
-                f"(2, {feature_dim})"
-            )
+            wanted, made = f"floating features (2, {feature_dim})", describe(output)
+            raise ValueError(f"{name} makes {made} of images {shape}; it must be {wanted}")

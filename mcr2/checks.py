@@ -26,12 +26,7 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def describe(value: object) -> str:
-    """Return what a value is, in a few words.
-
-    Example:
-        >>> describe(torch.zeros(2, 3)), describe("ten")
-        ('a torch.float32 tensor of shape (2, 3)', "str 'ten'")
-    """
+    """Return what a value is, in a few words: ``a torch.float32 tensor of shape (2, 3)``."""
     if isinstance(value, Tensor):
         dense = "meta " if value.is_meta else ""
         layout = dense if value.layout == torch.strided else f"{value.layout} ".split(".")[-1]
@@ -57,14 +52,7 @@ def integer(name: str, value: object, low: float = -math.inf, high: float = math
 
 
 def number(name: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:
-    """Return a finite number between ``low`` and ``high``, as a float.
-
-    Example:
-        >>> number("ratio", 1.5, 0, 1)
-        Traceback (most recent call last):
-        ...
-        ValueError: ratio is 1.5; it must be between 0 and 1
-    """
+    """Return a finite number between ``low`` and ``high``, as a float; booleans are not."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, not {describe(value)}")
     if not math.isfinite(value):
@@ -82,11 +70,8 @@ def positive(name: str, value: object) -> float:
 
 def _within(name: str, value: float, low: float, high: float) -> float:
     if not low <= value <= high:
-        span = f"between {low} and {high}"
-        if high == math.inf:
-            span = f"at least {low}"
-        elif low == -math.inf:
-            span = f"at most {high}"
+        span = f"between {low} and {high}" if low > -math.inf else f"at most {high}"
+        span = f"at least {low}" if high == math.inf else span
         raise ValueError(f"{name} is {value}; it must be {span}")
     return value
 

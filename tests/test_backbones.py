@@ -74,7 +74,7 @@ def test_the_stages_are_named_and_compose_to_the_network():
     network = settled(ResNet((1, 2, 1), 8, in_channels=2, feature_dim=5))
     images = torch.rand(3, 2, 12, 12)
     names, x, shapes = [], images, []
-    for name, stage in network.stages():
+    for name, stage in network.named_children():
         names.append(name)
         x = stage(x)
         shapes.append(tuple(x.shape[1:]))
@@ -82,7 +82,7 @@ def test_the_stages_are_named_and_compose_to_the_network():
     assert names == ["stem", "stage1", "stage2", "stage3", "pool", "projection"]
     assert shapes == [(8, 12, 12), (8, 12, 12), (16, 6, 6), (32, 3, 3), (32,), (5,)]
     torch.testing.assert_close(x, network(images), rtol=0, atol=0)
-    staged = {id(p) for _, stage in network.stages() for p in stage.parameters()}
+    staged = {id(p) for _, stage in network.named_children() for p in stage.parameters()}
     assert staged == {id(p) for p in network.parameters()}
 
 
@@ -92,7 +92,7 @@ def test_small_and_usual_images_pass(size, stem_stride, last):
     images = torch.rand(2, 1, size, size)
     assert network(images).shape == (2, 6)
     x = images
-    for name, stage in network.stages():
+    for name, stage in network.named_children():
         if name == "pool":
             break
         x = stage(x)
@@ -104,12 +104,11 @@ def test_without_a_projection_the_features_are_the_pooled_channels():
     x = images = torch.rand(3, 1, 8, 8)
     for name in ("stem", "stage1", "stage2"):
         x = getattr(network, name)(x)
-    assert network.feature_dim == 8
     torch.testing.assert_close(network(images), x.mean((2, 3)))
 
 
 def test_feature_dim_defaults_to_the_pooled_width():
-    assert ResNet((1, 1), 4, in_channels=1).feature_dim == 8
+    assert ResNet((1, 1), 4, in_channels=1)(torch.rand(2, 1, 8, 8)).shape == (2, 8)
     assert ResNet((1, 1), 4, in_channels=1, feature_dim=3)(torch.rand(2, 1, 8, 8)).shape == (2, 3)
 
 
@@ -188,7 +187,7 @@ def test_the_features_of_a_resnets_stages_are_those_extracted_by_hand():
     assert names == ("stem", "stage1", "stage2", "pool", "projection")
     got = encoder.layer_features(IMAGES, ["features", *names])
     x = IMAGES
-    for name, stage in network.stages():
+    for name, stage in network.named_children():
         x = stage(x)
         expected = x.mean((2, 3)) if x.ndim == 4 else x
         assert got[name].shape == (4, expected.shape[1])

@@ -18,7 +18,7 @@ import pytest
 import torch
 from scipy.io import savemat
 
-from mcr2.data import DATASETS, availability, files, load_dataset
+from mcr2.data import DATASETS, availability, files, load_dataset, sources
 from mcr2.data.readers import CIFAR10_FILES
 
 ROOT = Path(__file__).parents[1]
@@ -46,8 +46,7 @@ def own_cache(tmp_path, monkeypatch):
 @pytest.fixture
 def no_roots(tmp_path, monkeypatch):
     """A machine on which nothing is found, and from which nothing is reached."""
-    for name, source in DATASETS.items():
-        monkeypatch.setitem(DATASETS, name, dataclasses.replace(source, roots=()))
+    monkeypatch.setattr(sources, "SYSTEM_ROOT", str(tmp_path / "system"))
 
     def refuse(*_, **__):
         raise URLError("no network\nin tests")
@@ -83,7 +82,7 @@ def test_digits_are_scikit_learns_split_1437_to_360_with_every_class_in_both():
     assert (abs(torch.bincount(digits.test.labels).numpy() - shares) < 1).all()
     assert digits.num_classes == 10
     assert torch.equal(digits.train.clean_labels, digits.train.labels)
-    assert (digits.flip, digits.shift, digits.image_size) == (False, 1, (8, 8))
+    assert (digits.flip, digits.shift, len(digits.train)) == (False, 1, 1437)
     assert digits.content_hash() == load_dataset("digits").content_hash()
 
 
@@ -146,21 +145,21 @@ def test_idx_files_are_read_from_every_layout(no_roots, folder, compress):
     assert np.array_equal(found.test.labels, files["t10k-labels-idx1-ubyte"])
     assert torch.equal(found.train.clean_labels, found.train.labels)
     assert found.source == str(no_roots / "here" / folder)
-    assert (found.flip, found.shift, found.in_channels, found.num_classes) == (True, 2, 1, 10)
+    assert (found.flip, found.shift, found.num_classes) == (True, 2, 10)
     by_name = {a.name: a for a in availability(no_roots / "here")}
     assert by_name["fashion_mnist"].found == found.source
 
 
 def test_roots_are_searched_from_the_most_to_the_least_specific(no_roots, monkeypatch):
-    given, env, cache, package = (no_roots / n for n in ("given", "env", "cache/mcr2", "package"))
+    given, env, cache, system = (no_roots / n for n in ("given", "env", "cache/mcr2", "system"))
     monkeypatch.setenv("MCR2_DATA", str(env))
-    fashion = dataclasses.replace(DATASETS["fashion_mnist"], roots=(str(package),), folders=(".",))
+    fashion = dataclasses.replace(DATASETS["fashion_mnist"], folders=(".",))
     monkeypatch.setitem(DATASETS, "fashion_mnist", fashion)
-    for root in (package, cache, env, given):
+    for root in (system, cache, env, given):
         write_fashion(root, fashion_files(), compress=False)
         assert load_dataset("fashion_mnist", data_root=given).source == str(root)
     looked = {a.name: a.looked for a in availability(given)}["fashion_mnist"]
-    assert looked == tuple(map(str, (given, env, cache, package)))
+    assert looked == tuple(map(str, (given, env, cache, system)))
 
 
 def test_a_folder_with_some_of_the_files_is_passed_over(no_roots):
@@ -192,9 +191,9 @@ IMAGES_FILE, LABELS_FILE = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
     [
         (IMAGES_FILE, lambda raw: raw[:-1], r"header says \(20, 28, 28\), 15680.*15679 follow"),
         (IMAGES_FILE, lambda raw: raw + b"x", "more follow"),
-        (IMAGES_FILE, lambda raw: raw[:9], "truncated, 9 bytes"),
-        (IMAGES_FILE, lambda raw: b"", "truncated, 0 bytes"),
-        (IMAGES_FILE, lambda raw: b"\x00\x00\x0d\x03" + raw[4:], "00000d03, not with 00000803"),
+        (IMAGES_FILE, lambda raw: raw[:9], "starts with 000008030000001400, not .* 00000803 and 3"),
+        (IMAGES_FILE, lambda raw: b"", "starts with nothing, not with 00000803"),
+        (IMAGES_FILE, lambda raw: b"\x00\x00\x0d\x03" + raw[4:], "00000d03.*, not with 00000803"),
         (IMAGES_FILE, lambda raw: raw[:4] + b"\xff" * 12 + raw[16:], "when decoded; the limit"),
         (IMAGES_FILE, lambda raw: idx(np.zeros((20, 5, 5))), r"N×28×28, not \(20, 5, 5\)"),
         (IMAGES_FILE, lambda raw: idx(np.zeros((0, 28, 28))), r"not \(0, 28, 28\)"),
@@ -204,7 +203,7 @@ IMAGES_FILE, LABELS_FILE = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
             lambda raw: idx(np.full(20, 10)),
             "from 10 to 10; with 10 classes they must be in 0 ... 9",
         ),
-        (LABELS_FILE, lambda raw: idx(np.zeros((20, 1))), "00000802, not with 00000801"),
+        (LABELS_FILE, lambda raw: idx(np.zeros((20, 1))), "00000802.*, not with 00000801"),
     ],
 )
 def test_a_malformed_idx_file_is_named_with_its_defect(no_roots, file, spoil, message):
@@ -222,7 +221,7 @@ def test_a_damaged_gz_is_named(no_roots, spoil):
     write_fashion(no_roots, fashion_files(), compress=True)
     path = no_roots / f"{IMAGES_FILE}.gz"
     path.write_bytes(spoil(path.read_bytes()))
-    with pytest.raises(ValueError, match=f"{re.escape(str(path))}: cannot be read"):
+    with pytest.raises(ValueError, match=f"{re.escape(str(path))}: "):
         load_dataset("fashion_mnist", data_root=no_roots)
 
 
@@ -231,7 +230,7 @@ def test_an_idx_header_is_bounded_before_anything_is_decompressed(no_roots):
     path = no_roots / f"{IMAGES_FILE}.gz"
     sizes = np.array((4_000_000, 28, 28), ">u4").tobytes()
     path.write_bytes(gzip.compress(bytes((0, 0, 8, 3)) + sizes + bytes(10**6)))
-    with pytest.raises(ValueError, match=r"gz takes 3,136,000,000 bytes when decoded; the limit"):
+    with pytest.raises(ValueError, match=r"gz: 3,136,000,000 bytes when decoded; the limit"):
         load_dataset("fashion_mnist", data_root=no_roots)
 
 
@@ -343,7 +342,7 @@ def test_cifar10_is_read_in_torchvisions_layout(no_roots, monkeypatch):
     assert np.array_equal(cifar.train.images.flatten(1), expected)
     assert np.array_equal(cifar.test.images.flatten(1), images["test_batch"])
     assert cifar.train.images.is_contiguous(memory_format=torch.channels_last)
-    assert (cifar.in_channels, cifar.image_size, cifar.flip, cifar.shift) == (3, (32, 32), True, 4)
+    assert (cifar.flip, cifar.shift) == (True, 4)
     assert cifar.classes[3] == "class 3"
     assert cifar.source == str(folder)
 
@@ -512,7 +511,7 @@ def test_stl10_is_read_column_by_column(no_roots):
 @pytest.mark.parametrize(
     "file, spoil, message",
     [
-        ("train_X.bin", lambda raw: raw[:-1], "276479 bytes are not whole images"),
+        ("train_X.bin", lambda raw: raw[:-1], "276479 into shape"),
         ("train_X.bin", lambda raw: b"", r"shape \(10,\); it must be \(0,\)"),
         ("test_X.bin", lambda raw: raw[: 3 * 96 * 96], r"shape \(5,\); it must be \(1,\)"),
         ("train_y.bin", lambda raw: raw[:-1], r"shape \(9,\); it must be \(10,\)"),
@@ -632,7 +631,8 @@ def test_axes_that_could_be_either_are_asked_for_in_the_file_or_the_call(tmp_pat
 
 @pytest.mark.parametrize("shape, channels", [((3, 32, 4), 3), ((1, 9, 2), 1), ((2, 9, 3), 3)])
 def test_one_or_three_channels_on_one_side_tell_the_axes(tmp_path, shape, channels):
-    assert load_dataset(save_npz(tmp_path / "a.npz", **images_of(*shape))).in_channels == channels
+    own = load_dataset(save_npz(tmp_path / "a.npz", **images_of(*shape)))
+    assert own.train.images.shape[1] == channels
 
 
 def test_axes_are_one_of_two_words_and_for_an_npz(tmp_path):
@@ -777,14 +777,14 @@ def npy(descr, shape, data=b""):
 @pytest.mark.parametrize(
     "key, raw, message",
     [
-        ("x_train", npy("|u1", (1 << 40, 3, 8, 9), bytes(99)), "bytes, but 99 follow"),
+        ("x_train", npy("|u1", (1 << 40, 3, 8, 9), bytes(99)), "bytes; 99 follow"),
         ("x_train", npy("|u1", (-1, -216), bytes(216)), "array|reshape|unknown|negative"),
-        ("y_train", npy("<i8", (12,), bytes(97)), "is 96 bytes, but 97 follow"),
-        ("classes", npy("<U0", (1 << 40,)), "is 0 bytes, but 0 follow"),
+        ("y_train", npy("<i8", (12,), bytes(97)), "is 96 bytes; 97 follow"),
+        ("classes", npy("<U0", (1 << 40,)), "is 0 bytes; 0 follow"),
     ],
 )
 def test_an_array_that_is_not_as_long_as_its_header_says_is_refused(tmp_path, key, raw, message):
-    with pytest.raises(ValueError, match=f"bad.npz: cannot be read .*{message}"):
+    with pytest.raises(ValueError, match=f"bad.npz: .*({message})"):
         load_dataset(members(tmp_path / "bad.npz", **{key: raw}))
 
 
@@ -797,7 +797,7 @@ def test_what_decodes_to_more_than_a_limit_of_ours_is_refused_unread(tmp_path, m
     path.write_bytes(raw)
     with monkeypatch.context() as patch:
         patch.setattr(zipfile.ZipFile, "open", None)
-        with pytest.raises(ValueError, match=r"takes 4,29.* bytes when decoded; the limit"):
+        with pytest.raises(ValueError, match=r"bomb.npz: 4,29.* bytes when decoded; the limit"):
             load_dataset(path)
     whole = save_npz(tmp_path / "whole.npz")
     monkeypatch.setattr(files, "MOST_BYTES", 1000)
@@ -822,7 +822,7 @@ def test_names_that_lead_elsewhere_are_not_looked_at_and_pipes_not_opened(tmp_pa
     )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npz", "b.npz"]
     os.mkfifo(tmp_path / "pipe.npz")
-    with pytest.raises(ValueError, match=r"pipe.npz: cannot be read \(not a file\)"):
+    with pytest.raises(ValueError, match=r"pipe.npz: not a file"):
         load_dataset(tmp_path / "pipe.npz")
 
 
@@ -830,7 +830,7 @@ def test_a_missing_or_unreadable_npz_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path / "none.npz"))):
         load_dataset(tmp_path / "none.npz")
     (tmp_path / "folder.npz").mkdir()
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match=r"folder\.npz: not a file"):
         load_dataset(tmp_path / "folder.npz")
 
 
@@ -839,4 +839,4 @@ def test_the_cifar10_subset_loads_and_is_balanced():
     cifar = load_dataset(CIFAR_SUBSET, subset=500)
     assert torch.bincount(cifar.train.labels).tolist() == [50] * 10
     assert torch.bincount(cifar.test.labels).tolist() == [200] * 10
-    assert (cifar.in_channels, cifar.image_size, cifar.num_classes) == (3, (32, 32), 10)
+    assert (cifar.train.images.shape[1:], cifar.num_classes) == ((3, 32, 32), 10)

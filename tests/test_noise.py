@@ -133,7 +133,6 @@ def test_wrong_and_transition_are_against_the_truth(drawn, ratio, seed, kind, ra
     after = noise.labels.tolist()
     assert noise.truth.tolist() == truth
     assert noise.wrong.tolist() == [a != b for a, b in zip(truth, after, strict=True)]
-    assert noise.wrong_share == pytest.approx(np.mean(noise.wrong.tolist()))
     for i in set(truth):
         became = [b for a, b in zip(truth, after, strict=True) if a == i]
         row = [became.count(j) / len(became) for j in range(K)]
@@ -150,7 +149,7 @@ def test_an_unknown_truth_stays_unknown_and_changes_no_draw(drawn, ratio, seed, 
     labels, K = drawn
     clean = corrupt(labels, ratio, num_classes=K, seed=seed, kind=kind)
     noise = parse_noise(kind, ratio).apply(split(labels, None), num_classes=K, seed=seed)
-    assert noise.truth is noise.wrong is noise.wrong_share is None
+    assert noise.truth is noise.wrong is None
     assert noise.hash == clean.hash
     assert torch.equal(noise.transition, clean.transition)
     assert "an unknown number wrong" in repr(noise)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.numpy import save_file
 from torch import Tensor
 
 from mcr2.data.splits import Decoded, Split
@@ -74,15 +74,16 @@ def _save(entry: Path, fingerprint: str, decoded: Decoded) -> None:
     held = {}
     for s, split in (("train", decoded.train), ("test", decoded.test)):
         held[f"{s}.images"] = split.images.permute(0, 2, 3, 1).contiguous()
-        held[f"{s}.labels"] = split.labels.clone()  # safetensors wants no memory shared
+        held[f"{s}.labels"] = split.labels
         if split.clean_labels is not None:
-            held[f"{s}.true"] = split.clean_labels.clone()
+            held[f"{s}.true"] = split.clean_labels
     classes = json.dumps(decoded.classes)
     about = {"classes": classes, "digest": _digest(fingerprint, classes, held)}
     entry.parent.mkdir(parents=True, exist_ok=True)
     # Beside the destination, and moved: a process that has an old file mapped keeps it.
     with tempfile.TemporaryDirectory(dir=entry.parent, prefix=".writing-") as staging:
-        save_file(held, Path(staging) / entry.name, about)
+        # NumPy's, since PyTorch's refuses tensors that share memory.
+        save_file({k: x.numpy() for k, x in held.items()}, Path(staging) / entry.name, about)
         (Path(staging) / entry.name).replace(entry)
 
 

@@ -38,14 +38,7 @@ def naming(path: object) -> Iterator[None]:
 
 
 def check_size(claimed: int, stored: int) -> None:
-    """Refuse bytes ``claimed`` after decoding that are too many for those ``stored`` in a file.
-
-    Example:
-        >>> check_size(1 << 28, stored=1000)
-        Traceback (most recent call last):
-        ...
-        ValueError: 268,435,456 bytes when decoded; the limit is 68,108,864
-    """
+    """Refuse bytes ``claimed`` after decoding that are too many for those ``stored`` in a file."""
     most = min(MOST_BYTES, (64 << 20) + MOST_GROWTH * stored)
     if claimed > most:
         raise ValueError(f"{claimed:,} bytes when decoded; the limit is {most:,}")
@@ -56,8 +49,7 @@ def read_arrays(path: Path, needed: Sequence[str], allowed: Sequence[str]) -> di
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it cannot be read, holds objects where numbers are wanted, is beyond the limits
-            of ``check_size``, or lacks an array; the line names the file and what is allowed.
+        ValueError: it cannot be read, is beyond our limits, holds objects, or lacks an array.
     """
     if not os.path.exists(path):
         raise FileNotFoundError(f"{path} not found: name an existing .npz file")

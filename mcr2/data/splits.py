@@ -130,10 +130,10 @@ class Dataset:
 
     def content_hash(self) -> str:
         """SHA-256 of all shapes, images and labels, whatever their device and memory layout."""
-        return self._content_hash
+        return self._hash
 
     @cached_property
-    def _content_hash(self) -> str:
+    def _hash(self) -> str:
         digest = hashlib.sha256()
         for split in (self.train, self.test):
             for tensor in (split.images, split.labels, split.clean_labels):
