@@ -61,10 +61,6 @@ class ResNet(nn.Sequential):
         stem_stride: stride of the stem; 2 quarters the cost on larger images.
         projection: ``"mlp"`` or ``"none"``.
 
-    Raises:
-        TypeError, ValueError: a size that is not an integer from 1, an unknown projection, or
-            another ``feature_dim`` than the pooled width where there is no projection.
-
     Example:
         >>> net = ResNet((1, 1, 1, 1), width=16, in_channels=1, feature_dim=64)
         >>> net(torch.zeros(2, 1, 8, 8)).shape
@@ -158,9 +154,8 @@ def stage_features(
     The output of a stage is averaged over its third and further dimensions: ``(m, C, H, W)``
     gives ``(m, C)``. A stage that is called several times gives its last output.
 
-    Raises:
-        ValueError: a name that is not one of :func:`named_stages`, or a stage that was not called
-            or whose output is not a floating tensor ``(m, d, ...)``; those that are are named.
+    A name that is not one of :func:`named_stages`, a stage that was not called, or one whose output
+    is not a floating tensor ``(m, d, ...)`` is a ValueError, which names those that can be had.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten())

@@ -168,9 +168,7 @@ def parse_noise(text: str, ratio: float) -> Noise:
 def corrupt(
     labels: Labels, ratio: float, *, num_classes: int, seed: int, kind: str = "symmetric"
 ) -> Corruption:
-    """Redraw labels (N,) that are the true ones; elsewhere, apply a noise to a split.
-
-    Ratio and kind are as ``parse_noise`` takes them, K and the seed as ``Noise.apply`` does.
+    """Redraw labels (N,) that are the true ones; see ``parse_noise`` and ``Noise.apply``.
 
     Example:
         >>> corrupt([0, 1, 2] * 100, 0.5, num_classes=3, seed=0)

@@ -411,9 +411,9 @@ def test_datasets_lists_what_is_there_and_what_is_missing(tmp_path, monkeypatch)
     assert status == 0
     rows = {line.split()[0]: line for line in printed.splitlines()[3:]}
     assert list(rows) == list(DATASETS)
-    for row in availability(tmp_path):
-        where = row.found or f"missing; looked in {tmp_path}"
-        assert f"  {where}" in rows[row.name]
+    for name, (found, _) in availability(tmp_path).items():
+        where = found or f"missing; looked in {tmp_path}"
+        assert f"  {where}" in rows[name]
 
 
 LOSS = """

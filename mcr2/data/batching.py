@@ -31,10 +31,6 @@ def stratified_subset(labels: Tensor, size: int, seed: int) -> Tensor:
     Class k of n_k among N samples gets size·n_k/N of them, rounded by largest remainders (ties to
     the lower label), but at least one. Indices are on the CPU, ascending: samples keep their order.
 
-    Args:
-        labels: (N,) int64.
-        size, seed: from the number of classes present to N; non-negative.
-
     Example:
         >>> labels = torch.tensor([0, 0, 0, 0, 1, 1])
         >>> labels[stratified_subset(labels, 3, seed=0)]
@@ -128,10 +124,8 @@ def batches(
 
     Args:
         split: N samples; batches lie on its device, their images in channels_last memory.
-        batch_size: ≥ 1, the most samples in a batch.
-        epoch, sampling_seed, augmentation_seed: ≥ 0.
-        augmentation: what to change.
-        shuffle: False keeps the split's order in every epoch.
+        batch_size, epoch, sampling_seed, augmentation_seed: ≥ 1, the others ≥ 0.
+        augmentation, shuffle: what to change; False keeps the split's order in every epoch.
 
     Example:
         >>> split = Split(torch.zeros(5, 1, 8, 8, dtype=torch.uint8), torch.arange(5))

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from mcr2.data.files import MOST_BYTES, Array, check_size, naming
 from mcr2.data.splits import Decoded, as_split
@@ -27,10 +28,6 @@ def scan(root: Path) -> list[Path]:
     """List the images of a folder, whose path is resolved: by train and test, class and name.
 
     Hidden files and folders (``.…``) and those that Windows leaves behind are passed over.
-
-    Raises:
-        ValueError: ``train`` or ``test`` is missing, their classes differ, a class is empty,
-            something lies where it does not belong, or a link leads out; the line names it.
     """
     found: list[Path] = []
     classes: dict[str, set[str]] = {}
@@ -78,11 +75,6 @@ def decode(paths: list[Path], image_size: int | None) -> Decoded:
     One channel where all images are grey, otherwise three. Transparency and orientation tags are
     ignored, and an animation is its first frame. With ``image_size`` all get that many pixels a
     side, whatever their shape, by Pillow's bilinear filter, which smooths where it shrinks.
-
-    Raises:
-        ValueError: a file is not an image or damaged, has other than 8 bits a channel, more than
-            ``MOST_PIXELS`` or (without ``image_size``) another size than the first; or all
-            together are beyond ``check_size``. The line names the file.
     """
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.simplefilter("ignore")  # damaged metadata, which nothing here uses
@@ -104,8 +96,8 @@ def decode(paths: list[Path], image_size: int | None) -> Decoded:
         list(pool.map(partial(_decode, resize=image_size is not None), paths, images))
     classes, labels = np.unique([path.parent.name for path in paths], return_inverse=True)
     n = sum(path.parents[1].name == "train" for path in paths)
-    (x, x_test), (y, y_test) = np.split(images, [n]), np.split(labels, [n])
-    train, test = as_split(x, y, y), as_split(x_test, y_test, y_test)
+    y = torch.from_numpy(labels)
+    train, test = as_split(images[:n], y[:n], y[:n]), as_split(images[n:], y[n:], y[n:])
     return Decoded(tuple(classes.tolist()), train, test)
 
 

@@ -15,12 +15,7 @@ LABELS_ARE = ("clean", "noisy")
 
 
 def read_npz(path: Path, axes: str | None = None, labels_are: str | None = None) -> Decoded:
-    """Read an ``.npz`` file; ``load_dataset`` says what it holds, and what the arguments mean.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is malformed; the line names the file, the array and what is allowed.
-    """
+    """Read an ``.npz`` file; ``load_dataset`` says what it holds, and what the arguments mean."""
     needed = ("x_train", "y_train", "x_test", "y_test")
     arrays = read_arrays(path, needed, ("y_train_clean", "classes", "axes", "labels_are"))
     with naming(path):

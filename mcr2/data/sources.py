@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from mcr2.checks import choice, integer
 from mcr2.data import folder, readers
@@ -43,33 +43,19 @@ class Source:
     flip: bool
     shift: int
     files: tuple[str, ...] = ()
-    folders: tuple[str, ...] = (".",)
+    folders: tuple[str, ...] = ()
     download: Callable[[Path], object] | None = None
     advice: str = ""
 
 
-class Availability(NamedTuple):
-    """Whether a data set is there: ``found`` is its folder or None, ``looked`` every candidate."""
-
-    name: str
-    description: str
-    found: str | None
-    looked: tuple[str, ...]
-
-
-def availability(data_root: str | Path | None = None) -> list[Availability]:
-    """Which of ``DATASETS`` are there for ``load_dataset``; imports and downloads nothing.
+def availability(data_root: str | Path | None = None) -> dict[str, tuple[Path | None, list[Path]]]:
+    """By name in ``DATASETS`` where it is, or None, and where it is looked for; reads nothing.
 
     Example:
-        >>> availability()[0][:1] + availability()[0][2:]
-        ('digits', 'in scikit-learn', ())
+        >>> str(availability()["digits"][0])
+        'scikit-learn'
     """
-    found = []
-    for name, source in DATASETS.items():
-        where, looked = _find(source, data_root)
-        shown = None if where is None else str(where) if source.files else "in scikit-learn"
-        found.append(Availability(name, source.description, shown, tuple(map(str, looked))))
-    return found
+    return {name: _find(source, data_root) for name, source in DATASETS.items()}
 
 
 def load_dataset(
@@ -96,14 +82,13 @@ def load_dataset(
 
     Args:
         name_or_path: a name in ``DATASETS``, a path ending in ``.npz``, or a folder.
-        data_root: folder to look in first, and to download into.
+        data_root, download: folder to look in first; whether to download what is not found.
         subset, subset_seed: how many training images to keep, see ``stratified_subset``.
         image_size: pixels a side that the images of a folder are resized to.
         axes: "NCHW" or "NHWC", how the images of an ``.npz`` file lie; None asks the file.
         labels_are: "noisy" where the training labels may be wrong: the true ones are then
             ``y_train_clean``, or unknown (None). "clean" where they are the true ones. None asks
             the file, and is "clean" where it does not say. Test labels are taken as clean.
-        download: whether to download what is not found.
 
     Raises:
         TypeError, ValueError: unknown name, malformed file (named, with what is wrong), impossible
@@ -142,7 +127,7 @@ def load_dataset(
         )
     train = dataset.train
     if labels_are == "noisy" and not is_npz:
-        train = train.relabelled(train.labels, None)
+        train = replace(train, clean_labels=None)
     if subset is not None:
         train = train.select(stratified_subset(train.labels, subset, subset_seed))
     return replace(dataset, train=train)
@@ -179,14 +164,15 @@ def _load_named(name: str, data_root: str | Path | None, download: bool) -> Data
     if where is None:
         raise FileNotFoundError(
             f"{name} not found: looked for {source.files[0]} and {len(source.files) - 1} more in "
-            f"{', '.join(map(str, _roots(data_root)))} (subfolder {' or '.join(source.folders)}), "
-            f"and {problem}; name the folder that holds it with --data-root or "
-            f"MCR2_DATA{source.advice}"
+            f"{', '.join(map(str, _roots(data_root)))} (subfolder {' or '.join(source.folders)}); "
+            f"{problem}; name the folder that holds it with --data-root or MCR2_DATA{source.advice}"
         )
-    read, origin = partial(source.read, where), str(where) if source.files else "scikit-learn"
+    read = partial(source.read, where)
     files = [path for file in source.files if (path := plain_or_gz(where, file)) is not None]
     decoded = cached(_cache() / "decoded", name, where, files, None, read) if files else read()
-    return Dataset(name, **decoded._asdict(), flip=source.flip, shift=source.shift, source=origin)
+    return Dataset(
+        name, **decoded._asdict(), flip=source.flip, shift=source.shift, source=str(where)
+    )
 
 
 def _cache() -> Path:
@@ -206,7 +192,7 @@ def _find(source: Source, data_root: str | Path | None) -> tuple[Path | None, li
     """The first folder that holds all files of a source, and all folders looked in."""
     roots = _roots(data_root)
     if not source.files:
-        return Path(), []
+        return Path("scikit-learn"), []
     looked = list(dict.fromkeys(root / sub for root in roots for sub in source.folders))
     for where in looked:
         if all(plain_or_gz(where, file) is not None for file in source.files):
@@ -254,7 +240,7 @@ _CIFAR100 = ("CIFAR100", "cifar-100-python", readers.CIFAR100_FILES)
 
 DATASETS: dict[str, Source] = {
     "digits": Source(
-        "1,797 handwritten digits, 8×8 grey, 10 classes", readers.read_digits, flip=False, shift=1
+        "1,797 handwritten digits, 8×8 grey, 10 classes", readers.read_digits, False, 1
     ),
     "fashion_mnist": _mnist(
         "70,000 pieces of clothing, 28×28 grey, 10 classes",

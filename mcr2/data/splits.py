@@ -30,9 +30,6 @@ class Split:
         labels: (N,) integers, non-negative, kept as int64: those trained on, possibly noisy.
         clean_labels: (N,) likewise: the true labels, or None where they are unknown.
 
-    Raises:
-        TypeError, ValueError: types, shapes, devices or values are others.
-
     Example:
         >>> split = Split(torch.zeros(5, 1, 8, 8, dtype=torch.uint8), torch.arange(5))
         >>> split, split.select(torch.tensor([4, 0])).labels
@@ -80,26 +77,17 @@ class Split:
         pixels = self.images.permute(0, 2, 3, 1).index_select(0, index)
         return Split(pixels.permute(0, 3, 1, 2), self.labels.index_select(0, index), clean)
 
-    def relabelled(self, labels: Tensor, clean_labels: Tensor | None) -> "Split":
-        """The same images with other labels, moved to the images' device."""
-        clean = None if clean_labels is None else clean_labels.to(self.device)
-        return Split(self.images, labels.to(self.device), clean)
-
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """A training and a test split of the same classes.
 
     Args:
-        name: name in ``DATASETS``, or the file's name.
-        train, test: the splits; test labels are taken as clean.
+        name, source: name in ``DATASETS`` or the file's name; where it was found.
+        train, test: the splits, not empty, of one image shape; test labels are taken as clean.
         classes: names of the K ≥ 2 classes; labels lie in [0, K).
         flip: whether mirroring an image left to right preserves its class.
         shift: by how many pixels images may be shifted in augmentation, by default.
-        source: where it was found.
-
-    Raises:
-        ValueError: a split is empty, image shapes differ, or a label names no class.
     """
 
     name: str
@@ -154,9 +142,8 @@ class Decoded(NamedTuple):
     test: Split
 
 
-def as_split(images: Array, labels: object, clean_labels: object) -> Split:
+def as_split(images: Array, labels: Tensor, clean_labels: Tensor | None) -> Split:
     """A split of images (N, H, W, C) uint8, copied only if they must, and labels (N,)."""
     # Arrays over a file's bytes may be read-only, which torch does not allow.
     pixels = torch.from_numpy(np.require(images, np.uint8, ["C", "W"]))
-    true = None if clean_labels is None else checks.labels(clean_labels)
-    return Split(pixels.permute(0, 3, 1, 2), checks.labels(labels), true)
+    return Split(pixels.permute(0, 3, 1, 2), labels, clean_labels)
