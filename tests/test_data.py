@@ -45,14 +45,6 @@ def test_selecting_keeps_images_labels_and_clean_labels_together():
     assert repr(split) == "Split(30 images of 3×6×5 on cpu, 20 labelled wrong)"
 
 
-def test_labels_may_be_any_integers_and_arrays():
-    images = torch.zeros(3, 1, 2, 2, dtype=torch.uint8)
-    for labels in (np.array([0, 2, 1], np.uint8), torch.tensor([0, 2, 1], dtype=torch.int32)):
-        split = Split(images, labels)
-        assert split.labels.dtype == torch.int64
-        assert split.labels.tolist() == [0, 2, 1]
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_batches_on_a_gpu_are_those_of_the_cpu():
     split, kwargs = random_split(), {"augmentation": Augmentation(2, True), "epoch": 3}

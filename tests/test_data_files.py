@@ -68,23 +68,16 @@ def test_digits_are_scikit_learns_split_1437_to_360_with_every_class_in_both():
     from sklearn.datasets import load_digits
 
     digits, original = load_dataset("digits"), load_digits()
-    assert digits.train.images.shape == (1437, 1, 8, 8)
-    assert digits.test.images.shape == (360, 1, 8, 8)
-    # The same images, each with its label, in some order.
-    pairs = lambda images, labels: sorted(  # noqa: E731
-        zip(map(bytes, images), labels.tolist(), strict=True)
-    )
-    scaled = np.array([[round(v * 255 / 16) for v in image] for image in original.data], np.uint8)
     ours = torch.cat([digits.train.images, digits.test.images]).flatten(1).numpy()
-    assert pairs(ours, torch.cat([digits.train.labels, digits.test.labels])) == pairs(
-        scaled, original.target
-    )
+    labels = torch.cat([digits.train.labels, digits.test.labels])
+    scaled = np.array([[round(v * 255 / 16) for v in image] for image in original.data], np.uint8)
+    # The same images, each with its label, in some order.
+    pairs = sorted(zip(map(bytes, ours), labels.tolist(), strict=True))
+    assert pairs == sorted(zip(map(bytes, scaled), original.target.tolist(), strict=True))
     shares = np.bincount(original.target) * 360 / 1797
     assert (abs(torch.bincount(digits.test.labels).numpy() - shares) < 1).all()
-    assert digits.num_classes == 10
     assert torch.equal(digits.train.clean_labels, digits.train.labels)
     assert (digits.flip, digits.shift, len(digits.train)) == (False, 1, 1437)
-    assert digits.content_hash() == load_dataset("digits").content_hash()
 
 
 def test_digits_and_npz_need_no_torchvision(tmp_path):
@@ -698,22 +691,6 @@ def test_a_pickled_object_in_an_npz_is_never_loaded(tmp_path):
         with pytest.raises(ValueError, match=f"array {key}: Object arrays cannot be loaded"):
             load_dataset(path)
         assert not trace.exists()
-        with np.load(path, allow_pickle=True) as file:
-            file[key]
-        assert trace.exists()  # the bomb was live
-        trace.rmdir()
-
-
-def flip_a_byte(raw):
-    middle = len(raw) // 2
-    return raw[:middle] + bytes([raw[middle] ^ 255]) + raw[middle + 1 :]
-
-
-def npy_bytes(_):
-    import io
-
-    np.save(stream := io.BytesIO(), X)
-    return stream.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -723,8 +700,8 @@ def npy_bytes(_):
         lambda raw: b"not a zip",
         lambda raw: raw[: len(raw) // 2],
         lambda raw: pickle.dumps({"x_train": X}),
-        flip_a_byte,
-        npy_bytes,
+        lambda raw: raw[:700] + bytes([raw[700] ^ 255]) + raw[701:],
+        lambda raw: npy("|u1", X.shape, X.tobytes()),
     ],
 )
 def test_a_file_that_is_no_npz_is_refused(tmp_path, spoil):

@@ -484,15 +484,3 @@ def test_an_unwritable_cache_is_done_without(tmp_path, monkeypatch, decoded_time
     assert len(decoded_times) == 3
     assert not entries(tmp_path)
     assert capfd.readouterr() == ("", "")
-
-
-def test_an_error_is_not_cached(tmp_path):
-    write_images(tmp_path / "own")
-    path = tmp_path / "own/test/bee/0.png"
-    good = path.read_bytes()
-    path.write_bytes(b"no image")
-    for _ in range(2):
-        with pytest.raises(ValueError, match="not an image"):
-            load_dataset(tmp_path / "own")
-    path.write_bytes(good)
-    assert len(load_dataset(tmp_path / "own").test) == 6

@@ -70,7 +70,7 @@ def test_corrupted_sets_are_nested(drawn, one, other, seed, kind):
 
 @given(labels_and_classes, ratios, seeds, kinds)
 @settings(deadline=None)
-def test_counts_hash_and_transition_say_what_happened(drawn, ratio, seed, kind):
+def test_counts_and_hash_say_what_happened(drawn, ratio, seed, kind):
     labels, K = drawn
     noise = corrupt(labels, ratio, num_classes=K, seed=seed, kind=kind)
     after = noise.labels.tolist()
@@ -78,11 +78,6 @@ def test_counts_hash_and_transition_say_what_happened(drawn, ratio, seed, kind):
     assert noise.wrong.tolist() == [a != b for a, b in zip(labels, after, strict=True)]
     assert set(noise.wrong.nonzero().flatten().tolist()) <= set(noise.indices.tolist())
     assert noise.hash == hashlib.sha256(np.array(after, dtype="<i8").tobytes()).hexdigest()
-    for i in range(K):
-        became = [b for a, b in zip(labels, after, strict=True) if a == i]
-        row = [became.count(j) / len(became) if became else float(i == j) for j in range(K)]
-        assert noise.transition[i].tolist() == pytest.approx(row)
-        assert noise.transition[i].sum().item() == pytest.approx(1)
 
 
 @given(labels_and_classes, ratios, seeds)
@@ -133,9 +128,9 @@ def test_wrong_and_transition_are_against_the_truth(drawn, ratio, seed, kind, ra
     after = noise.labels.tolist()
     assert noise.truth.tolist() == truth
     assert noise.wrong.tolist() == [a != b for a, b in zip(truth, after, strict=True)]
-    for i in set(truth):
+    for i in range(K):
         became = [b for a, b in zip(truth, after, strict=True) if a == i]
-        row = [became.count(j) / len(became) for j in range(K)]
+        row = [became.count(j) / len(became) if became else float(i == j) for j in range(K)]
         assert noise.transition[i].tolist() == pytest.approx(row)
     kept = sorted(set(range(len(truth))) - set(noise.indices.tolist()))
     assert [after[i] for i in kept] == [given[i] for i in kept]
