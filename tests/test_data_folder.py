@@ -193,18 +193,14 @@ def test_nothing_is_handed_to_another_program(tmp_path, monkeypatch):
         load_dataset(tmp_path / "own")
 
 
-@pytest.mark.parametrize(
-    "side, message",
-    [(1 << 16, "cannot be read .*bomb"), (9000, "9000×9000 pixels; the limit is 67,108,864")],
-)
-def test_more_pixels_than_a_limit_are_refused_before_they_are_decoded(tmp_path, side, message):
+def test_a_header_that_claims_too_much_is_refused(tmp_path):
     write_images(tmp_path / "own")
     path = tmp_path / "own/train/ant/0.png"
     raw = bytearray(png())
-    raw[16:24] = side.to_bytes(4, "big") * 2
+    raw[16:24] = (1 << 16).to_bytes(4, "big") * 2
     raw[29:33] = zlib.crc32(raw[12:29]).to_bytes(4, "big")
     path.write_bytes(raw)
-    with pytest.raises(ValueError, match=f"ant/0.png: {message}"):
+    with pytest.raises(ValueError, match=r"ant/0.png: cannot be read .*bomb"):
         load_dataset(tmp_path / "own")
 
 
@@ -416,7 +412,7 @@ def test_an_entry_keeps_what_is_known_of_the_truth(tmp_path, clean):
     calls = []
     for _ in range(2):
         read = lambda: calls.append(0) or Decoded(("a", "b", "c"), train, test)  # noqa: E731
-        found = cache.cached(tmp_path / "decoded", "x", tmp_path, [], None, read)
+        found = cache.cached(tmp_path / "decoded", "x", None, [], read)
         assert found.classes == ("a", "b", "c")
         assert torch.equal(found.train.images, train.images)
         true = found.train.clean_labels

@@ -26,23 +26,18 @@ _FORMAT = 3  # to be raised whenever a reader makes other arrays of the same fil
 
 
 def cached(
-    cache: Path,
-    name: str,
-    source: Path,
-    files: Iterable[Path],
-    variant: object,
-    read: Callable[[], Decoded],
+    cache: Path, name: str, variant: object, files: Iterable[Path], read: Callable[[], Decoded]
 ) -> Decoded:
     """What ``read`` returns, from the folder ``cache`` where it is there and up to date.
 
-    Name, folder of the files and ``variant`` (what the images depend on beside them) say which
+    The name and ``variant`` (where the files are, what the images depend on beside them) say which
     entry is meant; it is replaced when a file's name, size or time of modification changes.
     """
-    where = repr((name, str(source.absolute()), variant))
+    where = repr((name, variant))
     label = re.sub(r"[^\w.-]", "_", name)[:40]
     entry = cache / f"{label}-{_sha256(where)[:16]}.safetensors"
-    stats = [(str(path.relative_to(source)), path.stat()) for path in files]
-    stamps = [(below, found.st_size, found.st_mtime_ns) for below, found in stats]
+    stats = [(str(path), path.stat()) for path in files]
+    stamps = [(path, found.st_size, found.st_mtime_ns) for path, found in stats]
     fingerprint = repr((_FORMAT, where, stamps))
     try:
         return _load(entry, fingerprint)

@@ -15,9 +15,6 @@ import torch
 from mcr2.data.files import MOST_BYTES, Array, check_size, naming
 from mcr2.data.splits import Decoded, as_split
 
-MOST_PIXELS = 1 << 26
-"""No image may have more pixels than 8192×8192."""
-
 # Named, because Pillow would otherwise try every format it knows, and it hands some of them (EPS)
 # to other programs.
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
@@ -107,15 +104,13 @@ def _header(path: Path) -> tuple[tuple[int, int], str]:
     with naming(path):
         try:
             with Image.open(path, formats=_FORMATS) as image:
-                (width, height), mode = image.size, image.mode
+                size, mode = image.size, image.mode
         except UnidentifiedImageError as error:
             raise ValueError(f"not an image; allowed are {', '.join(_FORMATS)}") from error
-        if width * height > MOST_PIXELS:
-            raise ValueError(f"{width}×{height} pixels; the limit is {MOST_PIXELS:,}")
         if mode[0] in "IF":  # of 16 or 32 bits
             wanted = "allowed are images of 8 bits a channel"
             raise ValueError(f"Pillow's mode {mode}, floats or more than 8 bits; {wanted}")
-    return (width, height), mode
+    return size, mode
 
 
 def _decode(path: Path, out: Array, resize: bool) -> None:

@@ -144,9 +144,9 @@ def _load_folder(path: Path, image_size: int | None) -> Dataset:
 
     path = path.resolve()  # so that "." has a name
     images = folder.scan(path)
-    variant = (image_size, PIL.__version__)
+    variant = (str(path), image_size, PIL.__version__)
     read = partial(folder.decode, images, image_size)
-    return _own(path, cached(_cache() / "decoded", path.name, path, images, variant, read))
+    return _own(path, cached(_cache() / "decoded", path.name, variant, images, read))
 
 
 def _load_named(name: str, data_root: str | Path | None, download: bool) -> Dataset:
@@ -169,7 +169,8 @@ def _load_named(name: str, data_root: str | Path | None, download: bool) -> Data
         )
     read = partial(source.read, where)
     files = [path for file in source.files if (path := plain_or_gz(where, file)) is not None]
-    decoded = cached(_cache() / "decoded", name, where, files, None, read) if files else read()
+    place = str(where.absolute())
+    decoded = cached(_cache() / "decoded", name, place, files, read) if files else read()
     return Dataset(
         name, **decoded._asdict(), flip=source.flip, shift=source.shift, source=str(where)
     )
