@@ -1,14 +1,13 @@
 """Residual networks for small images: images in, raw features out.
 
-One class, :class:`ResNet`, and its named members in :data:`BACKBONES`. A backbone ends at the
-feature layer; what is done with the features (normalised, fed to a linear head) is the
-objective's affair, so that every objective shares the same network and initial weights.
+A backbone ends at the feature layer; what is done with the features (normalised, fed to a linear
+head) is the objective's affair, so that every objective shares network and initial weights.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -44,39 +43,29 @@ class BasicBlock(nn.Module):
         return self.relu(out + self.shortcut(x))  # type: ignore[no-any-return]
 
 
-class ResNet(nn.Module):
-    """A residual network for images of 8x8 pixels upwards.
+class ResNet(nn.Sequential):
+    """A residual network for images of 8x8 pixels upwards: ``(m, C, H, W)`` in [0, 1] to (m, d).
 
-    The stem is one 3x3 convolution; stage s has ``blocks[s]`` basic blocks of ``width * 2**s``
-    channels and halves the resolution from the second stage on; the features are pooled over
-    space and projected:
+    Its named children are ``stem``, one 3x3 convolution; ``stage1`` ..., stage s of ``blocks[s]``
+    basic blocks of ``width * 2**s`` channels, which halve the resolution from the second stage on;
+    ``pool``, the average over space; and ``projection``:
 
-    - ``projection="mlp"``: pooled p -> Linear(p, no bias) -> BatchNorm -> ReLU -> Linear(d),
-      as in the public code of Yu et al. (2020) and Chan et al. (2021);
-    - ``projection="none"``: the pooled features are the features, d = p.
-
-    The modules ``stem``, ``stage1`` ... ``stageS``, ``pool`` and ``projection`` are the named
-    stages that :meth:`stages` iterates over.
+    - ``"mlp"``: pooled p -> Linear(p, no bias) -> BatchNorm -> ReLU -> Linear(d), as in the public
+      code of Yu et al. (2020) and Chan et al. (2021);
+    - ``"none"``: the pooled features are the features, d = p.
 
     Args:
-        blocks: basic blocks in each stage.
-        width: channels of the stem and the first stage.
+        blocks, width: basic blocks in each stage; channels of the stem and the first stage.
         in_channels: channels of the images.
         feature_dim: d, or None for the pooled width ``width * 2**(len(blocks) - 1)``.
         stem_stride: stride of the stem; 2 quarters the cost on larger images.
         projection: ``"mlp"`` or ``"none"``.
 
-    Raises:
-        TypeError: a size that is not an integer.
-        ValueError: a size below one, an unknown projection, or a ``feature_dim`` other than the
-            pooled width where there is no projection.
-
     Example:
         >>> net = ResNet((1, 1, 1, 1), width=16, in_channels=1, feature_dim=64)
-        >>> import torch
         >>> net(torch.zeros(2, 1, 8, 8)).shape
         torch.Size([2, 64])
-        >>> [name for name, _ in net.stages()]
+        >>> list(named_stages(net))
         ['stem', 'stage1', 'stage2', 'stage3', 'stage4', 'pool', 'projection']
     """
 
@@ -98,21 +87,16 @@ class ResNet(nn.Module):
             integer(name, size, 1)
         choice("projection", projection, PROJECTIONS)
         pooled = width * 2 ** (len(blocks) - 1)
-        feature_dim = integer("feature_dim", pooled if feature_dim is None else feature_dim, 1)
-        if projection == "none" and feature_dim != pooled:
+        d = integer("feature_dim", pooled if feature_dim is None else feature_dim, 1)
+        if projection == "none" and d != pooled:
             raise ValueError(
-                f"feature_dim is {feature_dim}; without a projection it must be the pooled width "
-                f"({pooled})"
+                f"feature_dim is {d}; without a projection it must be the pooled width ({pooled})"
             )
-        self.in_channels = in_channels
-        self.feature_dim = feature_dim
-
         self.stem = nn.Sequential(
             nn.Conv2d(in_channels, width, 3, stem_stride, padding=1, bias=False),
             nn.BatchNorm2d(width),
             nn.ReLU(inplace=True),
         )
-        self.num_stages = len(blocks)
         channels = width
         for stage, depth in enumerate(blocks):
             stride, out = (1 if stage == 0 else 2), width * 2**stage
@@ -127,21 +111,8 @@ class ResNet(nn.Module):
                 nn.Linear(pooled, pooled, bias=False),
                 nn.BatchNorm1d(pooled),
                 nn.ReLU(inplace=True),
-                nn.Linear(pooled, feature_dim),
+                nn.Linear(pooled, d),
             )
-
-    def stages(self) -> Iterator[tuple[str, nn.Module]]:
-        """Yield the named stages in the order of the data."""
-        names = ["stem", *(f"stage{s + 1}" for s in range(self.num_stages)), "pool", "projection"]
-        for name in names:
-            yield name, self.get_submodule(name)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map float images ``(m, C, H, W)`` in [0, 1] to raw features ``(m, d)``."""
-        x = images
-        for _, stage in self.stages():
-            x = stage(x)
-        return x
 
 
 #: Backbones by name; each takes ``in_channels``, ``feature_dim``, ``projection``, ``stem_stride``.
@@ -158,17 +129,14 @@ BACKBONES: dict[str, Callable[..., ResNet]] = {
 
 
 def named_stages(module: nn.Module) -> dict[str, nn.Module]:
-    """Return a network's stages by name, in order.
+    """Return a network's stages by name, in order: its named children.
 
-    A :class:`ResNet`'s are those of :meth:`ResNet.stages`, another module's are its named
-    children; those in an ``nn.ModuleList`` or ``nn.ModuleDict`` stand for it: ``blocks.0``.
+    Those in an ``nn.ModuleList`` or ``nn.ModuleDict`` stand for it: ``blocks.0``.
 
     Example:
         >>> list(named_stages(nn.Sequential(nn.Linear(2, 3), nn.ModuleList([nn.ReLU()]))))
         ['0', '1.0']
     """
-    if isinstance(module, ResNet):
-        return dict(module.stages())
     stages: dict[str, nn.Module] = {}
     for name, child in module.named_children():
         if isinstance(child, nn.ModuleList | nn.ModuleDict):
@@ -186,14 +154,8 @@ def stage_features(
     The output of a stage is averaged over its third and further dimensions: ``(m, C, H, W)``
     gives ``(m, C)``. A stage that is called several times gives its last output.
 
-    Args:
-        module: images -> anything.
-        images: ``(m, C, H, W)``.
-        names: of :func:`named_stages`.
-
-    Raises:
-        ValueError: a name that is not a stage's, or a stage that was not called or whose output
-            is not a floating tensor ``(m, d, ...)``; the message names those that can be had.
+    A name that is not one of :func:`named_stages`, a stage that was not called, or one whose output
+    is not a floating tensor ``(m, d, ...)`` is a ValueError, which names those that can be had.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten())
@@ -205,12 +167,10 @@ def stage_features(
     for name in names:
         choice("layer", name, stages)
     output, found = _hooked(module, images, {name: stages[name] for name in names})
-    if missing := [name for name in names if name not in found]:
+    if missing := ", ".join(name for name in names if name not in found):
         able = ", ".join(_hooked(module, images, stages)[1]) or "none"
-        raise ValueError(
-            f"{type(module).__name__} gives no features (m, d, ...) at {', '.join(missing)}; "
-            f"choose from {able}"
-        )
+        kind = type(module).__name__
+        raise ValueError(f"{kind} gives no features (m, d, ...) at {missing}; choose from {able}")
     return output, found
 
 
@@ -239,34 +199,20 @@ def check_backbone(
 ) -> None:
     """Refuse a module that is not a backbone for such images; the module stays as it is.
 
-    Args:
-        module: float images ``(m, in_channels, height, width)`` -> raw features
-            ``(m, feature_dim)``, in training and in evaluation.
-        in_channels, feature_dim, height, width: the sizes.
-
-    Raises:
-        ValueError: it fails on two images, or returns anything else.
-
-    Example:
-        >>> check_backbone(nn.Flatten(), in_channels=1, feature_dim=5, height=2, width=2)
-        Traceback (most recent call last):
-        ...
-        ValueError: Flatten makes a torch.float32 tensor of shape (2, 4) of images (2, 1, 2, 2);
-        it must be floating features (2, 5)
+    It must take float images ``(m, in_channels, height, width)`` to raw features
+    ``(m, feature_dim)``, in training and in evaluation; two images are tried.
     """
     name, shape = type(module).__name__, (2, in_channels, height, width)
     trial = copy.deepcopy(module)
-    like = next((p for p in trial.parameters()), torch.zeros(0))
+    device = next((p.device for p in trial.parameters()), None)
     for training in (True, False):
         try:
             with torch.random.fork_rng(), torch.no_grad():
-                output = trial.train(training)(torch.rand(shape).to(like.device))
+                output = trial.train(training)(torch.rand(shape).to(device))
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise ValueError(f"{name} cannot take images {shape}: {reason}") from error
         fits = isinstance(output, Tensor) and output.is_floating_point()
         if not fits or output.shape != (2, feature_dim):
-            raise ValueError(
-                f"{name} makes {describe(output)} of images {shape}; it must be floating features "
-                f"(2, {feature_dim})"
-            )
+            wanted, made = f"floating features (2, {feature_dim})", describe(output)
+            raise ValueError(f"{name} makes {made} of images {shape}; it must be {wanted}")

@@ -26,15 +26,10 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def describe(value: object) -> str:
-    """Return what a value is, in a few words.
-
-    Example:
-        >>> describe(torch.zeros(2, 3)), describe("ten")
-        ('a torch.float32 tensor of shape (2, 3)', "str 'ten'")
-    """
+    """Return what a value is, in a few words: ``a torch.float32 tensor of shape (2, 3)``."""
     if isinstance(value, Tensor):
-        layout = "" if value.layout == torch.strided else str(value.layout).split(".")[-1] + " "
-        layout = "meta " if value.is_meta else layout
+        dense = "meta " if value.is_meta else ""
+        layout = dense if value.layout == torch.strided else f"{value.layout} ".split(".")[-1]
         return f"a {layout}{value.dtype} tensor of shape {tuple(value.shape)}"
     if isinstance(value, np.ndarray):
         return f"a {value.dtype} array of shape {value.shape}"
@@ -46,8 +41,6 @@ def integer(name: str, value: object, low: float = -math.inf, high: float = math
     """Return an integer between ``low`` and ``high``; NumPy's are integers, booleans are not.
 
     Example:
-        >>> integer("num_classes", np.int64(10), 2)
-        10
         >>> integer("num_classes", 1, 2)
         Traceback (most recent call last):
         ...
@@ -59,14 +52,7 @@ def integer(name: str, value: object, low: float = -math.inf, high: float = math
 
 
 def number(name: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:
-    """Return a finite number between ``low`` and ``high``, as a float.
-
-    Example:
-        >>> number("ratio", 1.5, 0, 1)
-        Traceback (most recent call last):
-        ...
-        ValueError: ratio is 1.5; it must be between 0 and 1
-    """
+    """Return a finite number between ``low`` and ``high``, as a float; booleans are not."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, not {describe(value)}")
     if not math.isfinite(value):
@@ -84,11 +70,8 @@ def positive(name: str, value: object) -> float:
 
 def _within(name: str, value: float, low: float, high: float) -> float:
     if not low <= value <= high:
-        span = f"between {low} and {high}"
-        if high == math.inf:
-            span = f"at least {low}"
-        elif low == -math.inf:
-            span = f"at most {high}"
+        span = f"between {low} and {high}" if low > -math.inf else f"at most {high}"
+        span = f"at least {low}" if high == math.inf else span
         raise ValueError(f"{name} is {value}; it must be {span}")
     return value
 
@@ -109,18 +92,12 @@ def choice(name: str, value: Any, allowed: Iterable[str]) -> Any:
 
 
 def floating(name: str, value: object, *shape: int | str, finite: bool = True) -> Tensor:
-    """Return a dense floating tensor, with its graph, of a shape.
+    """Return a dense floating tensor, with its graph, of a tensor or a NumPy array.
 
-    Args:
-        name: what to call it in messages.
-        value: a tensor or a NumPy array of float16, bfloat16, float32 or float64.
-        shape: the length of each dimension, or a letter for any length from 1; nothing takes any
-            shape.
-        finite: refuse NaN and infinity.
+    The shape is the length of each dimension, or a letter for any length from 1; without one, any
+    shape will do. ``finite`` refuses NaN and infinity.
 
     Example:
-        >>> floating("features", np.zeros((3, 2)), "N", "d").shape
-        torch.Size([3, 2])
         >>> floating("weight", torch.zeros(3), "K", "d")
         Traceback (most recent call last):
         ...
@@ -128,9 +105,8 @@ def floating(name: str, value: object, *shape: int | str, finite: bool = True) -
     """
     tensor = _tensor(value)
     if tensor is None or tensor.dtype not in _FLOATS:
-        raise TypeError(
-            f"{name} must be a floating tensor or array (float16 to float64), not {describe(value)}"
-        )
+        wanted = "a floating tensor or array (float16 to float64)"
+        raise TypeError(f"{name} must be {wanted}, not {describe(value)}")
     if shape:
         _shape(name, tensor, shape)
     if finite and tensor.numel():
@@ -142,23 +118,13 @@ def floating(name: str, value: object, *shape: int | str, finite: bool = True) -
 
 
 def labels(
-    value: object,
-    num_classes: int | None = None,
-    *,
-    count: int | None = None,
-    name: str = "labels",
+    value: object, num_classes: int | None = None, *, count: int | None = None, name: str = "labels"
 ) -> Tensor:
-    """Return class labels ``(N,)`` as int64.
+    """Return class labels ``(N,)`` as int64: integers as a tensor, a NumPy array or a sequence.
 
-    Args:
-        value: integers as a tensor, a NumPy array or a sequence.
-        num_classes: K; labels must lie in [0, K). None asks only that they are not negative.
-        count: N; None takes any from 1.
-        name: what to call them in messages.
+    They must lie in [0, K), without K only not be negative; N is ``count``, or any from 1.
 
     Example:
-        >>> labels([0, 2, 1], 3)
-        tensor([0, 2, 1])
         >>> labels([0, 3], 3)
         Traceback (most recent call last):
         ...
@@ -173,25 +139,17 @@ def labels(
         return tensor
     low, high = torch.stack(torch.aminmax(tensor)).tolist()
     if low < 0 or (num_classes is not None and high >= num_classes):
-        allowed = "not be negative"
+        allowed = "they must not be negative"
         if num_classes is not None:
-            allowed = f"be in 0 ... {num_classes - 1}"
-            name = f"{name} run from {low} to {high}; with {num_classes} classes they"
-        else:
-            name = f"{name} run from {low} to {high}; they"
-        raise ValueError(f"{name} must {allowed}")
+            allowed = f"with {num_classes} classes they must be in 0 ... {num_classes - 1}"
+        raise ValueError(f"{name} run from {low} to {high}; {allowed}")
     return tensor
 
 
 def samples(
     features: object, given: object, num_classes: int, *, name: str = "labels"
 ) -> tuple[Tensor, Tensor]:
-    """Return features ``(N, d)``, detached, and their labels ``(N,)`` in [0, K), on one device.
-
-    Raises:
-        TypeError: features that are not floating, labels that are not integers.
-        ValueError: shapes that do not fit, labels out of range, features that are not finite.
-    """
+    """Return finite features ``(N, d)``, detached, and labels ``(N,)`` in [0, K), on one device."""
     H = floating("features", features, "N", "d").detach()
     H = H.cpu() if H.device.type == "mps" else H  # has no float64
     return H, labels(given, num_classes, count=len(H), name=name).to(H.device)

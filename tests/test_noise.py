@@ -70,7 +70,7 @@ def test_corrupted_sets_are_nested(drawn, one, other, seed, kind):
 
 @given(labels_and_classes, ratios, seeds, kinds)
 @settings(deadline=None)
-def test_counts_hash_and_transition_say_what_happened(drawn, ratio, seed, kind):
+def test_counts_and_hash_say_what_happened(drawn, ratio, seed, kind):
     labels, K = drawn
     noise = corrupt(labels, ratio, num_classes=K, seed=seed, kind=kind)
     after = noise.labels.tolist()
@@ -78,11 +78,6 @@ def test_counts_hash_and_transition_say_what_happened(drawn, ratio, seed, kind):
     assert noise.wrong.tolist() == [a != b for a, b in zip(labels, after, strict=True)]
     assert set(noise.wrong.nonzero().flatten().tolist()) <= set(noise.indices.tolist())
     assert noise.hash == hashlib.sha256(np.array(after, dtype="<i8").tobytes()).hexdigest()
-    for i in range(K):
-        became = [b for a, b in zip(labels, after, strict=True) if a == i]
-        row = [became.count(j) / len(became) if became else float(i == j) for j in range(K)]
-        assert noise.transition[i].tolist() == pytest.approx(row)
-        assert noise.transition[i].sum().item() == pytest.approx(1)
 
 
 @given(labels_and_classes, ratios, seeds)
@@ -133,10 +128,9 @@ def test_wrong_and_transition_are_against_the_truth(drawn, ratio, seed, kind, ra
     after = noise.labels.tolist()
     assert noise.truth.tolist() == truth
     assert noise.wrong.tolist() == [a != b for a, b in zip(truth, after, strict=True)]
-    assert noise.wrong_share == pytest.approx(np.mean(noise.wrong.tolist()))
-    for i in set(truth):
+    for i in range(K):
         became = [b for a, b in zip(truth, after, strict=True) if a == i]
-        row = [became.count(j) / len(became) for j in range(K)]
+        row = [became.count(j) / len(became) if became else float(i == j) for j in range(K)]
         assert noise.transition[i].tolist() == pytest.approx(row)
     kept = sorted(set(range(len(truth))) - set(noise.indices.tolist()))
     assert [after[i] for i in kept] == [given[i] for i in kept]
@@ -150,7 +144,7 @@ def test_an_unknown_truth_stays_unknown_and_changes_no_draw(drawn, ratio, seed, 
     labels, K = drawn
     clean = corrupt(labels, ratio, num_classes=K, seed=seed, kind=kind)
     noise = parse_noise(kind, ratio).apply(split(labels, None), num_classes=K, seed=seed)
-    assert noise.truth is noise.wrong is noise.wrong_share is None
+    assert noise.truth is noise.wrong is None
     assert noise.hash == clean.hash
     assert torch.equal(noise.transition, clean.transition)
     assert "an unknown number wrong" in repr(noise)

@@ -15,9 +15,9 @@ class Datasets:
 
     def prepare(self) -> Callable[[], int]:
         """Look for them."""
-        from mcr2.data import availability
+        from mcr2.data import DATASETS, availability
 
-        rows = availability(self.data_root)
+        places = availability(self.data_root)
 
         def go() -> int:
             from experiments.report.table import Table
@@ -26,8 +26,12 @@ class Datasets:
                 "Data sets (or give the path of an .npz file or an image folder)",
                 ("name", "what", "where"),
                 tuple(
-                    (r.name, r.description, r.found or f"missing; looked in {', '.join(r.looked)}")
-                    for r in rows
+                    (
+                        name,
+                        DATASETS[name].description,
+                        str(found or f"missing; looked in {', '.join(map(str, looked))}"),
+                    )
+                    for name, (found, looked) in places.items()
                 ),
             )
             print(table.text())

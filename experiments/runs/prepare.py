@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -99,7 +99,7 @@ def prepare(spec: RunSpec, dataset: Dataset) -> Prepared:
     given = dataset.train
     noise = parse_noise(spec.noise, spec.ratio)
     corruption = noise.apply(given, num_classes=dataset.num_classes, seed=seeds["noise"])
-    noisy = given.relabelled(corruption.labels, given.clean_labels)
+    noisy = replace(given, labels=corruption.labels)
     generator = torch.Generator().manual_seed(seeds["validation"])
     order = torch.randperm(len(given), generator=generator)
     count = round(len(given) * spec.validation)

@@ -15,13 +15,12 @@ from mcr2.data.batching import (
     stratified_subset,
     to_float,
 )
-from mcr2.data.sources import DATASETS, Availability, Source, availability, load_dataset
+from mcr2.data.sources import DATASETS, Source, availability, load_dataset
 from mcr2.data.splits import Dataset, Split
 
 __all__ = [
     "DATASETS",
     "Augmentation",
-    "Availability",
     "Batch",
     "Dataset",
     "Source",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mcr2.checks import integer
-from mcr2.data.splits import Split, channels_first, channels_last, check_images
+from mcr2.data.splits import Split, check_images
 
 
 def mix_seed(*parts: str | int) -> int:
@@ -29,18 +29,7 @@ def stratified_subset(labels: Tensor, size: int, seed: int) -> Tensor:
     """Indices of exactly ``size`` samples, with every class in proportion.
 
     Class k of n_k among N samples gets size·n_k/N of them, rounded by largest remainders (ties to
-    the lower label), but at least one. Drawn from a generator of its own.
-
-    Args:
-        labels: (N,) int64.
-        size: between the number of classes present and N.
-        seed: non-negative.
-
-    Returns:
-        (size,) int64 on the CPU, ascending: samples keep their order.
-
-    Raises:
-        TypeError, ValueError: size or seed is not an integer, or out of range.
+    the lower label), but at least one. Indices are on the CPU, ascending: samples keep their order.
 
     Example:
         >>> labels = torch.tensor([0, 0, 0, 0, 1, 1])
@@ -73,9 +62,6 @@ class Augmentation:
         shift: each image moves by −shift … shift pixels in both directions, all offsets equally
             likely, zeros moving in: the same as padding by ``shift`` and cropping at random.
         flip: mirror half of the images left to right.
-
-    Raises:
-        TypeError, ValueError: shift is not an integer from 0, or flip not a bool.
     """
 
     shift: int = 0
@@ -96,10 +82,9 @@ class Batch(NamedTuple):
 
 
 def num_batches(n: int, batch_size: int) -> int:
-    """Number of batches in an epoch over n samples: ⌈n / batch_size⌉.
+    """Number of batches in an epoch over n samples: ⌈n / batch_size⌉, one fewer for odd n in pairs.
 
-    One fewer where a batch of one would come of it (an odd number in pairs): batch normalisation
-    refuses a single sample.
+    For batch normalisation refuses a batch of one sample.
 
     Example:
         >>> num_batches(6, 4), num_batches(6, 2), num_batches(7, 2)
@@ -109,21 +94,15 @@ def num_batches(n: int, batch_size: int) -> int:
 
 
 def to_float(images: Tensor) -> Tensor:
-    """Uint8 images as a network takes them: x/255, float32, in channels_last memory.
-
-    Args:
-        images: (N, C, H, W) uint8.
-
-    Raises:
-        TypeError, ValueError: they are not.
+    """Images (N, C, H, W) uint8 as a network takes them: x/255, float32, in channels_last memory.
 
     Example:
         >>> to_float(torch.full((1, 1, 1, 1), 255, dtype=torch.uint8))
         tensor([[[[1.]]]])
     """
     check_images(images)
-    pixels = channels_last(images).contiguous().float()
-    return channels_first(pixels.div_(255))
+    pixels = images.permute(0, 2, 3, 1).contiguous().float()
+    return pixels.div_(255).permute(0, 3, 1, 2)
 
 
 def batches(
@@ -145,13 +124,8 @@ def batches(
 
     Args:
         split: N samples; batches lie on its device, their images in channels_last memory.
-        batch_size: ≥ 1, the most samples in a batch.
-        epoch, sampling_seed, augmentation_seed: ≥ 0.
-        augmentation: what to change.
-        shuffle: False keeps the split's order in every epoch.
-
-    Raises:
-        TypeError, ValueError: a size, seed or epoch is not an integer, or out of range.
+        batch_size, epoch, sampling_seed, augmentation_seed: ≥ 1, the others ≥ 0.
+        augmentation, shuffle: what to change; False keeps the split's order in every epoch.
 
     Example:
         >>> split = Split(torch.zeros(5, 1, 8, 8, dtype=torch.uint8), torch.arange(5))
@@ -165,49 +139,35 @@ def batches(
     augmentation_seed = integer("augmentation_seed", augmentation_seed, 0)
     n = len(split)
     # Always drawn on the CPU: its generator is the same everywhere, a device's is not.
-    order = torch.arange(n)
-    if shuffle:
-        order = torch.randperm(n, generator=_stream("order", sampling_seed, epoch))
+    draws = _stream("order", sampling_seed, epoch)
+    order = torch.randperm(n, generator=draws) if shuffle else torch.arange(n)
     # Streams of their own, so that the shifts stay the same with and without flips.
-    shift_stream = _stream("shift", augmentation_seed, epoch)
-    flip_stream = _stream("flip", augmentation_seed, epoch)
-    offsets = torch.randint(0, 2 * augmentation.shift + 1, (2, n), generator=shift_stream)
-    flips = torch.randint(0, 2, (n,), generator=flip_stream).bool() & augmentation.flip
-    return _epoch(split, batch_size, order, offsets, flips, augmentation)
-
-
-def _epoch(
-    split: Split,
-    batch_size: int,
-    order: Tensor,
-    offsets: Tensor,
-    flips: Tensor,
-    augmentation: Augmentation,
-) -> Iterator[Batch]:
-    pixels = channels_last(split.images).contiguous()
+    draws = _stream("shift", augmentation_seed, epoch)
+    offsets = torch.randint(0, 2 * augmentation.shift + 1, (2, n), generator=draws)
+    draws = _stream("flip", augmentation_seed, epoch)
+    flips = torch.randint(0, 2, (n,), generator=draws).bool() & augmentation.flip
+    pixels = split.images.permute(0, 2, 3, 1).contiguous()
     order, flips, (tops, lefts) = (x.to(split.device) for x in (order, flips, offsets))
-    for indices in order.tensor_split(num_batches(len(order), batch_size)) if len(order) else ():
+
+    def batch(indices: Tensor) -> Batch:
         images = pixels.index_select(0, indices)
         if augmentation != Augmentation():
-            images = _shift_and_flip(
-                images, tops[indices], lefts[indices], flips[indices], augmentation.shift
-            )
-        yield Batch(
-            to_float(channels_first(images)), split.labels.index_select(0, indices), indices
-        )
+            moved = tops[indices], lefts[indices], flips[indices]
+            images = _shift_and_flip(images, *moved, augmentation.shift)
+        labels = split.labels.index_select(0, indices)
+        return Batch(to_float(images.permute(0, 3, 1, 2)), labels, indices)
+
+    return map(batch, order.tensor_split(num_batches(n, batch_size)) if n else ())
 
 
 def _shift_and_flip(images: Tensor, tops: Tensor, lefts: Tensor, flips: Tensor, pad: int) -> Tensor:
     """Crop (B, H, W, C) images, padded by ``pad``, at (tops, lefts); mirror those in ``flips``."""
-    B, H, W, C = images.shape
+    B, H, W, _ = images.shape
     padded = torch.nn.functional.pad(images, (0, 0, pad, pad, pad, pad))
-    height, width = H + 2 * pad, W + 2 * pad
-    along = torch.arange(W, device=images.device)
+    samples, down, along = (torch.arange(size, device=images.device) for size in (B, H, W))
+    rows = tops[:, None] + down  # (B, H)
     columns = torch.where(flips[:, None], W - 1 - along, along) + lefts[:, None]  # (B, W)
-    first = torch.arange(B, device=images.device) * height + tops
-    rows = first[:, None] + torch.arange(H, device=images.device)  # (B, H), in the whole batch
-    index = (rows * width)[:, :, None] + columns[:, None, :]
-    return padded.view(-1, C).index_select(0, index.view(-1)).view(B, H, W, C)
+    return padded[samples[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
 def _stream(*name: str | int) -> torch.Generator:

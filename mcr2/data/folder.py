@@ -8,75 +8,57 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
+import torch
 
-from mcr2.data.files import MOST_BYTES, Array, check_size
-from mcr2.data.splits import Arrays, Decoded
-
-MOST_PIXELS = 1 << 26
-"""No image may have more pixels than 8192×8192."""
+from mcr2.data.files import MOST_BYTES, Array, check_size, naming
+from mcr2.data.splits import Decoded, as_split
 
 # Named, because Pillow would otherwise try every format it knows, and it hands some of them (EPS)
 # to other programs.
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 _GREY = ("1", "L", "LA", "La")
-_COLOUR = ("P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "HSV")
 
 
-class Files(NamedTuple):
-    """The images of a folder, those for training first, in the order of classes, then of names."""
-
-    classes: tuple[str, ...]
-    paths: list[Path]
-    labels: list[int]
-    num_train: int
-
-
-def scan(root: Path) -> Files:
-    """List an image folder, whose path is resolved.
+def scan(root: Path) -> list[Path]:
+    """List the images of a folder, whose path is resolved: by train and test, class and name.
 
     Hidden files and folders (``.…``) and those that Windows leaves behind are passed over.
-
-    Raises:
-        ValueError: ``train`` or ``test`` is missing, their classes differ, a class is empty,
-            something lies where it does not belong, or a link leads out; the line names it.
     """
-    listed: dict[str, dict[str, list[Path]]] = {}
+    found: list[Path] = []
+    classes: dict[str, set[str]] = {}
     for which in ("train", "test"):
         if not (root / which).is_dir():
             raise ValueError(
                 f"{root}: no folder {which}/; an image folder holds train/CLASS/* and test/CLASS/*"
             )
-        listed[which] = {}
-        for folder in _inside(root / which, root):
+        folders = _inside(root / which, root)
+        classes[which] = {folder.name for folder in folders}
+        for folder in folders:
             if not folder.is_dir():
                 raise ValueError(f"{folder}: not a class folder; images belong in {which}/CLASS/")
-            images = listed[which][folder.name] = _inside(folder, root)
+            images = _inside(folder, root)
             if not images:
                 raise ValueError(f"{folder}: an empty class folder")
             for image in images:
                 if not image.is_file():  # a folder, or a pipe that would never end
                     raise ValueError(f"{image}: not a file; a class folder holds images only")
+            found += images
     for here, there in (("train", "test"), ("test", "train")):
-        if lacking := sorted(listed[here].keys() - listed[there].keys()):
+        if lacking := sorted(classes[here] - classes[there]):
             raise ValueError(f"{root / there}: no class folder {lacking[0]}, which {here}/ has")
-    classes = tuple(sorted(listed["train"]))
-    if len(classes) < 2:
-        raise ValueError(f"{root / 'train'}: {len(classes)} class folders; at least 2 are needed")
-    counted = [(k, found[name]) for found in listed.values() for k, name in enumerate(classes)]
-    paths = [path for _, images in counted for path in images]
-    labels = [k for k, images in counted for _ in images]
-    return Files(classes, paths, labels, sum(map(len, listed["train"].values())))
+    if len(classes["train"]) < 2:
+        raise ValueError(
+            f"{root / 'train'}: {len(classes['train'])} class folders; at least 2 are needed"
+        )
+    return found
 
 
 def _inside(folder: Path, root: Path) -> list[Path]:
     """What a folder holds, sorted by name, once nothing of it leads out of the root."""
-    try:
+    with naming(folder):
         found = sorted(folder.iterdir(), key=lambda path: path.name)
-    except OSError as error:
-        raise ValueError(f"{folder}: cannot be read ({error.strerror})") from error
     kept = [p for p in found if p.name[0] != "." and p.name not in ("Thumbs.db", "desktop.ini")]
     for path in (folder, *kept):
         if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root):
@@ -84,80 +66,60 @@ def _inside(folder: Path, root: Path) -> list[Path]:
     return kept
 
 
-def decode(files: Files, image_size: int | None) -> Decoded:
-    """Read the images of a folder; its labels are taken as clean.
+def decode(paths: list[Path], image_size: int | None) -> Decoded:
+    """Read the images that ``scan`` lists; their labels are taken as clean.
 
     One channel where all images are grey, otherwise three. Transparency and orientation tags are
     ignored, and an animation is its first frame. With ``image_size`` all get that many pixels a
     side, whatever their shape, by Pillow's bilinear filter, which smooths where it shrinks.
-
-    Raises:
-        ValueError: a file is not an image or damaged, has other than 8 bits a channel, more than
-            ``MOST_PIXELS`` or (without ``image_size``) another size than the first; or all
-            together are beyond ``check_size``. The line names the file.
     """
-    classes, paths, labels, n = files
-    with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.simplefilter("ignore")  # damaged metadata, which nothing here uses
-        try:
-            # All headers first: a last image of another size is known in seconds, not minutes.
-            headers = list(pool.map(_header, paths, chunksize=64))
-            width, height = headers[0][0] if image_size is None else (image_size, image_size)
-            channels = 1 if all(mode in _GREY for _, mode in headers) else 3
-            for path, (size, _) in zip(paths, headers, strict=True):
-                if image_size is None and size != (width, height):
-                    raise ValueError(
-                        f"{path}: {size[0]}×{size[1]} pixels (width × height), but {paths[0]} has "
-                        f"{width}×{height}; image_size (--image-size) resizes all to one size"
-                    )
-            # What is resized may grow: then the limit is that of all data.
-            stored = MOST_BYTES if image_size else sum(path.stat().st_size for path in paths)
-            check_size(paths[0].parents[2], len(paths) * height * width * channels, stored)
-            images = np.empty((len(paths), height, width, channels), np.uint8)
-            for _ in pool.map(partial(_decode, image_size=image_size), paths, images):
-                pass
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    train, test = np.array(labels[:n]), np.array(labels[n:])
-    return Decoded(classes, Arrays(images[:n], train, train), Arrays(images[n:], test, test))
+        # All headers first: a last image of another size is known in seconds, not minutes.
+        headers = list(pool.map(_header, paths))
+        width, height = headers[0][0] if image_size is None else (image_size, image_size)
+        channels = 1 if all(mode in _GREY for _, mode in headers) else 3
+        for path, (size, _) in zip(paths, headers, strict=True):
+            if image_size is None and size != (width, height):
+                raise ValueError(
+                    f"{path}: {size[0]}×{size[1]} pixels (width × height), but {paths[0]} has "
+                    f"{width}×{height}; image_size (--image-size) resizes all to one size"
+                )
+        # What is resized may grow: then the limit is that of all data.
+        stored = MOST_BYTES if image_size else sum(path.stat().st_size for path in paths)
+        with naming(paths[0].parents[2]):
+            check_size(len(paths) * height * width * channels, stored)
+        images = np.empty((len(paths), height, width, channels), np.uint8)
+        list(pool.map(partial(_decode, resize=image_size is not None), paths, images))
+    classes, labels = np.unique([path.parent.name for path in paths], return_inverse=True)
+    n = sum(path.parents[1].name == "train" for path in paths)
+    y = torch.from_numpy(labels)
+    train, test = as_split(images[:n], y[:n], y[:n]), as_split(images[n:], y[n:], y[n:])
+    return Decoded(tuple(classes.tolist()), train, test)
 
 
 def _header(path: Path) -> tuple[tuple[int, int], str]:
     from PIL import Image, UnidentifiedImageError
 
-    try:
-        with Image.open(path, formats=_FORMATS) as image:
-            size, mode = image.size, image.mode
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{path}: not an image; allowed are {', '.join(_FORMATS)}") from error
-    except Exception as error:  # Pillow's readers stumble over damaged bytes in many ways
-        raise _unreadable(path, error) from error
-    if size[0] * size[1] > MOST_PIXELS:
-        raise ValueError(f"{path}: {size[0]}×{size[1]} pixels; the limit is {MOST_PIXELS:,}")
-    if mode not in _GREY + _COLOUR:
-        raise ValueError(
-            f"{path}: pixels of Pillow's mode {mode}, floats or more than 8 bits; allowed are "
-            "images of 8 bits a channel"
-        )
+    with naming(path):
+        try:
+            with Image.open(path, formats=_FORMATS) as image:
+                size, mode = image.size, image.mode
+        except UnidentifiedImageError as error:
+            raise ValueError(f"not an image; allowed are {', '.join(_FORMATS)}") from error
+        if mode[0] in "IF":  # of 16 or 32 bits
+            wanted = "allowed are images of 8 bits a channel"
+            raise ValueError(f"Pillow's mode {mode}, floats or more than 8 bits; {wanted}")
     return size, mode
 
 
-def _decode(path: Path, out: Array, image_size: int | None) -> None:
+def _decode(path: Path, out: Array, resize: bool) -> None:
     """Write an image into ``out``, (H, W, C)."""
     from PIL import Image
 
     height, width, channels = out.shape
-    try:
-        with Image.open(path, formats=_FORMATS) as image:
-            pixels = image.convert("L" if channels == 1 else "RGB")
-    except Exception as error:
-        raise _unreadable(path, error) from error
-    if image_size is not None:
-        pixels = pixels.resize((width, height), Image.Resampling.BILINEAR)
-    out[...] = np.asarray(pixels).reshape(out.shape)
-
-
-def _unreadable(path: Path, error: Exception) -> ValueError:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return ValueError(f"{path}: cannot be read as an image ({reason})")
+    with naming(path), Image.open(path, formats=_FORMATS) as image:
+        pixels = image.convert("L" if channels == 1 else "RGB")
+        if resize:
+            pixels = pixels.resize((width, height), Image.Resampling.BILINEAR)
+        out[...] = np.asarray(pixels).reshape(out.shape)

@@ -3,57 +3,56 @@
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from mcr2.checks import choice, labels
-from mcr2.data.files import Array, read_arrays
-from mcr2.data.splits import Arrays, Decoded
+from mcr2.data.files import Array, naming, read_arrays
+from mcr2.data.splits import Decoded, as_split
 
 AXES = ("NCHW", "NHWC")
 LABELS_ARE = ("clean", "noisy")
 
 
 def read_npz(path: Path, axes: str | None = None, labels_are: str | None = None) -> Decoded:
-    """Read an ``.npz`` file; ``load_dataset`` says what it holds, and what the arguments mean.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is malformed; the line names the file, the array and what is allowed.
-    """
+    """Read an ``.npz`` file; ``load_dataset`` says what it holds, and what the arguments mean."""
     needed = ("x_train", "y_train", "x_test", "y_test")
     arrays = read_arrays(path, needed, ("y_train_clean", "classes", "axes", "labels_are"))
-    try:
-        axes = axes or _word(arrays, "axes", AXES)
-        labels_are = labels_are or _word(arrays, "labels_are", LABELS_ARE)
+    with naming(path):
+        if axes is None and "axes" in arrays:
+            axes = choice("axes", str(arrays["axes"]), AXES)
+        if labels_are is None and "labels_are" in arrays:
+            labels_are = choice("labels_are", str(arrays["labels_are"]), LABELS_ARE)
         return _decoded(arrays, axes, labels_are)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def _word(arrays: dict[str, Array], key: str, allowed: tuple[str, ...]) -> str | None:
-    return str(choice(key, str(arrays[key]), allowed)) if key in arrays else None
 
 
 def _decoded(arrays: dict[str, Array], axes: str | None, labels_are: str | None) -> Decoded:
     x_train, x_test = (_images(key, arrays[key], axes) for key in ("x_train", "x_test"))
     if x_train.shape[1:] != x_test.shape[1:]:
-        train, test = arrays["x_train"].shape, arrays["x_test"].shape
-        raise ValueError(f"x_train has shape {train}, x_test {test}; images must have one size")
-    classes = _classes(arrays["classes"]) if "classes" in arrays else None
-    K = None if classes is None else len(classes)
+        shapes = f"x_train has shape {arrays['x_train'].shape}, x_test {arrays['x_test'].shape}"
+        raise ValueError(f"{shapes}; images must have one size")
+    names = arrays.get("classes")
+    if names is not None and (names.dtype.kind != "U" or names.ndim != 1 or len(names) < 2):
+        raise ValueError(
+            f"classes has dtype {names.dtype} and shape {names.shape}; allowed are at least two "
+            "strings in one dimension"
+        )
+    K = None if names is None else len(names)
 
-    def read(key: str, count: int, num_classes: int | None) -> Array:
-        return labels(arrays[key], num_classes, count=count, name=key).numpy()
+    def read(key: str, count: int, num_classes: int | None) -> Tensor:
+        return labels(arrays[key], num_classes, count=count, name=key)
 
     y_train = read("y_train", len(x_train), K)
     clean = None if labels_are == "noisy" else y_train
     if "y_train_clean" in arrays:
         clean = read("y_train_clean", len(x_train), K)
-        if labels_are == "clean" and not np.array_equal(clean, y_train):
+        if labels_are == "clean" and not torch.equal(clean, y_train):
             raise ValueError("labels_are is 'clean', but y_train differs from y_train_clean")
-    if classes is None:
-        classes = _guess_classes(y_train if clean is None else np.concatenate([y_train, clean]))
-    y_test = read("y_test", len(x_test), len(classes))
-    return Decoded(classes, Arrays(x_train, y_train, clean), Arrays(x_test, y_test, y_test))
+    if names is None:
+        names = _guess_classes(y_train if clean is None else torch.cat([y_train, clean]))
+    y_test = read("y_test", len(x_test), len(names))
+    train, test = as_split(x_train, y_train, clean), as_split(x_test, y_test, y_test)
+    return Decoded(tuple(map(str, names.tolist())), train, test)
 
 
 def _images(key: str, array: Array, axes: str | None) -> Array:
@@ -77,22 +76,13 @@ def _images(key: str, array: Array, axes: str | None) -> Array:
     return array if axes == "NHWC" else array.transpose(0, 2, 3, 1)
 
 
-def _guess_classes(given: Array) -> tuple[str, ...]:
-    """Names of the classes 0 … K − 1, each of which has an image: 255 among ten is a mistake."""
-    known = np.unique(given)
+def _guess_classes(given: Tensor) -> Array:
+    """The classes 0 … K − 1, each of which has an image: 255 among ten is a mistake."""
+    known = np.unique(given.numpy())
     gaps = np.flatnonzero(known != np.arange(len(known)))
     if len(gaps):
         raise ValueError(
             f"the training labels go up to {known[-1]}, but none is {gaps[0]}; without an array "
             "classes, labels run from 0 to K - 1 with no gap"
         )
-    return tuple(map(str, known.tolist()))
-
-
-def _classes(array: Array) -> tuple[str, ...]:
-    if array.dtype.kind != "U" or array.ndim != 1 or len(array) < 2:
-        raise ValueError(
-            f"classes has dtype {array.dtype} and shape {array.shape}; allowed are at least two "
-            "strings in one dimension"
-        )
-    return tuple(array.tolist())
+    return known

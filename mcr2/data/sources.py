@@ -5,11 +5,11 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from mcr2.checks import choice, integer
 from mcr2.data import folder, readers
@@ -18,6 +18,9 @@ from mcr2.data.cache import cached
 from mcr2.data.npz import AXES, LABELS_ARE, read_npz
 from mcr2.data.readers import plain_or_gz, torchvision_class
 from mcr2.data.splits import Dataset, Decoded
+
+SYSTEM_ROOT = "/usr/share/datasets"
+"""Where packages of Debian put data sets; looked in last."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +32,8 @@ class Source:
         read: makes its arrays from the folder in which its files were found.
         flip, shift: as a ``Dataset`` has them.
         files: what must lie in that folder, each as it is or as ``.gz``; nothing for data that
-            come with a dependency.
-        folders: where in a root that folder may be, first match wins.
-        roots: further roots to look in, after the user's.
+            come with scikit-learn.
+        folders: where in a root that folder may be, first match wins; downloads go to the first.
         download: puts the files somewhere under a given, empty root; any exception is a failure.
         advice: what a user can do where nothing is found, beside naming a root.
     """
@@ -41,43 +43,19 @@ class Source:
     flip: bool
     shift: int
     files: tuple[str, ...] = ()
-    folders: tuple[str, ...] = (".",)
-    roots: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
     download: Callable[[Path], object] | None = None
     advice: str = ""
 
 
-_INCLUDED = "scikit-learn"
-
-
-class Availability(NamedTuple):
-    """Whether a data set is there: ``found`` is its folder or None, ``looked`` every candidate."""
-
-    name: str
-    description: str
-    found: str | None
-    looked: tuple[str, ...]
-
-
-def availability(data_root: str | Path | None = None) -> list[Availability]:
-    """Which of ``DATASETS`` are there, in their order; reads, imports and downloads nothing.
-
-    Args:
-        data_root: looked in first, as by ``load_dataset``.
-
-    Raises:
-        ValueError: ``data_root`` is a file.
+def availability(data_root: str | Path | None = None) -> dict[str, tuple[Path | None, list[Path]]]:
+    """By name in ``DATASETS`` where it is, or None, and where it is looked for; reads nothing.
 
     Example:
-        >>> availability()[0][:1] + availability()[0][2:]
-        ('digits', 'in scikit-learn', ())
+        >>> str(availability()["digits"][0])
+        'scikit-learn'
     """
-    found = []
-    for name, source in DATASETS.items():
-        where, looked = _find(source, data_root)
-        shown = None if where is None else str(where) if source.files else f"in {_INCLUDED}"
-        found.append(Availability(name, source.description, shown, tuple(map(str, looked))))
-    return found
+    return {name: _find(source, data_root) for name, source in DATASETS.items()}
 
 
 def load_dataset(
@@ -91,39 +69,30 @@ def load_dataset(
     labels_are: str | None = None,
     download: bool = True,
 ) -> Dataset:
-    """Load a named data set, an ``.npz`` file or an image folder.
+    """Load a named data set, an ``.npz`` file or an image folder; ``docs/data.md`` says more.
 
     Named ones are looked for in ``data_root``, ``$MCR2_DATA``, ``~/.cache/mcr2`` (under
-    ``$XDG_CACHE_HOME`` where that is set), and where their ``Source`` says; if they are in none,
-    torchvision downloads them into the first that is given.
+    ``$XDG_CACHE_HOME`` where that is set) and ``SYSTEM_ROOT``; if they are in none, torchvision
+    downloads them into the first that is given.
 
     An ``.npz`` file holds ``x_train, y_train, x_test, y_test`` and perhaps ``y_train_clean``,
-    ``classes``, ``axes`` and ``labels_are``. Images are uint8: (N, H, W), (N, C, H, W) or
-    (N, H, W, C), the last two told apart by 1 or 3 channels on one side only, otherwise by
-    ``axes``. Labels lie in [0, K), K the number of ``classes`` or the largest label plus one.
-
-    An image folder holds ``train/CLASS/*`` and ``test/CLASS/*``, images of one size unless
-    ``image_size`` is given. Samples lie class after class, in the order of names.
-
-    Nothing in a user's files is executed. A user's images are never mirrored, and shifted by 4
-    pixels from a smaller side of 32 on, by 2 from 16 on, else by 1. What was decompressed or
-    decoded is kept under ``~/.cache/mcr2`` while the files' names, sizes and times stay the same.
+    ``classes``, ``axes`` and ``labels_are``; an image folder holds ``train/CLASS/*`` and
+    ``test/CLASS/*``. Nothing in a user's files is executed; their images are never mirrored, and
+    shifted by 4 pixels from a smaller side of 32 on, by 2 from 16 on, else by 1.
 
     Args:
         name_or_path: a name in ``DATASETS``, a path ending in ``.npz``, or a folder.
-        data_root: folder to look in first, and to download into.
+        data_root, download: folder to look in first; whether to download what is not found.
         subset, subset_seed: how many training images to keep, see ``stratified_subset``.
         image_size: pixels a side that the images of a folder are resized to.
         axes: "NCHW" or "NHWC", how the images of an ``.npz`` file lie; None asks the file.
         labels_are: "noisy" where the training labels may be wrong: the true ones are then
             ``y_train_clean``, or unknown (None). "clean" where they are the true ones. None asks
             the file, and is "clean" where it does not say. Test labels are taken as clean.
-        download: whether to download what is not found.
 
     Raises:
-        ValueError: unknown name, malformed file (named, with what is wrong), impossible subset, or
-            an ``image_size`` or ``axes`` for what does not take it.
-        TypeError: subset, its seed or image_size is not an integer.
+        TypeError, ValueError: unknown name, malformed file (named, with what is wrong), impossible
+            subset, or an ``image_size`` or ``axes`` for what does not take it.
         FileNotFoundError: not found and not downloaded: what was looked for, where, what to do.
 
     Example:
@@ -158,26 +127,26 @@ def load_dataset(
         )
     train = dataset.train
     if labels_are == "noisy" and not is_npz:
-        train = train.relabelled(train.labels, None)
+        train = replace(train, clean_labels=None)
     if subset is not None:
         train = train.select(stratified_subset(train.labels, subset, subset_seed))
     return replace(dataset, train=train)
 
 
 def _own(path: Path, decoded: Decoded) -> Dataset:
-    side = min(decoded.train.images.shape[1:3])  # all that is known of a user's own data
+    side = min(decoded.train.images.shape[2:])  # all that is known of a user's own data
     shift = 4 if side >= 32 else 2 if side >= 16 else 1
-    return decoded.dataset(path.name, flip=False, shift=shift, source=str(path))
+    return Dataset(path.name, **decoded._asdict(), flip=False, shift=shift, source=str(path))
 
 
 def _load_folder(path: Path, image_size: int | None) -> Dataset:
     import PIL  # its version counts: another may decode or resize to other pixels
 
     path = path.resolve()  # so that "." has a name
-    files = folder.scan(path)
-    variant = (image_size, PIL.__version__)
-    read = partial(folder.decode, files, image_size)
-    return _own(path, cached(_cache() / "decoded", path.name, path, files.paths, variant, read))
+    images = folder.scan(path)
+    variant = (str(path), image_size, PIL.__version__)
+    read = partial(folder.decode, images, image_size)
+    return _own(path, cached(_cache() / "decoded", path.name, variant, images, read))
 
 
 def _load_named(name: str, data_root: str | Path | None, download: bool) -> Dataset:
@@ -188,19 +157,23 @@ def _load_named(name: str, data_root: str | Path | None, download: bool) -> Data
         root = _roots(data_root)[0]
         problem = f"what was downloaded into {root} is not what was expected"
         try:
-            _download(source.download, root)
+            _download(source, source.download, root)
         except Exception as error:  # whatever went wrong, the user needs the same line
             problem = f"the download failed ({' '.join(str(error).split()) or repr(error)})"
         where, _ = _find(source, data_root)
     if where is None:
-        raise FileNotFoundError(_missing(name, data_root, problem))
-    if not source.files:
-        decoded, origin = source.read(where), _INCLUDED
-    else:
-        found = [path for file in source.files if (path := plain_or_gz(where, file)) is not None]
-        read, origin = partial(source.read, where), str(where)
-        decoded = cached(_cache() / "decoded", name, where, found, None, read)
-    return decoded.dataset(name, flip=source.flip, shift=source.shift, source=origin)
+        raise FileNotFoundError(
+            f"{name} not found: looked for {source.files[0]} and {len(source.files) - 1} more in "
+            f"{', '.join(map(str, _roots(data_root)))} (subfolder {' or '.join(source.folders)}); "
+            f"{problem}; name the folder that holds it with --data-root or MCR2_DATA{source.advice}"
+        )
+    read = partial(source.read, where)
+    files = [path for file in source.files if (path := plain_or_gz(where, file)) is not None]
+    place = str(where.absolute())
+    decoded = cached(_cache() / "decoded", name, place, files, read) if files else read()
+    return Dataset(
+        name, **decoded._asdict(), flip=source.flip, shift=source.shift, source=str(where)
+    )
 
 
 def _cache() -> Path:
@@ -208,8 +181,8 @@ def _cache() -> Path:
 
 
 def _roots(data_root: str | Path | None) -> list[Path]:
-    """The user's roots, most specific first; the first is where downloads go."""
-    given = (data_root, os.environ.get("MCR2_DATA") or None, _cache())
+    """All roots, most specific first; the first is where downloads go."""
+    given = (data_root, os.environ.get("MCR2_DATA") or None, _cache(), SYSTEM_ROOT)
     roots = [Path(root).expanduser() for root in given if root is not None]
     if data_root is not None and roots[0].exists() and not roots[0].is_dir():
         raise ValueError(f"the data root must be a folder, but {roots[0]} is a file")
@@ -218,28 +191,18 @@ def _roots(data_root: str | Path | None) -> list[Path]:
 
 def _find(source: Source, data_root: str | Path | None) -> tuple[Path | None, list[Path]]:
     """The first folder that holds all files of a source, and all folders looked in."""
-    roots = [*_roots(data_root), *map(Path, source.roots)]
-    looked = list(dict.fromkeys(root / sub for root in roots for sub in source.folders))
+    roots = _roots(data_root)
     if not source.files:
-        return Path(), []
+        return Path("scikit-learn"), []
+    looked = list(dict.fromkeys(root / sub for root in roots for sub in source.folders))
     for where in looked:
         if all(plain_or_gz(where, file) is not None for file in source.files):
             return where, looked
     return None, looked
 
 
-def _missing(name: str, data_root: str | Path | None, problem: str) -> str:
-    source = DATASETS[name]
-    roots = dict.fromkeys(map(str, [*_roots(data_root), *source.roots]))
-    return (
-        f"{name} not found: looked for {source.files[0]} and {len(source.files) - 1} more in "
-        f"{', '.join(roots)} (subfolder {' or '.join(source.folders)}), and {problem}; "
-        f"name the folder that holds it with --data-root or MCR2_DATA{source.advice}"
-    )
-
-
-def _download(download: Callable[[Path], object], root: Path) -> None:
-    """Download beside the destination and move what is complete: several processes may try."""
+def _download(source: Source, download: Callable[[Path], object], root: Path) -> None:
+    """Download beside the destination and move what is needed: several processes may try."""
     root.mkdir(parents=True, exist_ok=True)
     timeout = socket.getdefaulttimeout()
     with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as staging:
@@ -249,80 +212,58 @@ def _download(download: Callable[[Path], object], root: Path) -> None:
                 download(Path(staging))
         finally:
             socket.setdefaulttimeout(timeout)
+        (root / source.folders[0]).mkdir(parents=True, exist_ok=True)
         for path in sorted(Path(staging).rglob("*")):
-            if path.is_file():
-                target = root / path.relative_to(staging)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                path.replace(target)
+            if path.name.removesuffix(".gz") in source.files:
+                path.replace(root / source.folders[0] / path.name)
 
 
-def _torchvision(name: str) -> Callable[[Path], object]:
+def _torchvision(name: str, *splits: str) -> Callable[[Path], object]:
     """A download by torchvision, which compares what it fetched with published checksums."""
-    return lambda root: torchvision_class(name)(root, download=True)
-
-
-def _download_svhn(root: Path) -> None:
-    for split in ("train", "test"):
-        torchvision_class("SVHN")(root / "svhn", split=split, download=True)
-
-
-def _download_stl10(root: Path) -> None:
-    torchvision_class("STL10")(root, split="test", download=True)
-    for unused in ("stl10_binary.tar.gz", "stl10_binary/unlabeled_X.bin"):  # 5 GB between them
-        (root / unused).unlink(missing_ok=True)
+    options: list[dict[str, Any]] = [{"split": split} for split in splits] or [{}]
+    return lambda root: [torchvision_class(name)(root, download=True, **each) for each in options]
 
 
 def _mnist(
-    description: str,
-    classes: Iterable[str],
-    name: str,
-    *folders: str,
-    flip: bool = False,
-    **more: Any,
+    description: str, classes: str, name: str, *folders: str, flip: bool = False, advice: str = ""
 ) -> Source:
-    read = partial(readers.read_idx_folder, classes=tuple(classes))
-    get, files = _torchvision(name), readers.IDX_FILES
-    return Source(description, read, flip, 2, files, folders, download=get, **more)
+    """MNIST or its kin, known by their folders' names alone: they use the same file names."""
+    read, get = partial(readers.read_idx_folder, classes=classes), _torchvision(name)
+    return Source(description, read, flip, 2, readers.IDX_FILES, folders, get, advice)
 
 
-def _cifar(description: str, name: str, files: tuple[str, ...], where: str, kind: str) -> Source:
+def _cifar(description: str, name: str, folder: str, files: tuple[str, ...], kind: str) -> Source:
     read = partial(readers.read_cifar, torchvision_name=name, kind=kind)
-    return Source(description, read, True, 4, files, (where,), download=_torchvision(name))
+    return Source(description, read, True, 4, files, (folder,), _torchvision(name))
 
 
-_CIFAR100 = ("CIFAR100", readers.CIFAR100_FILES, "cifar-100-python")
-_CLOTHES = (
-    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
-    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
-)
-_KANA = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
+_CIFAR100 = ("CIFAR100", "cifar-100-python", readers.CIFAR100_FILES)
 
 DATASETS: dict[str, Source] = {
     "digits": Source(
-        "1,797 handwritten digits, 8×8 grey, 10 classes", readers.read_digits, flip=False, shift=1
+        "1,797 handwritten digits, 8×8 grey, 10 classes", readers.read_digits, False, 1
     ),
     "fashion_mnist": _mnist(
         "70,000 pieces of clothing, 28×28 grey, 10 classes",
-        _CLOTHES,
+        "T-shirt/top, Trouser, Pullover, Dress, Coat, Sandal, Shirt, Sneaker, Bag, Ankle boot",
         "FashionMNIST",
-        # The root itself comes last, and only here: MNIST and its kin use the same file names, so
-        # that they are known by their folders' names alone.
-        *("fashion-mnist", "FashionMNIST/raw", "."),
+        *("FashionMNIST/raw", "fashion-mnist", "."),
         flip=True,
-        roots=("/usr/share/datasets/fashion-mnist",),
         advice=", or install Debian's package dataset-fashion-mnist",
     ),
     "mnist": _mnist(
         "70,000 handwritten digits, 28×28 grey, 10 classes",
-        *("0123456789", "MNIST", "mnist", "MNIST/raw"),
+        "0, 1, 2, 3, 4, 5, 6, 7, 8, 9",
+        *("MNIST", "MNIST/raw", "mnist"),
     ),
     "kmnist": _mnist(
         "70,000 handwritten Japanese characters, 28×28 grey, 10 classes",
-        *(_KANA, "KMNIST", "kmnist", "KMNIST/raw"),
+        "o, ki, su, tsu, na, ha, ma, ya, re, wo",
+        *("KMNIST", "KMNIST/raw", "kmnist"),
     ),
     "cifar10": _cifar(
         "60,000 photographs, 32×32 colour, 10 classes",
-        *("CIFAR10", readers.CIFAR10_FILES, "cifar-10-batches-py", ""),
+        *("CIFAR10", "cifar-10-batches-py", readers.CIFAR10_FILES, ""),
     ),
     "cifar100": _cifar("60,000 photographs, 32×32 colour, 100 classes", *_CIFAR100, "fine_"),
     "cifar100_coarse": _cifar("the photographs of cifar100, 20 classes", *_CIFAR100, "coarse_"),
@@ -333,7 +274,7 @@ DATASETS: dict[str, Source] = {
         shift=2,  # a neighbouring digit lies close on either side
         files=readers.SVHN_FILES,
         folders=("svhn", "SVHN", "."),
-        download=_download_svhn,
+        download=_torchvision("SVHN", "train", "test"),
     ),
     "stl10": Source(
         "13,000 photographs, 96×96 colour, 10 classes",
@@ -342,6 +283,6 @@ DATASETS: dict[str, Source] = {
         shift=12,  # an eighth of the side, as for CIFAR
         files=readers.STL10_FILES,
         folders=("stl10_binary",),
-        download=_download_stl10,
+        download=_torchvision("STL10"),
     ),
 }

@@ -1,7 +1,6 @@
 """Images with their labels: a ``Split`` on one device, a ``Dataset`` of two splits."""
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -22,16 +21,6 @@ def check_images(images: object) -> None:
         raise ValueError(f"images has shape {tuple(images.shape)}; it must be (N, C, H, W)")
 
 
-def channels_last(images: Tensor) -> Tensor:
-    """(N, C, H, W) seen as (N, H, W, C)."""
-    return images.permute(0, 2, 3, 1)
-
-
-def channels_first(pixels: Tensor) -> Tensor:
-    """(N, H, W, C) seen as (N, C, H, W)."""
-    return pixels.permute(0, 3, 1, 2)
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class Split:
     """Images with the labels to train on, on one device.
@@ -41,13 +30,9 @@ class Split:
         labels: (N,) integers, non-negative, kept as int64: those trained on, possibly noisy.
         clean_labels: (N,) likewise: the true labels, or None where they are unknown.
 
-    Raises:
-        TypeError: images are not a uint8 tensor, or labels not integers.
-        ValueError: shapes, lengths or devices do not fit, or a label is negative.
-
     Example:
         >>> split = Split(torch.zeros(5, 1, 8, 8, dtype=torch.uint8), torch.arange(5))
-        >>> split, split.select([4, 0]).labels
+        >>> split, split.select(torch.tensor([4, 0])).labels
         (Split(5 images of 1×8×8 on cpu, truth unknown), tensor([4, 0]))
     """
 
@@ -83,37 +68,26 @@ class Split:
         clean = None if self.clean_labels is None else self.clean_labels.to(device)
         return Split(self.images.to(device), self.labels.to(device), clean)
 
-    def select(self, indices: Tensor | Array | Sequence[int]) -> "Split":
+    def select(self, indices: Tensor) -> "Split":
         """The samples at ``indices`` ((n,) integers in [0, N)), in that order."""
-        found = torch.as_tensor(indices)
-        found = found if found.numel() else found.long()
-        index = checks.labels(found, count=found.numel(), name="indices").to(self.device)
+        index = checks.labels(indices, count=indices.numel(), name="indices").to(self.device)
         if len(index) and int(index.max()) >= len(self):
             raise ValueError(f"indices go up to {int(index.max())}, but there are {len(self)}")
         clean = None if self.clean_labels is None else self.clean_labels.index_select(0, index)
-        images = channels_first(channels_last(self.images).index_select(0, index))
-        return Split(images, self.labels.index_select(0, index), clean)
-
-    def relabelled(self, labels: Tensor, clean_labels: Tensor | None) -> "Split":
-        """The same images with other labels, moved to the images' device."""
-        clean = None if clean_labels is None else clean_labels.to(self.device)
-        return Split(self.images, labels.to(self.device), clean)
+        pixels = self.images.permute(0, 2, 3, 1).index_select(0, index)
+        return Split(pixels.permute(0, 3, 1, 2), self.labels.index_select(0, index), clean)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """A training and a test split of the same classes.
 
     Args:
-        name: name in ``DATASETS``, or the file's name.
-        train, test: the splits; test labels are taken as clean.
+        name, source: name in ``DATASETS`` or the file's name; where it was found.
+        train, test: the splits, not empty, of one image shape; test labels are taken as clean.
         classes: names of the K ≥ 2 classes; labels lie in [0, K).
         flip: whether mirroring an image left to right preserves its class.
         shift: by how many pixels images may be shifted in augmentation, by default.
-        source: where it was found.
-
-    Raises:
-        ValueError: a split is empty, image shapes differ, or a label names no class.
     """
 
     name: str
@@ -137,30 +111,17 @@ class Dataset:
         if train != test:
             raise ValueError(f"{self.name}: training images have shape {train}, test images {test}")
 
-    def __repr__(self) -> str:
-        return f"Dataset({self.name!r}, {self.num_classes} classes: {self.train}, {self.test})"
-
     @property
     def num_classes(self) -> int:
         """K."""
         return len(self.classes)
 
-    @property
-    def in_channels(self) -> int:
-        """C."""
-        return self.train.images.shape[1]
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """(H, W)."""
-        return self.train.images.shape[2], self.train.images.shape[3]
-
     def content_hash(self) -> str:
         """SHA-256 of all shapes, images and labels, whatever their device and memory layout."""
-        return self._content_hash
+        return self._hash
 
     @cached_property
-    def _content_hash(self) -> str:
+    def _hash(self) -> str:
         digest = hashlib.sha256()
         for split in (self.train, self.test):
             for tensor in (split.images, split.labels, split.clean_labels):
@@ -169,37 +130,20 @@ class Dataset:
                     continue
                 array = tensor.cpu().numpy()
                 digest.update(repr(array.shape).encode())
-                little = array.dtype.newbyteorder("<")
-                # In pieces, because channels_last images have to be copied to be hashed in order.
-                for start in range(0, len(array), 1024):
-                    piece = np.ascontiguousarray(array[start : start + 1024], dtype=little)
-                    digest.update(piece.data)
+                digest.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
         return digest.hexdigest()
 
 
-class Arrays(NamedTuple):
-    """A split as a reader finds it: images (N, H, W, C) uint8, labels (N,), true labels or None."""
-
-    images: Array
-    labels: Array
-    clean_labels: Array | None
-
-
 class Decoded(NamedTuple):
-    """What a reader makes of a data set's files."""
+    """What a reader makes of a data set's files, on the CPU."""
 
     classes: tuple[str, ...]
-    train: Arrays
-    test: Arrays
-
-    def dataset(self, name: str, *, flip: bool, shift: int, source: str) -> Dataset:
-        """The data set on the CPU, its images in channels_last memory, copied only if they must."""
-        train, test = map(_split, (self.train, self.test))
-        return Dataset(name, train, test, self.classes, flip, shift, source)
+    train: Split
+    test: Split
 
 
-def _split(arrays: Arrays) -> Split:
+def as_split(images: Array, labels: Tensor, clean_labels: Tensor | None) -> Split:
+    """A split of images (N, H, W, C) uint8, copied only if they must, and labels (N,)."""
     # Arrays over a file's bytes may be read-only, which torch does not allow.
-    images = torch.from_numpy(np.require(arrays.images, np.uint8, ["C", "W"]))
-    true = None if arrays.clean_labels is None else checks.labels(arrays.clean_labels)
-    return Split(channels_first(images), checks.labels(arrays.labels), true)
+    pixels = torch.from_numpy(np.require(images, np.uint8, ["C", "W"]))
+    return Split(pixels.permute(0, 3, 1, 2), labels, clean_labels)

@@ -1,7 +1,12 @@
-"""What a noise is (:class:`Noise`), what it looks at, and what it leaves (:class:`Corruption`)."""
+"""Label noise: which training labels are redrawn, and as what.
+
+Kinds that choose uniformly redraw the same labels for one seed and differ in what they become, and
+what is redrawn at ratio 0.1 is redrawn, as the same class, at 0.2. A new kind is one class (see
+``Noise``) and its line in ``NOISES``.
+"""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -10,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mcr2 import checks
+from mcr2.checks import Labels
 
 IntArray = npt.NDArray[np.int64]
 
@@ -49,7 +55,7 @@ class Corruption:
         transition: (K, K) float64: [i, j] is the share of class i (the true one where known,
             otherwise the one given) that is now labelled j; an empty class keeps its label.
         hash: SHA-256 of ``labels`` as little-endian int64, in hexadecimal.
-        noise, seed, num_classes: as applied.
+        noise, seed: as applied.
     """
 
     labels: Tensor
@@ -60,17 +66,6 @@ class Corruption:
     hash: str
     noise: "Noise"
     seed: int
-    num_classes: int
-
-    @property
-    def redrawn_share(self) -> float:
-        """The share of labels that was redrawn, some perhaps as their true class."""
-        return len(self.indices) / len(self.labels)
-
-    @property
-    def wrong_share(self) -> float | None:
-        """The share of labels that is wrong, or None where the truth is unknown."""
-        return None if self.wrong is None else int(self.wrong.sum()) / len(self.wrong)
 
     def __repr__(self) -> str:
         wrong = "an unknown number" if self.wrong is None else int(self.wrong.sum())
@@ -94,14 +89,9 @@ class Noise:
         object.__setattr__(self, "ratio", checks.number("ratio", self.ratio, 0, 1))
 
     def apply(self, split: _Split, *, num_classes: int, seed: int) -> Corruption:
-        """Redraw labels of a split, which stays as it was.
+        """Redraw labels of a split of N ≥ 1 samples, which stays as it was.
 
-        Args:
-            split: N ≥ 1 samples with labels in [0, K); clean_labels None: the truth is unknown.
-            num_classes, seed: K ≥ 2, and in [0, 2³²); no other generator is read or moved.
-
-        Raises:
-            TypeError, ValueError: labels, K or seed are not integers, or out of range.
+        Labels lie in [0, K), K ≥ 2, the seed in [0, 2³²); no other generator is read or moved.
         """
         K = checks.integer("num_classes", num_classes, 2)
         seed = checks.integer("seed", seed, 0, 2**32 - 1)
@@ -120,7 +110,7 @@ class Noise:
         digest = hashlib.sha256(noisy.astype("<i8").tobytes()).hexdigest()
         after, redrawn = torch.from_numpy(noisy), torch.from_numpy(indices.astype(np.int64))
         wrong = None if truth is None else after != truth
-        return Corruption(after, redrawn, truth, wrong, transition, digest, self, seed, K)
+        return Corruption(after, redrawn, truth, wrong, transition, digest, self, seed)
 
     def _choose(self, rs: np.random.RandomState, given: Given) -> IntArray:
         # The official code's call: the first entries of one full permutation, whatever their
@@ -129,3 +119,60 @@ class Noise:
 
     def _redraw(self, rs: np.random.RandomState, given: Given, indices: IntArray) -> IntArray:
         raise NotImplementedError
+
+
+class Symmetric(Noise):
+    """Redrawn labels are uniform over all K classes: label by label as in the official MCR² code.
+
+    Reference:
+        Yu, Chan, You, Song & Ma, "Learning Diverse and Discriminative Representations via the
+        Principle of Maximal Coding Rate Reduction", NeurIPS 2020, section 3.2 (the experiment).
+    """
+
+    def _redraw(self, rs: np.random.RandomState, given: Given, indices: IntArray) -> IntArray:
+        return rs.choice(np.arange(given.num_classes), size=len(indices), replace=True)
+
+
+class SymmetricExcludingTrue(Noise):
+    """Redrawn labels are uniform over the K − 1 classes other than the true one: all are wrong.
+
+    Where the truth is unknown the given class is excluded.
+    """
+
+    def _redraw(self, rs: np.random.RandomState, given: Given, indices: IntArray) -> IntArray:
+        drawn = rs.choice(np.arange(given.num_classes - 1), size=len(indices), replace=True)
+        return drawn + (drawn >= given.best[indices])  # steps over the true class
+
+
+NOISES: dict[str, type[Noise]] = {
+    "symmetric": Symmetric,
+    "symmetric_excluding_true": SymmetricExcludingTrue,
+}
+
+
+def parse_noise(text: str, ratio: float) -> Noise:
+    """Return the noise written ``kind``, a name in ``NOISES``, or ``kind:ARGUMENT``.
+
+    Example:
+        >>> parse_noise("symmetric", 0.2)
+        Symmetric(ratio=0.2)
+    """
+    kind, colon, argument = text.partition(":")
+    noise = NOISES[checks.choice("noise", kind, NOISES)]
+    wanted = [field.name.upper() for field in fields(noise)[1:]]
+    if bool(colon) != bool(wanted):
+        raise ValueError(f"noise {text!r} must be written {':'.join([kind, *wanted])!r}")
+    return noise(ratio, *[argument][: len(wanted)])
+
+
+def corrupt(
+    labels: Labels, ratio: float, *, num_classes: int, seed: int, kind: str = "symmetric"
+) -> Corruption:
+    """Redraw labels (N,) that are the true ones; see ``parse_noise`` and ``Noise.apply``.
+
+    Example:
+        >>> corrupt([0, 1, 2] * 100, 0.5, num_classes=3, seed=0)
+        Corruption(Symmetric(ratio=0.5), seed=0: of 300 labels 150 redrawn, 100 wrong)
+    """
+    true = Given(None, y := checks.labels(labels), y, num_classes)
+    return parse_noise(kind, ratio).apply(true, num_classes=num_classes, seed=seed)
