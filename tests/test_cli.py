@@ -203,7 +203,7 @@ def test_a_mistaken_study(options, place, capsys):
 @pytest.mark.parametrize(
     ("settings", "fragment"),
     [
-        ("store=foo", "unknown store 'foo'; choose from memory, disk, recompute"),
+        ("store=foo", "unknown store 'foo'; choose from memory, disk"),
         ("lifting=4 kernel_size=9", "kernel_size is 9; the images, 8 × 8, are smaller"),
         ("lifting=4 kernel_size=2.5", "kernel_size must be an integer, not float 2.5"),
         ("lifting=4 kernel_size=2", "kernel_size is 2; it must be odd"),

@@ -80,9 +80,8 @@ def test_terms_come_back_as_detached_scalar_tensors():
 
 def test_defaults_without_parameters_and_state():
     objective = RateReduction(3)
-    assert objective.param_groups() == []
+    assert objective.param_groups() == [{"params": []}]
     assert objective.classifier() is None
-    assert objective.membership() is None
     assert not objective.needs_epoch_features
     objective.on_epoch(*batch())
 
@@ -452,7 +451,7 @@ def test_an_absent_class_keeps_its_atoms_and_costs_nothing():
 
 def test_the_dictionary_is_no_parameter_and_latched_when_it_is_time():
     objective = VariationalRateReduction(3, 5, latch_every=2).double()
-    assert objective.param_groups() == []
+    assert objective.param_groups() == [{"params": []}]
     assert {"dictionary", "coefficients", "epoch"} == objective.state_dict().keys()
     raw, y = batch(30, 5, 3)
     wanted = []

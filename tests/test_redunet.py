@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from mcr2.rates import rate_reduction, shift_invariant_rate_reduction
-from mcr2.redunet import MEMBERSHIPS, STORES, RandomFilters, ReduNet
+from mcr2.redunet import STORES, RandomFilters, ReduNet
+from mcr2.redunet.network import MEMBERSHIPS
 
 SHAPES = [(6,), (23,), (40,), (3, 5), (2, 6), (4, 1), (3, 4, 5), (2, 3, 4), (30, 2, 2), (3, 1, 1)]
 

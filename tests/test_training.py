@@ -19,7 +19,6 @@ from mcr2.evaluation import evaluate
 from mcr2.objectives import Objective, RateReduction, VariationalRateReduction
 from mcr2.records import load_tensors, save_tensors
 from mcr2.training import (
-    SCHEDULES,
     Encoder,
     Feed,
     History,
@@ -32,6 +31,7 @@ from mcr2.training import (
     train,
 )
 from mcr2.training.checkpoint import read_checkpoint, write_checkpoint
+from mcr2.training.config import SCHEDULES
 
 K, D, N = 3, 6, 30
 SHIFTS = Augmentation(shift=1, flip=True)

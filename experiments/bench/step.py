@@ -59,11 +59,7 @@ def clock_for(device: torch.device) -> Callable[[], float]:
 
 
 def build(spec: RunSpec, data: Prepared, device: torch.device) -> Encoder:
-    """Return a spec's network and objective on a device, as training begins with them.
-
-    Raises:
-        ValueError: a method that is not trained by steps.
-    """
+    """Return a spec's network and objective on a device, as training begins with them."""
     method = find_method(spec.method)
     if not isinstance(method, Trained):
         raise ValueError(f"{spec.method} is not trained by steps; there is none to measure")
@@ -84,9 +80,8 @@ def time_step(
         network = torch.compile(network, dynamic=False)  # type: ignore[assignment]
     optimizer = make_optimizer(replace(config, lr=0.0), other.backbone, objective)
     split, feed = data.train.to(device), feed_for(spec, data)
-    fed = itertools.chain.from_iterable(
-        feed.epoch(split, config.batch_size, epoch) for epoch in itertools.count()
-    )
+    epochs = (feed.epoch(split, config.batch_size, epoch) for epoch in itertools.count())
+    fed = itertools.chain.from_iterable(epochs)
     batch = next(fed)
     raw = torch.randn(len(batch.labels), spec.feature_dim, device=device)
     costless = Sum(data.sizes.num_classes)

@@ -18,10 +18,10 @@ from functools import partial
 from itertools import cycle, islice
 from multiprocessing.connection import Connection
 from statistics import mean
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from experiments.runs.executors import process_context
 from experiments.runs.machine import Machine
@@ -61,8 +61,7 @@ class Probe:
     needs_epoch_features: bool
 
 
-@dataclass(frozen=True)
-class RunEstimate:
+class RunEstimate(NamedTuple):
     """One run: its seconds, and its bytes in memory, on disk when over, and while it goes on."""
 
     planned: PlannedRun
@@ -93,24 +92,16 @@ def run_estimate(planned: PlannedRun, found: Probe) -> RunEstimate:
     return RunEstimate(planned, steps, seconds, found.memory, disk, checkpoint)
 
 
-class _Pretender:
+class _Noise(nn.Module):
     """Features of the right size at next to no cost, so that their evaluation can be timed."""
 
-    training = False
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
 
-    def __init__(self, encoder: Encoder, dim: int) -> None:
-        self.encoder, self.dim = encoder, dim
-
-    def __call__(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(0)
-        features = torch.randn(len(images), self.dim, generator=generator).to(images.device)
-        return self.encoder.objective.embed(features)
-
-    def train(self, mode: bool = True) -> None:
-        pass
-
-    def classifier(self) -> Any:
-        return self.encoder.classifier()
+        return torch.randn(len(images), self.dim, generator=generator).to(images.device)
 
 
 def synchronized(device: torch.device, clock: Callable[[], float] = time.perf_counter) -> float:
@@ -170,7 +161,7 @@ class Measurement:
         """Measure what the run does beside its steps; those and its start are measured."""
         spec, data, device, encoder = self.spec, self.data, self.device, self.encoder
         readout = readout_for(spec, find_method(spec.method))
-        pretender = _Pretender(encoder, spec.feature_dim)
+        pretender = Encoder(_Noise(spec.feature_dim), encoder.objective)
         along = evaluator_along(replace(spec, layers=()), data, readout, device)
         some = data.train.images[:IMAGES].to(device)
         full = partial(evaluate_fully, pretender, spec, data, readout, device)
@@ -225,9 +216,9 @@ def _measure(
         connection.send(f"{type(error).__name__}: {error}".splitlines()[0])
 
 
-def _answer(connection: Connection, spec: RunSpec) -> Probe | None:
+def _answer(connection: Connection, spec: RunSpec) -> Any:
     try:
-        answer: Probe | str | None = connection.recv()
+        answer = connection.recv()
     except EOFError:
         answer = "its process was ended from outside; perhaps memory ran out"
     if isinstance(answer, str):
@@ -235,7 +226,7 @@ def _answer(connection: Connection, spec: RunSpec) -> Probe | None:
     return answer
 
 
-def _together(specs: Sequence[RunSpec], machine: Machine) -> list[Probe | None]:
+def _together(specs: Sequence[RunSpec], machine: Machine) -> list[Probe]:
     """Measure specs at the same time, each in a process whose peak memory is its own."""
     context, workers = process_context(), []
     try:
@@ -277,7 +268,7 @@ def estimate(
     first = process_context().Process(target=time.time)
     first.start()
     first.join()
-    found: dict[RunSpec, Probe | None] = {}
+    found: dict[RunSpec, Probe] = {}
     for i in range(0, len(queue), at_once):
         keys = queue[i : i + at_once]
         # With as many wrong labels as a run will have: they are evaluated apart from the others.

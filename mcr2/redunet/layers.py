@@ -62,21 +62,18 @@ class Moments:
         """Begin anew, in the same memory, and add every batch's spectrum ``(F, b, C)``."""
         self.classes.zero_()
         self.total.zero_()
-        for batch, S in spectra:
-            self._add(batch, S.to(self.classes.dtype))
+        for batch, S in ((batch, S.to(self.classes.dtype)) for batch, S in spectra):
+            for label, start, stop, first in batch.runs:
+                own = S[:, start:stop]
+                if self.by_samples:
+                    self.classes[:, label, first : first + stop - start] = own
+                else:
+                    self.classes[:, label] += own.mH @ own
+            if self.total_by_samples:
+                self.total[:, 0, batch.start : batch.stop] = S
+            elif self.by_samples:
+                self.total[:, 0] += S.mH @ S
         return self
-
-    def _add(self, batch: Batch, S: Tensor) -> None:
-        for label, start, stop, first in batch.runs:
-            own = S[:, start:stop]
-            if self.by_samples:
-                self.classes[:, label, first : first + stop - start] = own
-            else:
-                self.classes[:, label] += own.mH @ own
-        if self.total_by_samples:
-            self.total[:, 0, batch.start : batch.stop] = S
-        elif self.by_samples:
-            self.total[:, 0] += S.mH @ S
 
     def factors(self, eps_sq: float) -> tuple[Factors, Factors]:
         """Factor I + α Gram, of all samples and of the classes; what was added up is used up."""
@@ -129,9 +126,9 @@ class Factors:
 class ReduLayer(nn.Module):
     """One layer, z ← P(z + η (E z − Σ_k γ_k π̂_k(z) C_k z)), on spectra.
 
-    Its tensors are parameters that ask for no gradient: ``requires_grad_()`` makes a constructed
-    network a start for back-propagation. Complex ones are kept as pairs of reals, which double the
-    last dimension, and none has four dimensions, which ``channels_last`` would reorder.
+    Its tensors are parameters that ask for no gradient until ``requires_grad_()``. Complex ones are
+    kept as pairs of reals, which double the last dimension, and none has four dimensions, which
+    ``channels_last`` would reorder.
 
     Attributes:
         expansion: E, ``(F, C, C)``.

@@ -47,9 +47,7 @@ def frequency_weights(shape: Sequence[int], like: Tensor) -> Tensor:
     It weighs squared norms too: by Parseval's theorem ‖z‖² = Σ_f w_f ‖ẑ(f)‖². ``shape`` is that
     of a sample, ``like`` gives device and (real) dtype.
     """
-    weights = None
-    if len(shape) > 1:
-        _, weights = half_spectrum(like.new_zeros((1, 1, *shape[1:])))  # one channel will do
+    weights = half_spectrum(like.new_zeros((1, 1, *shape[1:])))[1] if len(shape) > 1 else None
     return like.new_ones(1) if weights is None else weights
 
 

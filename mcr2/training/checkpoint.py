@@ -17,14 +17,7 @@ Groups = dict[str, dict[int, dict[str, Tensor]]]
 
 
 def write_checkpoint(path: Path, run: str, groups: Groups, values: Mapping[str, Any]) -> None:
-    """Write tensors and plain values under a digest of all of them, atomically.
-
-    Args:
-        path: the file.
-        run: identifies the run that may continue from it.
-        groups: tensors.
-        values: what JSON can hold.
-    """
+    """Write tensors and plain values of a run under a digest of all of them, atomically."""
     tensors = {
         f"{group}/{number}/{name}": value.detach().cpu()
         for group, members in groups.items()
@@ -36,14 +29,10 @@ def write_checkpoint(path: Path, run: str, groups: Groups, values: Mapping[str, 
 
 
 def read_checkpoint(path: Path, run: str) -> tuple[Groups, dict[str, Any]]:
-    """Read what :func:`write_checkpoint` wrote.
+    """Return the groups that hold any tensors, and the values; both empty without a sound file.
 
     A file that is damaged (it cannot be read, or is not what its digest says) is moved to
     ``NAME.damaged``, and the logger ``mcr2.training`` warns of it in one line.
-
-    Returns:
-        The groups that hold any tensors, and the values; both empty where there is no file, or a
-        damaged one.
 
     Raises:
         ValueError: the checkpoint is another run's; it stays where it is.

@@ -32,9 +32,7 @@ from mcr2.training.step import FeaturesNotFiniteError, backpropagate, make_optim
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's generators inside the block and leave them as they were behind it.
-
-    Modules draw their initial weights from them; this makes that draw a stream of its own.
+    """Make draws from torch's generators, as of initial weights, a stream of their own.
 
     Example:
         >>> with seeded(3):
@@ -72,14 +70,9 @@ class Encoder(nn.Module):
         return tuple(name for name in named_stages(self.backbone) if name != "features")
 
     def layer_features(self, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-        """Return the outputs of stages, each ``(m, d_l)``, from one pass.
+        """Return the outputs ``(m, d_l)`` of stages, see :func:`mcr2.backbones.stage_features`.
 
-        Args:
-            images: float images ``(m, C, H, W)``.
-            names: of :meth:`layer_names`; ``"features"`` is the encoder's own output.
-
-        Raises:
-            ValueError: what :func:`mcr2.backbones.stage_features` refuses.
+        ``"features"`` among the names is the encoder's own output.
         """
         stages = [name for name in names if name != "features"]
         raw, found = stage_features(self.backbone, images, stages)
@@ -111,9 +104,7 @@ def train(
         split: the images and the labels to train on.
         config: epochs, batches, optimiser, schedule.
         feed: order of samples, augmentation, and the seeds of all draws.
-        watch: who evaluates (at epoch 0, every ``evaluate_every`` epochs and at the end), says
-            which weights are kept, and is told.
-        device: where to train.
+        watch: who evaluates, says which weights are kept, and is told.
         checkpoint: file to continue from where it exists, and to write while training; a damaged
             one is set aside with a warning, see :mod:`mcr2.training.checkpoint`.
         checkpoint_seconds: how often to write it, at the most.
@@ -143,18 +134,11 @@ def train(
     device = torch.device(device)
     backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     encoder = Encoder(backbone, objective.to(device))
-    training = _Training(
-        encoder,
-        split.to(device),
-        config,
-        feed or Feed(),
-        watch or Watch(),
-        None if checkpoint is None else Path(checkpoint),
-        checkpoint_seconds,
-        stop,
-    )
+    place = None if checkpoint is None else Path(checkpoint)
+    fed, seen = (feed or Feed(), watch or Watch())
+    run = _Training(encoder, split.to(device), config, fed, seen, place, checkpoint_seconds, stop)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        return training.run()
+        return run.run()
 
 
 @dataclass
@@ -223,8 +207,7 @@ class _Training:
             except FeaturesNotFiniteError:
                 self._fail("features", self.epoch + 1)
                 break
-            if time.perf_counter() - self.saved >= self.checkpoint_seconds:
-                self._save()
+            self._save_if_due()
             if self.stop is not None and self.stop():
                 self._save()
                 raise Interrupted(f"stopped after step {self.result.steps}")
@@ -238,11 +221,10 @@ class _Training:
             progress=step / (config.epochs * self.per_epoch),
             generator=self.generator,
         )
-        seed = mix_seed("layers", self.feed.objective_seed, step)
-        if self.split.device.type == "cpu":
-            torch.default_generator.manual_seed(seed)  # manual_seed looks for other devices, too
-        else:
-            torch.manual_seed(seed)
+        # On a CPU its own generator alone: manual_seed looks for other devices, too.
+        cpu = self.split.device.type == "cpu"
+        seed = torch.default_generator.manual_seed if cpu else torch.manual_seed
+        seed(mix_seed("layers", self.feed.objective_seed, step))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, step, self.per_epoch)
         self.optimizer.zero_grad(set_to_none=True)
@@ -267,8 +249,7 @@ class _Training:
             elif self.history.due(self.epoch):
                 self._evaluate_and_record()
         if self.result.reason is None:
-            if time.perf_counter() - self.saved >= self.checkpoint_seconds:
-                self._save()
+            self._save_if_due()
             terms = {name: float(value) for name, value in self.latest.items()}
             self.history.tell_progress(self.epoch, terms.pop("loss", math.nan), terms)
 
@@ -308,6 +289,10 @@ class _Training:
         objective = type(self.encoder.objective).__qualname__
         labels = tensors_digest({"labels": self.split.labels})
         return content_key(asdict(self.config), asdict(self.feed), shapes, objective, labels)
+
+    def _save_if_due(self) -> None:
+        if time.perf_counter() - self.saved >= self.checkpoint_seconds:
+            self._save()
 
     def _save(self) -> None:
         if self.checkpoint is None:
