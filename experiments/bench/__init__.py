@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.runs.options import MachineOptions, check_file
+from experiments.runs.options import DataOptions, MachineOptions, check_file
 
 
 @dataclass(frozen=True)
@@ -62,21 +62,11 @@ class FormBench(Bench):
 
 
 @dataclass(frozen=True)
-class RecipeBench(Bench):
+class RecipeBench(Bench, DataOptions):
     """Options of a benchmark of a recipe's steps."""
 
-    recipe: str = "quick"
-    """Whose steps to measure."""
     methods: tuple[str, ...] = ("ce", "mcr2")
     """Names, or path/to/file.py:Class, or package.module:Class of an Objective."""
-    dataset: str | None = None
-    """Name (see `mcr2 datasets`) or .npz file; the recipe's own by default."""
-    subset: int | None = None
-    """Training images to use, stratified by class."""
-    set: tuple[str, ...] = ()
-    """[METHOD.]FIELD=VALUE: any field of a run, its training or its objective."""
-    data_root: str | None = None
-    """Where data sets are looked for first."""
 
 
 class Step(RecipeBench):

@@ -35,6 +35,7 @@ from experiments.runs.prepare import Prepared, load, prepare
 from experiments.runs.recipes import find_recipe
 from experiments.runs.specs import RunSpec
 from experiments.runs.trained import Trained, feed_for
+from experiments.studies.engine import spec_fields
 from mcr2.objectives import Context, Objective
 from mcr2.training import Encoder, Interrupted, backpropagate, make_optimizer, train
 
@@ -61,8 +62,7 @@ def clock_for(device: torch.device) -> Callable[[], float]:
 def build(spec: RunSpec, data: Prepared, device: torch.device) -> Encoder:
     """Return a spec's network and objective on a device, as training begins with them."""
     method = find_method(spec.method)
-    if not isinstance(method, Trained):
-        raise ValueError(f"{spec.method} is not trained by steps; there is none to measure")
+    assert isinstance(method, Trained)
     encoder = method.build(spec, data.sizes)
     encoder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return encoder
@@ -124,14 +124,15 @@ def time_step(
 
 def specs_for(options: RecipeBench) -> list[tuple[RunSpec, Prepared]]:
     """Return one spec a method, checked as a study would check it, with its data."""
-    recipe = find_recipe(options.recipe)
-    fields = {"dataset": options.dataset or recipe.base.dataset, "subset": options.subset}
+    recipe, fields = find_recipe(options.recipe), spec_fields(options)
     specs = grid(recipe, options.methods, [0.0], [0], fields=fields, settings=options.set)
     found = {spec.method: spec for spec in reversed(specs)}
     loaded = load(specs[0], options.data_root)
     pairs = [(found[name], prepare(found[name], loaded)) for name in options.methods]
     for spec, data in pairs:
         find_method(spec.method).check(spec, data.sizes)
+        if not find_method(spec.method).trained:
+            raise ValueError(f"{spec.method} is not trained by steps; there is none to measure")
     return pairs
 
 

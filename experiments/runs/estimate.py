@@ -4,8 +4,7 @@
 
 Each method takes real training steps; beside them the network is timed on a part of the images,
 and a run's evaluations on features of the study's size. As many processes measure at a time as the
-study would run, and each takes steps until all have measured: what is timed shares the machine as
-it will in the study.
+study would run, each taking steps until all have measured: they share the machine as it will.
 """
 
 from __future__ import annotations
@@ -83,8 +82,8 @@ def run_estimate(planned: PlannedRun, found: Probe) -> RunEstimate:
         # In proportion to its samples: the same batch size cuts other splits into other batches.
         + found.step * config.epochs * train / found.batch
         + evaluations * (look + found.evaluation)
-        + (look + (found.final if "last" in served else found.selected))
-        + (len(served) - 1) * (look + found.selected)
+        + len(served) * (look + found.selected)
+        + ("last" in served) * (found.final - found.selected)
         + found.needs_epoch_features * config.epochs * train * found.image
     )
     steps, disk = config.epochs * num_batches(train, config.batch_size), len(served) * found.weights
@@ -252,22 +251,15 @@ def _together(specs: Sequence[RunSpec], machine: Machine) -> list[Probe]:
 def estimate(
     planned: Sequence[PlannedRun], jobs: int, machine: Machine
 ) -> list[RunEstimate | None]:
-    """Measure and return what each run will take; None for a method that takes no steps.
-
-    A method that cannot be measured raises ValueError, and says why.
-    """
+    """Measure and return what each run will take; None for a method that takes no steps."""
     wanted: dict[RunSpec, float] = {}
-    for one in planned:
-        if find_method(one.spec.method).trained:
-            key = _measured_as(one.spec)
-            wanted[key] = max(wanted.get(key, 0.0), one.spec.ratio)
+    for spec in (one.spec for one in planned if find_method(one.spec.method).trained):
+        wanted[_measured_as(spec)] = max(wanted.get(_measured_as(spec), 0.0), spec.ratio)
     at_once = min(jobs, len(planned))
     # Some are measured twice, so that at all times as many share the machine as in the study.
     queue = list(islice(cycle(wanted), -(-len(wanted) // at_once) * at_once))
-    # What starts processes is started before them, as a study does it once.
-    first = process_context().Process(target=time.time)
-    first.start()
-    first.join()
+    with process_context().Pool(1):  # starts what starts processes, as a study does it once
+        pass
     found: dict[RunSpec, Probe] = {}
     for i in range(0, len(queue), at_once):
         keys = queue[i : i + at_once]

@@ -21,8 +21,8 @@ class TrainingResult:
         kept: states of the encoder at the epochs that ``keep`` asked for, by epoch.
         steps: optimiser steps taken, or layers constructed.
         reason: why the run failed, or None.
-        wall_seconds: time in training and evaluation, over all the pieces of a resumed run.
-        evaluation_seconds: the part of it spent in ``evaluate``.
+        wall_seconds, evaluation_seconds: time in all, over the pieces of a resumed run, and the
+            part of it spent in ``evaluate``.
         proof: digests of what two runs should share; of a trained network :meth:`Feed.digests`.
     """
 
@@ -121,15 +121,8 @@ class History:
         begin = time.perf_counter()
         measures = {} if watch.evaluate is None else dict(watch.evaluate(self.encoder))
         result.evaluation_seconds += time.perf_counter() - begin
-        entry = {
-            "epoch": epoch,
-            "step": result.steps,
-            "lr": lr,
-            "loss": loss,
-            "terms": dict(terms),
-            "measures": measures,
-            "seconds": self.seconds(),
-        }
+        entry: dict[str, Any] = {"epoch": epoch, "step": result.steps, "lr": lr, "loss": loss}
+        entry |= {"terms": dict(terms), "measures": measures, "seconds": self.seconds()}
         result.history.append(entry)
         wanted = {epoch} if watch.keep is None else watch.keep(result.history)
         if epoch in wanted:

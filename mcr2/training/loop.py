@@ -1,9 +1,8 @@
 """The one trainer: a backbone and an objective, optimised together, whichever objective it is.
 
-Images stay uint8 on the device until a batch is cut, the learning rate is a pure function of the
-step, and every random draw comes from a stream that is seeded anew each epoch or step: a run that
-was stopped, wherever that was, continues from its checkpoint to the same bits. Nothing in the loop
-reads a value back from the device at a step; what an objective reads is its own affair.
+The learning rate is a pure function of the step, and every random draw comes from a stream that is
+seeded anew each epoch or step: a run that was stopped anywhere continues from its checkpoint to the
+same bits. Nothing in the loop reads a value back from the device at a step.
 """
 
 from __future__ import annotations
@@ -47,9 +46,8 @@ def seeded(seed: int) -> Iterator[None]:
 class Encoder(nn.Module):
     """What training yields: images -> the features that the objective scores.
 
-    Args:
-        backbone: images ``(m, C, H, W)`` -> raw features ``(m, d)``.
-        objective: its ``embed`` makes the features, its ``classifier`` is the own head.
+    The backbone maps images ``(m, C, H, W)`` to raw features ``(m, d)``, of which the objective's
+    ``embed`` makes the features; its ``classifier`` is the own head.
     """
 
     def __init__(self, backbone: nn.Module, objective: Objective) -> None:
@@ -110,9 +108,7 @@ def train(
         checkpoint_seconds: how often to write it, at the most.
         stop: asked after every step; True writes the checkpoint and ends the run.
 
-    Returns:
-        The history, the kept weights and what was spent. A loss that is not finite ends the
-        run with a ``reason``, not an exception.
+    A loss that is not finite ends the run with a ``reason``, not an exception.
 
     Raises:
         Interrupted: ``stop`` said so; the same call continues.
@@ -297,12 +293,10 @@ class _Training:
     def _save(self) -> None:
         if self.checkpoint is None:
             return
-        slots = self.optimizer.state_dict()["state"]
+        slots = self.optimizer.state_dict()["state"].items()
         groups: Groups = {
             "encoder": {0: self.encoder.state_dict()},
-            "optimizer": {
-                i: {k: v for k, v in named.items() if v is not None} for i, named in slots.items()
-            },
+            "optimizer": {i: {k: v for k, v in s.items() if v is not None} for i, s in slots},
             "kept": self.result.kept,
             "totals": {0: self.totals},
             "generator": {0: {"state": self.generator.get_state()}},
