@@ -5,11 +5,9 @@
 
 Between the steps of a real training run, parts are timed by themselves, so that all meet the same
 load: data (cutting and augmenting a batch), the objective with its gradient, the optimiser, and
-forward and backward of the network alone on a batch that stays where it is. The ratio is that of
-the step to the latter: 1 is a trainer that costs nothing.
-
-On one thread of a CPU the clock is the process's own CPU time, which other work on the machine
-stretches far less than the time on the wall.
+forward and backward of the network alone. The ratio is that of the step to the latter: 1 is a
+trainer that costs nothing. On one thread of a CPU the clock is the process's own CPU time, which
+other work on the machine stretches far less than the time on the wall.
 """
 
 from __future__ import annotations
@@ -54,7 +52,6 @@ class Sum(Objective):
 
 def clock_for(device: torch.device) -> Callable[[], float]:
     """Return what tells the time when the device has done what it was given."""
-    # Waiting for a device is no CPU time, and several threads wait for each other spinning.
     cpu = device.type == "cpu" and torch.get_num_threads() == 1
     return partial(synchronized, device, time.process_time if cpu else time.perf_counter)
 

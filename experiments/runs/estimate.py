@@ -198,9 +198,7 @@ def _measured_as(spec: RunSpec) -> RunSpec:
     return replace(spec, ratio=0.0, seed=0, streams=Streams(), validation=0.0, selections=None)
 
 
-def _measure(
-    connection: Connection, saved: dict[str, Any], machine: Machine, launched: float
-) -> None:
+def _measure(connection: Connection, saved: Any, machine: Machine, launched: float) -> None:
     """Measure one spec in a process of its own, and go on taking steps until it is ended."""
     try:
         device, spec = machine.configure_torch(), from_dict(saved)

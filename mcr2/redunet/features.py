@@ -68,7 +68,7 @@ class InMemory:
         self.parts = [first(batch) for batch in batches]
 
     def sweep(self, step: Step | None) -> Iterator[tuple[Batch, Tensor]]:
-        """Yield every batch."""
+        """Yield every batch, changed by a step first where there is one."""
         for batch, part in zip(self.batches, self.parts, strict=True):
             if step is not None:
                 # Into the same memory: new blocks among those of layers would leave gaps.
@@ -77,22 +77,21 @@ class InMemory:
 
 
 class OnDisk:
-    """The spectra of all samples in a file without a name, gone with this object.
+    """The same in a file without a name, gone with this object.
 
     Read and written a batch at a time; a memory map would count as this process's memory.
     """
 
     def __init__(self, batches: Sequence[Batch], first: First) -> None:
         self.batches = batches
-        # Closed, and with that deleted, when this object goes.
-        self.file = tempfile.TemporaryFile(prefix="mcr2-redunet-")  # noqa: SIM115
+        self.file = tempfile.TemporaryFile(prefix="mcr2-redunet-")  # noqa: SIM115 - closed with us
         self.places: list[int] = []
         for batch in batches:
             self.places.append(self.file.tell())
             self.device = self._write(first(batch)).device
 
     def sweep(self, step: Step | None) -> Iterator[tuple[Batch, Tensor]]:
-        """Yield every batch, written back first where it changed."""
+        """Yield every batch, changed by a step first where there is one."""
         for batch, place in zip(self.batches, self.places, strict=True):
             self.file.seek(place)
             S = torch.from_numpy(np.load(self.file)).to(self.device)

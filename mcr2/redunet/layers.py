@@ -24,10 +24,9 @@ _CHUNK = 1 << 21
 
 
 class LayerRates(NamedTuple):
-    """Rates of the training samples' features after a number of layers, in nats.
+    """R, R_c and ΔR of the training features after a number of layers, in nats, by their labels.
 
-    R, R_c and ΔR = R − R_c are those of :func:`mcr2.rates.rate_reduction`, for signals of
-    :func:`mcr2.rates.shift_invariant_rate_reduction`, by the labels constructed from.
+    As of :func:`mcr2.rates.rate_reduction`, or ``shift_invariant_rate_reduction`` for signals.
     """
 
     layers: int
@@ -168,10 +167,7 @@ class ReduLayer(nn.Module):
     def forward(
         self, S: Tensor, weights: Tensor, *, eta: float, lam: float, batch: Batch | None = None
     ) -> Tensor:
-        """Map spectra ``(F, b, C)``, with weights of frequencies ``(F,)``, to spectra.
-
-        ``batch`` holds the runs of one class each, where membership is given and not estimated.
-        """
+        """Map spectra ``(F, b, C)`` to spectra; by a batch's labels where membership is given."""
         moved = S + eta * (S @ self._tensor(self.expansion, S))
         if batch is not None:
             gammas = self.gammas.tolist()

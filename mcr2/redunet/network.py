@@ -23,7 +23,7 @@ FFT_NORMS = ("backward", "ortho")
 
 
 class ReduNet(nn.Module):
-    """A network constructed from the gradient of ΔR (Chan et al. 2022).
+    """A network constructed from the gradient of ΔR.
 
     With samples as rows, layer ℓ has E = α(I + αZᵀZ)⁻¹ and C_k = α_k(I + α_k ZᵀΠ_kZ)⁻¹ of the
     training features Z that enter it, α = d/(m ε²), α_k = d/(tr Π_k ε²), γ_k = tr Π_k/m, and maps
@@ -219,8 +219,7 @@ class ReduNet(nn.Module):
 
         Raises:
             RuntimeError: nothing is constructed yet.
-            TypeError: ``X`` is not a floating tensor, ``layers`` not an integer.
-            ValueError: samples of another shape or not finite; more layers than there are.
+            TypeError, ValueError: samples of another kind or shape or not finite, too many layers.
         """
         depth = len(self.layers) if layers is None else layers
         return self.by_layer(X, (depth,))[depth]

@@ -97,12 +97,9 @@ def train(
     """Optimise backbone and objective together on a split.
 
     Args:
-        backbone: images -> raw features; trained in place, on ``device``.
-        objective: scores features and labels; trained in place.
+        backbone, objective: images -> raw features, and their loss; trained in place on ``device``.
         split: the images and the labels to train on.
-        config: epochs, batches, optimiser, schedule.
-        feed: order of samples, augmentation, and the seeds of all draws.
-        watch: who evaluates, says which weights are kept, and is told.
+        config, feed, watch: how to train, on what in which order, and who looks.
         checkpoint: file to continue from where it exists, and to write while training; a damaged
             one is set aside with a warning, see :mod:`mcr2.training.checkpoint`.
         checkpoint_seconds: how often to write it, at the most.
