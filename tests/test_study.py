@@ -552,13 +552,13 @@ def test_a_run_killed_in_its_middle_continues_to_the_same_record(method, tmp_pat
     with pytest.raises(KilledError):
         run(spec, tmp_path / "killed", machine, progress=kill, checkpoint_seconds=0)
     assert not (tmp_path / "killed" / "record.json").exists()
-    assert (tmp_path / "killed" / "checkpoint.safetensors").exists()
+    assert (tmp_path / "killed" / "checkpoint.pt").exists()
 
     told = []
     record = run(spec, tmp_path / "killed", machine, progress=lambda p: told.append(p.epoch))
     assert told == [4, 5]
     assert content(record) == content(whole)
-    assert not (tmp_path / "killed" / "checkpoint.safetensors").exists()
+    assert not (tmp_path / "killed" / "checkpoint.pt").exists()
     for chosen in whole.selections.values():
         name = chosen["weights"]
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

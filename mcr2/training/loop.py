@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from mcr2.backbones import named_stages, stage_features
 from mcr2.data import Batch, Split, mix_seed, num_batches
 from mcr2.objectives import Context, Objective
-from mcr2.records import content_key, tensors_digest
-from mcr2.training.checkpoint import Groups, read_checkpoint, write_checkpoint
+from mcr2.records import content_key, plain, tensors_digest
+from mcr2.training.checkpoint import read_checkpoint, write_checkpoint
 from mcr2.training.config import Feed, TrainingConfig, check_accumulation, learning_rate
 from mcr2.training.history import History, TrainingResult, Watch
 from mcr2.training.step import FeaturesNotFiniteError, backpropagate, make_optimizer
@@ -146,6 +146,9 @@ class _Training:
     checkpoint: Path | None
     checkpoint_seconds: float
     stop: Callable[[], bool] | None
+
+    #: Where a run is, beside its network, optimiser and result.
+    PLACE: ClassVar[tuple[str, ...]] = ("epoch", "done", "count", "totals")
 
     def __post_init__(self) -> None:
         config, encoder = self.config, self.encoder
@@ -290,34 +293,25 @@ class _Training:
     def _save(self) -> None:
         if self.checkpoint is None:
             return
-        slots = self.optimizer.state_dict()["state"].items()
-        groups: Groups = {
-            "encoder": {0: self.encoder.state_dict()},
-            "optimizer": {i: {k: v for k, v in s.items() if v is not None} for i, s in slots},
-            "kept": self.result.kept,
-            "totals": {0: self.totals},
-            "generator": {0: {"state": self.generator.get_state()}},
-        }
         result = vars(self.result) | {"kept": {}, "wall_seconds": self.history.seconds()}
-        place = {"epoch": self.epoch, "done": self.done, "count": self.count}
-        write_checkpoint(self.checkpoint, self._identity(), groups, {"result": result, **place})
+        state = {
+            "encoder": self.encoder.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "kept": self.result.kept,
+            "result": plain(result),
+            **{name: getattr(self, name) for name in self.PLACE},
+        }
+        write_checkpoint(self.checkpoint, self._identity(), state)
         self.saved = time.perf_counter()
 
     def _restore(self, path: Path) -> None:
-        groups, values = read_checkpoint(path, self._identity())
-        if not groups:
+        state = read_checkpoint(path, self._identity())
+        if state is None:
             return
-        self.encoder.load_state_dict(groups["encoder"][0])
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        slots = groups.get("optimizer", {})
-        for index, named in slots.items():
-            for slot, value in named.items():
-                if value.shape == parameters[index].shape:
-                    # In the parameter's memory format, which the file does not know.
-                    named[slot] = torch.empty_like(parameters[index]).copy_(value)
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": slots})
-        totals = groups.get("totals", {0: {}})[0]
-        self.totals = {name: value.to(self.split.device) for name, value in totals.items()}
-        self.generator.set_state(groups["generator"][0]["state"])
-        vars(self.result).update(values["result"], kept=groups.get("kept", {}))
-        self.epoch, self.done, self.count = values["epoch"], values["done"], values["count"]
+        self.encoder.load_state_dict(state["encoder"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"])
+        vars(self.result).update(state["result"], kept=state["kept"])
+        vars(self).update({name: state[name] for name in self.PLACE})
+        self.totals = {name: value.to(self.split.device) for name, value in self.totals.items()}
