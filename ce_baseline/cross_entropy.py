@@ -23,10 +23,7 @@ class CrossEntropy(Objective):
         feature_dim: d of the features.
         label_smoothing: s in [0, 1).
 
-    Raises:
-        TypeError: an argument that is not a number of its kind.
-        ValueError: an argument that is out of its range; features of another d or, on the CPU,
-            features that are not finite.
+    Off the CPU, features that are not finite are not refused: looking would wait for the device.
 
     Reference: Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR
     2016, Section 7, for label smoothing.

@@ -2,32 +2,36 @@
 
 import json
 import multiprocessing
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
 
-import experiments.runs.recipes
-from experiments.bench import BENCHES
-from experiments.commands.cli import main
-from experiments.runs import estimate, methods
-from experiments.runs.recipes import CPU, PAPER, QUICK
-from experiments.runs.runner import Cell, Machine, load, prepare, run
-from experiments.runs.specs import Recipe, RunSpec
-from experiments.studies.label_noise import grid
+from experiments.bench import BENCHES, metrics
+from experiments.commands.cli import main, parse
+from experiments.runs import estimate
+from experiments.runs.grid import grid
+from experiments.runs.machine import Machine
+from experiments.runs.methods import find_method
+from experiments.runs.prepare import load, prepare
+from experiments.runs.recipes import CPU, PAPER, QUICK, RECIPES, Recipe
+from experiments.runs.runner import PlannedRun, run
+from experiments.runs.specs import RunSpec
 from mcr2.data import num_batches
+from mcr2.metrics.collapse import NeuralCollapse
 from mcr2.training import TrainingConfig
 
 TINY = RunSpec("ce", subset=100, backbone="resnet10_w8", feature_dim=16, validation=0.0)
 CONFIG = TrainingConfig(epochs=2, batch_size=50, evaluate_every=1)
 SHARED_OUT = Recipe("tiny", "", TINY, {"ce": CONFIG, "mcr2": CONFIG}, early_stopping_share=0.2)
-SMALL = ["--recipe", "tiny", "--subset", "100"]
+SMALL = ["--subset", "100"]
 
 
 @pytest.fixture
 def tiny(monkeypatch, tmp_path):
-    """A recipe with a second run for early stopping, and an empty working folder."""
-    monkeypatch.setitem(experiments.runs.recipes.RECIPES, "tiny", SHARED_OUT)
+    """A small default recipe with a second run for early stopping, and an empty working folder."""
+    monkeypatch.setitem(RECIPES, "quick", SHARED_OUT)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -35,75 +39,87 @@ def tiny(monkeypatch, tmp_path):
 # ------------------------------------------------------------------------------------- benchmarks
 
 
-def test_bench_step_times_a_step_and_its_parts_and_prints_each_row(tiny, capsys):
-    arguments = ["bench", "step", *SMALL, "--repeats", "3", "--threads", "1", "--out", "x.json"]
-    assert main(arguments) == 0
-    header, *rows, note = capsys.readouterr().out.splitlines()
-    figures = json.loads((tiny / "x.json").read_text())
-    assert [step["method"] for step in figures["steps"]] == ["ce", "mcr2"]
-    for step, row in zip(figures["steps"], rows, strict=True):
-        times = [step[name] for name in ("step", "network", "data", "objective", "optimiser")]
-        assert min(times) > 0
-        assert step["ratio"] == pytest.approx(step["step"] / step["network"])
-        assert header.split() == list(step)
-        assert row.split()[0] == step["method"]
-        assert float(row.split()[-1]) == pytest.approx(step["ratio"], rel=1e-3)
-    assert "medians of 3 on cpu" in note
+def bench(name, *arguments):
+    """Run a benchmark once a thing on one thread, and return its rows."""
+    options = ["--threads", "1", "--repeats", "1", "--out", "x.json"]
+    assert main(["bench", name, *arguments, *options]) == 0
+    with open("x.json") as file:
+        figures = json.load(file)
+    assert (figures["bench"], figures["threads"]) == (name, 1)
     assert figures["environment"]["cpus"]
+    return figures["rows"]
 
 
-def test_bench_step_knows_micro_batches(tiny):
-    arguments = ["--methods", "mcr2", "--set", "micro_batch=25", "--repeats", "1"]
-    assert main(["bench", "step", *SMALL, *arguments, "--threads", "1"]) == 0
+def test_bench_step_times_a_step_and_its_parts_and_prints_each_row(tiny, capsys):
+    rows = bench("step", *SMALL)
+    header, *printed = capsys.readouterr().out.splitlines()
+    assert [row["method"] for row in rows] == ["ce", "mcr2"]
+    for row, line in zip(rows, printed, strict=True):
+        times = [row[name] for name in ("step", "network", "data", "objective", "optimiser")]
+        assert min(times) > 0
+        assert row["ratio"] == pytest.approx(row["step"] / row["network"])
+        assert header.split() == list(row)
+        assert line.split()[0] == row["method"]
+        assert float(line.split()[-1]) == pytest.approx(row["ratio"], rel=1e-3)
+    (row,) = bench("step", *SMALL, "--methods", "mcr2", "--set", "micro_batch=25")
+    assert row["step"] > 0
 
 
-def test_bench_micro_batch_measures_what_batch_normalisation_changes(tiny, monkeypatch, capsys):
+def test_bench_micro_batch_measures_what_batch_normalisation_changes(tiny, monkeypatch):
     monkeypatch.setattr("experiments.bench.micro_batch.PIECES", (1, 4))
-    arguments = ["--methods", "mcr2", "--repeats", "1", "--threads", "1", "--out", "x.json"]
-    assert main(["bench", "micro_batch", *SMALL, *arguments]) == 0
-    whole, piece = json.loads((tiny / "x.json").read_text())["micro_batches"]
-    assert (whole["micro_batch"], whole["BN training"]) == (None, 0.0)
+    whole, piece = bench("micro_batch", *SMALL, "--methods", "mcr2")
+    assert (whole["micro_batch"], whole["training"]) == (None, 0.0)
     assert piece["micro_batch"] == 13
-    assert piece["BN evaluating"] < 1e-3 < piece["BN training"]
-    assert len(capsys.readouterr().out.splitlines()) == 4
+    assert piece["evaluating"] < 1e-3 < piece["training"]
 
 
-def test_benchmarks_of_functions_are_handed_threads_and_repeats(tiny, capsys, monkeypatch):
-    asked = {}
+def test_bench_redunet_times_forms_that_make_the_same_network(tiny, monkeypatch):
+    sizes = ((24, (3, 4, 6), 3), (24, (2, 3, 5), 2), (40, (30,), 4))
+    monkeypatch.setattr("experiments.bench.redunet.SIZES", sizes)
+    rows = bench("redunet")
+    assert [row["samples"] for row in rows] == ["24 x 3x4x6", "24 x 2x3x5", "40 x 30"]
+    for row in rows:
+        assert row["features"] < 1e-3
+        assert row["rates"] < 1e-5
+        assert row["ratio"] == pytest.approx(row["plain ms"] / row["ours ms"])
 
-    def fake(**given):
-        asked.update(given)
-        return {"rows": [1.5]}
 
-    monkeypatch.setattr("experiments.bench.metrics.run", fake)
-    monkeypatch.setattr("experiments.bench.metrics.table", json.dumps)
-    arguments = ["--threads", "1", "--repeats", "2", "--out", "x.json"]
-    assert main(["bench", "metrics", *arguments]) == 0
-    assert asked == {"threads": 1, "repeats": 2}
-    assert json.loads(capsys.readouterr().out) == {"rows": [1.5]}
-    assert json.loads((tiny / "x.json").read_text())["rows"] == [1.5]
+@pytest.mark.parametrize("N, d, K", [(400, 24, 4), (300, 6, 12), (120, 40, 10)])
+@pytest.mark.parametrize("spread", [0.2, 1.0, 3.0])
+def test_both_forms_of_collapse_agree(N, d, K, spread):
+    data = metrics.clusters(N, d, K, spread=spread)
+    plain = metrics.plain(*data)
+    unmeasured = {"means_reliable", "classes", "absent", "smallest_class"}
+    assert plain.keys() == {f.name for f in fields(NeuralCollapse)} - unmeasured
+    assert metrics.difference(plain, metrics.ours(*data)) < 1e-5
+
+
+def test_bench_metrics_times_both_spreads(tiny, monkeypatch):
+    monkeypatch.setattr(metrics, "SIZES", ((100, 5, 3),))
+    rows = bench("metrics")
+    assert [row["spread"] for row in rows] == list(metrics.SPREADS)
+    for row in rows:
+        assert (row["N"], row["d"], row["K"]) == (100, 5, 3)
+        assert row["difference"] < 1e-5
+        assert row["ratio"] == pytest.approx(row["plain ms"] / row["ours ms"])
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["bench", "stepp"], "unknown benchmark 'stepp'; choose from " + ", ".join(BENCHES)),
-        (["bench", "step", "--repeats", "0"], "repeats is 0; it must be at least 1"),
-        (
-            ["bench", "step", "--recipe", "slow"],
-            "unknown recipe 'slow'; choose from quick, cpu, paper",
-        ),
-        (["bench", "step", "--methods", "cee"], "unknown method 'cee'"),
-        (["bench", "step", "--threads", "0"], "threads is 0"),
-        (["bench", "step", "--out", "."], "is a folder"),
-        (["bench", "rates", "--recipe", "paper"], "the benchmark rates takes no --recipe"),
-        (["bench", "metrics", "--threads", "0"], "threads is 0; it must be at least 1"),
-        (["bench"], "Missing from mcr2 bench: STR step: a training step"),
+        (["stepp"], "unknown benchmark 'stepp'; choose from " + ", ".join(BENCHES)),
+        (["step", "--repeats", "0"], "repeats is 0; it must be at least 1"),
+        (["step", "--recipe", "slow"], "slow"),
+        (["step", "--methods", "cee"], "unknown method 'cee'"),
+        (["step", "--methods", "redunet"], "redunet is not trained by steps"),
+        (["step", "--threads", "0"], "threads is 0; it must be between 1 and 1024"),
+        (["step", "--out", "."], "is a folder"),
+        (["rates", "--recipe", "paper"], "--recipe"),
     ],
     ids=str,
 )
 def test_a_benchmark_that_cannot_be_run_is_one_line(arguments, message, capsys):
-    assert main(arguments) == 2
+    assert main(["bench", *arguments]) == 2
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
@@ -124,10 +140,9 @@ def test_a_benchmark_that_cannot_be_run_is_one_line(arguments, message, capsys):
     ids=str,
 )
 def test_options_are_settings_of_the_training(options, changes):
-    from experiments.commands.cli import _settings, parse
-
     for command in ("table", "train"):
-        (spec,) = grid(QUICK, ["mcr2"], [0.0], [0], settings=_settings(parse([command, *options])))
+        settings = parse([command, *options]).settings()
+        (spec,) = grid(QUICK, ["mcr2"], [0.0], [0], settings=settings)
         assert spec.training == replace(QUICK.training["mcr2"], **changes)
         assert spec.shuffle
 
@@ -150,20 +165,21 @@ def test_early_stopping_has_runs_of_its_own_where_nothing_is_held_out(tiny, caps
     assert main(["table", *SMALL, "--methods", "ce", "--ratios", "0.5", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     table = json.loads((out / "table.json").read_text())
-    rows = {cell["selection"]: cell for cell in table["cells"]}
+    rows = {row["selection"]: row for row in table["rows"]}
     early = ("noisy_validation", "patience", "clean_validation")
     assert rows.keys() == {"last", "oracle", *early}
     assert rows["last"]["run"] == rows["oracle"]["run"] != rows["noisy_validation"]["run"]
     assert len({rows[rule]["run"] for rule in early}) == 1
     sizes = {}
     for rule, row in rows.items():
-        record = json.loads((out / "runs" / row["run"] / "record.json").read_text())
-        assert rule in record["selections"]
+        files = (out / "runs" / row["run"] / f"{name}.json" for name in ("record", "evaluation"))
+        record, evaluation = (json.loads(file.read_text()) for file in files)
+        assert rule in evaluation["selections"]
         sizes[rule] = record["data"]["train"], record["data"]["validation"]
         assert record["noise"]["redrawn"] == 50
     held_out = dict.fromkeys(early, (80, 20))
     assert sizes == {"last": (100, 0), "oracle": (100, 0)} | held_out
-    note = f"{', '.join(early)} are read from runs of their own, which held out 20% of the training"
+    note = f"{', '.join(early)} come from runs of their own, which held out 20% of the training"
     assert any(line.startswith(note) for line in table["notes"])
     assert note in printed
     assert note in (out / "table.md").read_text()
@@ -227,7 +243,7 @@ def test_an_estimate_adds_up():
         test=40,
         needs_epoch_features=False,
     )
-    got = estimate.cell_estimate(Cell(spec, "", "", None), found)
+    got = estimate.run_estimate(PlannedRun(spec, "", "", Path()), found)
     assert got.steps == 7 * num_batches(80, 50) == 14
     # Evaluations at 0, 3, 6 and 7, and full ones of the last and at most four more epochs.
     looks = 4 * (0.14 + 0.5) + (0.14 + 4.0) + 4 * (0.14 + 3.0)
@@ -235,7 +251,7 @@ def test_an_estimate_adds_up():
     assert got.disk == 5 * 1000
     assert got.checkpoint == 6 * 1000 + 900
     latched = replace(found, needs_epoch_features=True)
-    more = estimate.cell_estimate(Cell(spec, "", "", None), latched)
+    more = estimate.run_estimate(PlannedRun(spec, "", "", Path()), latched)
     assert more.seconds == pytest.approx(got.seconds + 7 * 80 * 0.001)
 
 
@@ -272,19 +288,19 @@ def test_a_loss_that_cannot_be_estimated_is_one_line(name, message, tiny, capsys
 
 
 def test_an_estimate_times_the_very_evaluation_of_a_run(monkeypatch):
-    """What a run reads in training comes from one place, and an estimate calls it."""
+    """What a run measures in training comes from one place, and an estimate calls it."""
     calls = []
 
     def counted(*arguments):
-        read = reader(*arguments)
-        return lambda encoder: calls.append(encoder) or read(encoder)
+        measure = along(*arguments)
+        return lambda encoder: calls.append(encoder) or measure(encoder)
 
-    reader = methods.reader
-    monkeypatch.setattr(methods, "reader", counted)
+    along = estimate.evaluator_along
+    monkeypatch.setattr(estimate, "evaluator_along", counted)
     monkeypatch.setattr(estimate, "SECONDS", 0.0)
     spec = replace(TINY, ratio=0.5, training=CONFIG)
     data = prepare(spec, load(spec))
-    encoder = methods.find_method("ce").build(spec, data.sizes)
+    encoder = find_method("ce").build(spec, data.sizes)
     measurement = estimate.Measurement(spec, data, torch.device("cpu"), encoder)
     ours, theirs = multiprocessing.Pipe()
     ours.send(None)
@@ -306,7 +322,7 @@ def test_tensorboard_gets_the_history_of_a_run(tmp_path):
         reason="needs the extra tensorboard",
     )
     spec = replace(TINY, validation=0.2, training=CONFIG)
-    record = run(spec, tmp_path / "run", Machine("cpu", tensorboard=True))
+    record = run(spec, tmp_path / "run", Machine("cpu", tensorboard=True)).record
     written = events.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     written.Reload()
     for tag in ("train/lr", "train/loss", "train/cross_entropy"):

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from mcr2.rates import rate_reduction, shift_invariant_rate_reduction
-from mcr2.redunet import MEMBERSHIPS, STORES, RandomFilters, ReduNet
+from mcr2.redunet import STORES, RandomFilters, ReduNet
+from mcr2.redunet.network import MEMBERSHIPS
 
 SHAPES = [(6,), (23,), (40,), (3, 5), (2, 6), (4, 1), (3, 4, 5), (2, 3, 4), (30, 2, 2), (3, 1, 1)]
 
@@ -132,12 +133,14 @@ def test_rate_reduction_grows_at_every_layer_along_its_gradient(shape):
     assert all(b > a for a, b in itertools.pairwise(values))
 
 
-@pytest.mark.parametrize("shape", [(3, 6), (2, 7), (2, 4, 5), (3, 6, 4)])
-@pytest.mark.parametrize("lifted", [False, True])
+@pytest.mark.parametrize(
+    "shape, lifted",
+    [((3, 6), False), ((2, 7), False), ((2, 4, 5), False), ((2, 4, 5), True), ((3, 6, 4), True)],
+)
 def test_a_shift_of_the_input_shifts_the_output(shape, lifted):
     X, labels = samples(shape, dtype=torch.float32)
     dims = len(shape) - 1
-    lifting = RandomFilters(shape[0], 5, dims=dims) if lifted else None
+    lifting = RandomFilters(shape[0], 5) if lifted else None
     net = ReduNet(layers=4, lam=20.0, lifting=lifting).fit(X, labels)
     Z = net(X)
     shifts, axes = (1, 2)[:dims], (2, 3)[:dims]
@@ -145,17 +148,6 @@ def test_a_shift_of_the_input_shifts_the_output(shape, lifted):
     assert Z.shape == (len(X), 5 if lifted else shape[0], *shape[1:])
     assert float((moved - Z.roll(shifts, axes)).abs().max()) < 1e-5
     assert float((moved - Z).abs().max()) > 1e-2
-
-
-@pytest.mark.parametrize("extra", [(1,), (1, 1)])
-@pytest.mark.parametrize("d", [6, 40])
-def test_signals_of_one_position_are_vectors_exactly(extra, d):
-    X, labels = samples((d,))
-    flat = ReduNet(layers=3, lam=2.0).fit(X, labels)
-    signals = X.view(*X.shape, *extra)
-    net = ReduNet(layers=3, lam=2.0).fit(signals, labels)
-    assert torch.equal(net(signals).view(X.shape), flat(X))
-    assert net.history == flat.history
 
 
 @pytest.mark.parametrize("membership", MEMBERSHIPS)
@@ -184,7 +176,7 @@ def fit(m, store):
     ReduNet(layers=1).fit(X, torch.arange(m) % 2, store=store)
 
 fit(2000, "disk")
-for store in ("disk", "recompute", "memory"):
+for store in ("disk", "memory"):
     before = peak()
     fit(150_000, store)
     print(peak() - before)
@@ -196,18 +188,9 @@ def test_memory_is_set_by_the_batch_where_features_are_not_kept():
     features = 150_000 * 64 * 4 / 2**20
     command = [sys.executable, "-c", MEASURE]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    disk, recomputed, memory = map(float, told.split())
+    disk, memory = map(float, told.split())
     assert disk < features / 4
-    assert recomputed < features / 4
     assert memory > features * 0.7
-
-
-def test_the_order_of_samples_changes_nothing():
-    X, labels = samples((6,))
-    order = torch.randperm(len(X), generator=torch.Generator().manual_seed(1))
-    one = ReduNet(layers=3, lam=2.0).fit(X, labels)
-    other = ReduNet(layers=3, lam=2.0).fit(X[order], labels[order])
-    torch.testing.assert_close(other(X), one(X), atol=1e-10, rtol=0)
 
 
 @pytest.mark.parametrize("counts", [(30, 30), (3, 2)])
@@ -223,31 +206,31 @@ def test_few_samples_a_class_are_kept_as_factors(counts):
 @pytest.mark.parametrize("shape", [(8,), (40,), (3, 6), (2, 4, 5)])
 def test_a_state_is_the_network(shape, tmp_path):
     X, labels = samples(shape, dtype=torch.float32)
-    lifting = RandomFilters(shape[0], 3, dims=1, seed=4) if len(shape) == 2 else None
-    net = ReduNet(layers=3, lam=5.0, lifting=lifting).fit(X, labels)
+
+    def lifting(seed):
+        return RandomFilters(shape[0], 3, seed=seed) if len(shape) == 3 else None
+
+    net = ReduNet(layers=3, lam=5.0, lifting=lifting(4)).fit(X, labels)
     save_file(net.state_dict(), tmp_path / "net.safetensors")
-    again = ReduNet(
-        lam=5.0, lifting=RandomFilters(shape[0], 3, dims=1, seed=9) if lifting else None
-    )
+    again = ReduNet(lam=5.0, lifting=lifting(9))
     again.load_state_dict(load_file(tmp_path / "net.safetensors"))
     assert torch.equal(again(X), net(X))
     assert torch.equal(again.to(memory_format=torch.channels_last)(X), net(X))
     # Over another network's state, and moved to another precision.
-    fresh = RandomFilters(shape[0], 3, dims=1) if lifting else None
-    other = ReduNet(layers=1, lam=5.0, lifting=fresh).fit(X[..., :4], labels)
+    other = ReduNet(layers=1, lam=5.0, lifting=lifting(0)).fit(X[..., :4], labels)
     other.load_state_dict(net.state_dict())
     torch.testing.assert_close(other.double()(X).float(), net(X), atol=1e-4, rtol=0)
     missing = {k: v for k, v in net.state_dict().items() if k != "layers.1.expansion"}
     with pytest.raises(RuntimeError, match=r"layers\.1\.expansion"):
-        ReduNet(lam=5.0, lifting=lifting).load_state_dict(missing)
+        ReduNet(lam=5.0, lifting=lifting(4)).load_state_dict(missing)
 
 
 def test_a_state_of_another_precision_takes_its_lifting_along(tmp_path):
     for fitted, loaded in ((torch.float64, torch.float32), (torch.float32, torch.float64)):
-        X, labels = samples((2, 6), dtype=fitted)
-        net = ReduNet(layers=2, lam=5.0, lifting=RandomFilters(2, 3, dims=1, seed=4)).fit(X, labels)
+        X, labels = samples((2, 4, 6), dtype=fitted)
+        net = ReduNet(layers=2, lam=5.0, lifting=RandomFilters(2, 3, seed=4)).fit(X, labels)
         save_file(net.state_dict(), tmp_path / "net.safetensors")
-        again = ReduNet(lam=5.0, lifting=RandomFilters(2, 3, dims=1, seed=9).to(loaded))
+        again = ReduNet(lam=5.0, lifting=RandomFilters(2, 3, seed=9).to(loaded))
         again.load_state_dict(load_file(tmp_path / "net.safetensors"))
         assert again.lifting.weight.dtype == fitted
         assert torch.equal(again(X), net(X))
@@ -330,18 +313,10 @@ def test_edges_are_handled():
         (ValueError, "eps_sq is -1", {"eps_sq": -1}),
         (ValueError, "lam is -1", {"lam": -1}),
         (TypeError, "lam must be a number", {"lam": "1"}),
-        (
-            ValueError,
-            "unknown membership 'true'; choose from estimated, given",
-            {"membership": "true"},
-        ),
+        (ValueError, "'true'; choose from estimated, given", {"membership": "true"}),
         (ValueError, "patience is 0", {"patience": 0}),
         (TypeError, "patience must be an integer, not bool", {"patience": True}),
-        (
-            ValueError,
-            "unknown fft_norm 'forward'; choose from backward, ortho",
-            {"fft_norm": "forward"},
-        ),
+        (ValueError, "'forward'; choose from backward, ortho", {"fft_norm": "forward"}),
     ],
 )
 def test_settings_are_checked(error, message, setting):
@@ -350,43 +325,28 @@ def test_settings_are_checked(error, message, setting):
 
 
 def test_what_is_fitted_is_checked():
-    X, labels = samples((6,))
-    net = ReduNet(layers=1)
+    X, y = samples((6,))
+    net, small = ReduNet(layers=1), ReduNet(layers=1).fit(X, y)
     with pytest.raises(RuntimeError, match="no layers yet"):
         net(X)
-    with pytest.raises(TypeError, match=r"X must be a floating tensor .*, not a torch.int64"):
-        net.fit(labels, labels)
-    with pytest.raises(ValueError, match=r"X has shape \(6,\)"):
-        net.fit(X[0], labels)
-    with pytest.raises(ValueError, match=r"labels has shape \(19,\); it must be \(20,\)"):
-        net.fit(X, labels[1:])
-    with pytest.raises(TypeError, match="labels must be integers, one a sample"):
-        net.fit(X, torch.eye(3, dtype=X.dtype)[labels])
-    with pytest.raises(ValueError, match="labels run from 0 to 2; with 2 classes"):
-        net.fit(X, labels, num_classes=2)
-    with pytest.raises(ValueError, match="labels run from -1 to 1"):
-        net.fit(X, labels - 1)
-    with pytest.raises(ValueError, match="batch_size is 0"):
-        net.fit(X, labels, batch_size=0)
-    with pytest.raises(TypeError, match="batch_size must be an integer, not bool"):
-        net.fit(X, labels, batch_size=True)
-    for bad in (X.to_sparse(), X.to("meta"), X.to(torch.float8_e5m2), "X"):
-        with pytest.raises(TypeError, match="X must be a floating tensor"):
-            net.fit(bad, labels)
-    with pytest.raises(ValueError, match="choose from memory, disk, recompute"):
-        net.fit(X, labels, store="cloud")
-    for bad in (torch.nan, torch.inf):
-        with pytest.raises(ValueError, match="X must be finite"):
-            net.fit(torch.where(torch.arange(6) == 2, bad, X), labels)
-    net.fit(X, labels)
-    with pytest.raises(ValueError, match=r"X has shape \(20, 5\)"):
-        net(X[:, 1:])
-    with pytest.raises(ValueError, match="layers is 2; it must be between 0 and 1"):
-        net(X, layers=2)
-    with pytest.raises(TypeError, match="layers must be an integer, not float"):
-        net(X, layers=1.5)
-    with pytest.raises(ValueError, match="X must be finite"):
-        net(X * torch.nan)
+    for error, message, call in (
+        (TypeError, "X must be a floating tensor .*, not a torch.int64", lambda: net.fit(y, y)),
+        (TypeError, "X must be a floating tensor .*, not a meta", lambda: net.fit(X.to("meta"), y)),
+        (ValueError, r"X has shape \(6,\)", lambda: net.fit(X[0], y)),
+        (ValueError, r"labels has shape \(19,\); it must", lambda: net.fit(X, y[1:])),
+        (TypeError, "labels must be integers", lambda: net.fit(X, torch.eye(3)[y])),
+        (ValueError, "labels run from 0 to 2; with 2", lambda: net.fit(X, y, num_classes=2)),
+        (ValueError, "labels run from -1 to 1", lambda: net.fit(X, y - 1)),
+        (ValueError, "batch_size is 0", lambda: net.fit(X, y, batch_size=0)),
+        (ValueError, "choose from memory, disk", lambda: net.fit(X, y, store="cloud")),
+        (ValueError, "X must be finite", lambda: net.fit(X / (torch.arange(6) != 2), y)),
+        (ValueError, "X must be finite", lambda: small(X * torch.nan)),
+        (ValueError, r"X has shape \(20, 5\)", lambda: small(X[:, 1:])),
+        (ValueError, "layers is 2; it must be between 0 and 1", lambda: small(X, layers=2)),
+        (TypeError, "layers must be an integer, not float", lambda: small(X, layers=1.5)),
+    ):
+        with pytest.raises(error, match=message):
+            call()
 
 
 @pytest.mark.parametrize("dtype, far", [(torch.float32, 36), (torch.float64, 300)])
@@ -397,8 +357,8 @@ def test_samples_of_any_size_are_projected(dtype, far):
         net = ReduNet(layers=3, lam=2.0).fit(X * scale, labels)
         torch.testing.assert_close(net(X), want(X), atol=1e-4, rtol=0)
         torch.testing.assert_close(want(X * scale), want(X), atol=1e-4, rtol=0)
-    signals, labels = samples((2, 6), dtype=dtype)
-    net = ReduNet(layers=1, lifting=RandomFilters(2, 3, dims=1))
+    signals, labels = samples((2, 4, 6), dtype=dtype)
+    net = ReduNet(layers=1, lifting=RandomFilters(2, 3))
     net.lifting.weight.mul_(100)
     with pytest.raises(ValueError, match="what the lifting made must be finite"):
         net.fit(signals / signals.abs().max() * (0.99 * torch.finfo(dtype).max), labels)
@@ -458,25 +418,22 @@ def test_features_behind_several_layers_come_in_one_pass():
 
 
 def test_liftings_are_checked_and_convolve_circularly():
-    lift = RandomFilters(2, 4, kernel_size=3, dims=1, seed=3)
-    X, _ = samples((2, 7), dtype=torch.float32)
-    want = np.zeros((len(X), 4, 7))
-    for i, z in enumerate(X.numpy()):
-        for f, filters in enumerate(lift.weight.numpy()):
-            for t in range(7):
-                want[i, f, t] = sum(
-                    filters[c, j] * z[c, (t + j - 1) % 7] for c in range(2) for j in range(3)
-                )
+    lift = RandomFilters(2, 4, kernel_size=3, seed=3)
+    X, _ = samples((2, 5, 7), dtype=torch.float32)
+    # Filter entry (i, j) meets the image moved by as much: a sum over all circular shifts.
+    want = sum(
+        np.einsum("fc,mchw->mfhw", lift.weight[..., i, j], X.roll((1 - i, 1 - j), (2, 3)))
+        for i, j in itertools.product(range(3), repeat=2)
+    )
     np.testing.assert_allclose(lift(X), want.clip(min=0), atol=1e-5)
-    assert not torch.equal(lift.weight, RandomFilters(2, 4, dims=1, seed=4).weight)
-    with pytest.raises(ValueError, match=r"it must be \(m, 2, T\)"):
+    assert not torch.equal(lift.weight, RandomFilters(2, 4, seed=4).weight)
+    with pytest.raises(ValueError, match=r"it must be \(m, 2, H, W\)"):
         lift(X[:, :1])
     with pytest.raises(ValueError, match="a filter of side 3 is longer"):
         lift(X[:, :, :2])
     with pytest.raises(TypeError, match=r"kernel_size must be an integer, not float 2\.5"):
         RandomFilters(1, 2, kernel_size=2.5)
     for setting, message in (
-        ({"dims": 3}, "dims is 3"),
         ({"kernel_size": -1}, "kernel_size is -1"),
         ({"kernel_size": 2}, "kernel_size is 2; it must be odd"),
         ({"channels": 0}, "channels is 0"),

@@ -132,16 +132,6 @@ def test_no_piece_is_a_single_sample():
         gradient(net, loss, batch, replace(WHOLE, micro_batch=2))
 
 
-def test_an_odd_number_of_samples_in_pairs_leaves_none_alone():
-    # Batch normalisation refuses one sample; the last batch takes it in.
-    seen = Seen()
-    result = train(
-        network(), seen, Split(SPLIT.images[:7], SPLIT.labels[:7]), replace(WHOLE, batch_size=2)
-    )
-    assert result.reason is None
-    assert [len(labels) for labels, *_ in seen.seen] == [3, 2, 2] * 2
-
-
 class Live:
     """Bytes that graphs hold for the backward pass: how many now, how many at the most."""
 
@@ -350,9 +340,6 @@ class ReadsBack(TorchDispatchMode):
 
 class Silent(Objective):
     """A loss that reads nothing back: what is left is the trainer's."""
-
-    def _check_input(self, features, labels):
-        pass
 
     def loss(self, features, labels, context):
         return features.square().mean(), {"mean": features.mean()}

@@ -12,25 +12,19 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from experiments.runs.options import MachineOptions, check_file
+from experiments.runs.options import DataOptions, MachineOptions, check_file
 
 
 @dataclass(frozen=True)
 class Bench(MachineOptions):
-    """Options of every benchmark.
-
-    Attributes:
-        module: where its ``measure`` is.
-    """
+    """Options of every benchmark."""
 
     repeats: int | None = None
     """Times that each thing is measured, instead of the benchmark's own."""
     out: Path | None = None
     """JSON file for the figures."""
-
-    module: ClassVar[str] = ""
 
     def prepare(self) -> Callable[[], int]:
         """Check everything; measuring is left to do."""
@@ -42,7 +36,8 @@ class Bench(MachineOptions):
             checks.integer("repeats", self.repeats, 1)
         check_file(self.out, "--out")
         machine = Machine(self.device, self.threads)
-        rows = importlib.import_module(self.module).measure(self)
+        name = next(name for name, kind in BENCHES.items() if kind is type(self))
+        rows = importlib.import_module(f"experiments.bench.{name}").measure(self)
 
         def go() -> int:
             machine.configure_torch()
@@ -51,8 +46,8 @@ class Bench(MachineOptions):
                 found.append(row)
                 print_row(row, header=len(found) == 1 or list(row) != list(found[-2]))
             if self.out is not None:
-                head = {"bench": self.module.rpartition(".")[2], "threads": self.threads}
-                write_json(self.out, {**head, "environment": environment(), "rows": found})
+                head = {"bench": name, "threads": self.threads, "environment": environment()}
+                write_json(self.out, {**head, "rows": found})
             return 0
 
         return go
@@ -67,54 +62,34 @@ class FormBench(Bench):
 
 
 @dataclass(frozen=True)
-class RecipeBench(Bench):
+class RecipeBench(Bench, DataOptions):
     """Options of a benchmark of a recipe's steps."""
 
-    recipe: str = "quick"
-    """Whose steps to measure."""
     methods: tuple[str, ...] = ("ce", "mcr2")
     """Names, or path/to/file.py:Class, or package.module:Class of an Objective."""
-    dataset: str | None = None
-    """Name (see `mcr2 datasets`) or .npz file; the recipe's own by default."""
-    subset: int | None = None
-    """Training images to use, stratified by class."""
-    set: tuple[str, ...] = ()
-    """[METHOD.]FIELD=VALUE: any field of a run, its training or its objective."""
-    data_root: str | None = None
-    """Where data sets are looked for first."""
 
 
 class Step(RecipeBench):
     """Time a training step, its parts, and forward and backward of the network alone."""
 
-    module = "experiments.bench.step"
-
 
 class MicroBatch(RecipeBench):
     """Measure memory and time of micro-batches, and what they do to the gradient."""
-
-    module = "experiments.bench.micro_batch"
 
 
 class Rates(FormBench):
     """Time the coding rates beside plain forms of them."""
 
-    module = "experiments.bench.rates"
-
 
 class Metrics(FormBench):
     """Time the collapse metrics beside a plain form of them."""
-
-    module = "experiments.bench.metrics"
 
 
 class ReduNet(Bench):
     """Time the construction of a ReduNet's layer beside a plain form of it."""
 
-    module = "experiments.bench.redunet"
 
-
-#: Benchmarks by name.
+#: Benchmarks by name, that of their module.
 BENCHES: dict[str, type[Bench]] = {
     "step": Step,
     "micro_batch": MicroBatch,

@@ -6,13 +6,9 @@
 Two forms take turns in one process on float32 Gaussian clusters with a classifier:
 :func:`~mcr2.metrics.collapse.neural_collapse`, and :func:`plain`, two passes over all samples
 without a Python loop, with Σ_W and Σ_B as d × d matrices. Both take products over samples in
-float32, and class means and all that is made of them in float64; ours goes through the samples in
-pieces and checks what it is given.
-
-Samples near their class mean need no scores to be seen to agree on it, so that NC4 is cheaper
-where classes have collapsed: clusters are timed with a spread of 0.2 and of 1, that of the class
-means being 1 (tr Σ_W / tr Σ_B is 0.04 or 1). Memory is the growth of the resident set to its
-high-water mark in one call.
+float32, and class means and all that is made of them in float64. Class means have a spread of 1,
+samples about them one of 0.2 or 1. Memory is the growth of the resident set to its high-water mark
+in one call.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 
 One step's gradient of the whole batch, then in 2, 4 and 8 pieces, each in a process of its own,
 since a process's peak memory never falls; and the relative difference ‖g − g_whole‖ / ‖g_whole‖
-with batch normalisation evaluating (rounding) and training (each piece normalised by itself).
+with batch normalisation ``evaluating`` (rounding) and ``training`` (each piece by itself).
 """
 
 from __future__ import annotations
@@ -34,10 +34,6 @@ from mcr2.training import Encoder, backpropagate
 
 #: Pieces that a batch is cut into.
 PIECES = (1, 2, 4, 8)
-COLUMNS = (
-    *("method", "batch_size", "micro_batch", "seconds", "megabytes"),
-    *("evaluating", "training"),
-)
 
 
 def _gradients(
@@ -68,11 +64,7 @@ def _gradients(
 
 
 def measure(options: RecipeBench) -> Iterator[dict[str, Any]]:
-    """Check the options, and return what each number of pieces costs and what it changes.
-
-    ``evaluating`` and ``training`` are the gradients' relative differences to the whole batch's,
-    by what batch normalisation does.
-    """
+    """Check the options, and return what each number of pieces costs and what it changes."""
     machine = Machine(options.device, options.threads, options.data_root)
     specs = [spec for spec, _ in specs_for(options)]
 
@@ -89,7 +81,8 @@ def measure(options: RecipeBench) -> Iterator[dict[str, Any]]:
             apart = [
                 float((g - w).norm() / w.norm()) for g, w in zip(gradients, whole, strict=True)
             ]
-            values = (spec.method, batch, size, seconds, megabytes, *apart)
-            yield dict(zip(COLUMNS, values, strict=True))
+            row = {"method": spec.method, "batch_size": batch, "micro_batch": size}
+            row |= {"seconds": seconds, "megabytes": megabytes}
+            yield row | dict(zip(("evaluating", "training"), apart, strict=True))
 
     return rows()

@@ -2,10 +2,9 @@
 
     mcr2 bench redunet --threads 1
 
-Two layers on unit-norm Gaussian samples in balanced classes, float32, for images (m=100, 15 × 28 ×
-28, K=10) and vectors (m=2000, d=784, K=10): operators, features, and the rates before, between and
-behind them. ``plain`` follows the formulas in loops over frequencies and classes, with an explicit
-inverse and ``slogdet`` of every C × C matrix. Half a minute on one quiet core.
+Two layers on unit-norm Gaussian samples in balanced classes, float32: operators, features, and the
+rates before, between and behind them. ``plain`` follows the formulas in loops over frequencies and
+classes, with an explicit inverse and ``slogdet`` of every C × C matrix. Half a minute on one core.
 """
 
 from __future__ import annotations

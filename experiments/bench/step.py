@@ -5,11 +5,9 @@
 
 Between the steps of a real training run, parts are timed by themselves, so that all meet the same
 load: data (cutting and augmenting a batch), the objective with its gradient, the optimiser, and
-forward and backward of the network alone on a batch that stays where it is. The ratio is that of
-the step to the latter: 1 is a trainer that costs nothing.
-
-On one thread of a CPU the clock is the process's own CPU time, which other work on the machine
-stretches far less than the time on the wall.
+forward and backward of the network alone. The ratio is that of the step to the latter: 1 is a
+trainer that costs nothing. On one thread of a CPU the clock is the process's own CPU time, which
+other work on the machine stretches far less than the time on the wall.
 """
 
 from __future__ import annotations
@@ -35,6 +33,7 @@ from experiments.runs.prepare import Prepared, load, prepare
 from experiments.runs.recipes import find_recipe
 from experiments.runs.specs import RunSpec
 from experiments.runs.trained import Trained, feed_for
+from experiments.studies.engine import spec_fields
 from mcr2.objectives import Context, Objective
 from mcr2.training import Encoder, Interrupted, backpropagate, make_optimizer, train
 
@@ -53,20 +52,14 @@ class Sum(Objective):
 
 def clock_for(device: torch.device) -> Callable[[], float]:
     """Return what tells the time when the device has done what it was given."""
-    # Waiting for a device is no CPU time, and several threads wait for each other spinning.
     cpu = device.type == "cpu" and torch.get_num_threads() == 1
     return partial(synchronized, device, time.process_time if cpu else time.perf_counter)
 
 
 def build(spec: RunSpec, data: Prepared, device: torch.device) -> Encoder:
-    """Return a spec's network and objective on a device, as training begins with them.
-
-    Raises:
-        ValueError: a method that is not trained by steps.
-    """
+    """Return a spec's network and objective on a device, as training begins with them."""
     method = find_method(spec.method)
-    if not isinstance(method, Trained):
-        raise ValueError(f"{spec.method} is not trained by steps; there is none to measure")
+    assert isinstance(method, Trained)
     encoder = method.build(spec, data.sizes)
     encoder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return encoder
@@ -84,9 +77,8 @@ def time_step(
         network = torch.compile(network, dynamic=False)  # type: ignore[assignment]
     optimizer = make_optimizer(replace(config, lr=0.0), other.backbone, objective)
     split, feed = data.train.to(device), feed_for(spec, data)
-    fed = itertools.chain.from_iterable(
-        feed.epoch(split, config.batch_size, epoch) for epoch in itertools.count()
-    )
+    epochs = (feed.epoch(split, config.batch_size, epoch) for epoch in itertools.count())
+    fed = itertools.chain.from_iterable(epochs)
     batch = next(fed)
     raw = torch.randn(len(batch.labels), spec.feature_dim, device=device)
     costless = Sum(data.sizes.num_classes)
@@ -129,14 +121,15 @@ def time_step(
 
 def specs_for(options: RecipeBench) -> list[tuple[RunSpec, Prepared]]:
     """Return one spec a method, checked as a study would check it, with its data."""
-    recipe = find_recipe(options.recipe)
-    fields = {"dataset": options.dataset or recipe.base.dataset, "subset": options.subset}
+    recipe, fields = find_recipe(options.recipe), spec_fields(options)
     specs = grid(recipe, options.methods, [0.0], [0], fields=fields, settings=options.set)
     found = {spec.method: spec for spec in reversed(specs)}
     loaded = load(specs[0], options.data_root)
     pairs = [(found[name], prepare(found[name], loaded)) for name in options.methods]
     for spec, data in pairs:
         find_method(spec.method).check(spec, data.sizes)
+        if not find_method(spec.method).trained:
+            raise ValueError(f"{spec.method} is not trained by steps; there is none to measure")
     return pairs
 
 

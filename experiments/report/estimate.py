@@ -42,26 +42,14 @@ def _bytes(count: float | None) -> str:
 
 
 def _row(spec: RunSpec, group: Sequence[RunEstimate]) -> tuple[str, ...]:
-    one = group[0]
-    return (
-        spec.method,
-        spec.backbone,
-        ", ".join(rules_for(spec)),
-        str(len(group)),
-        str(one.steps),
-        _time(max(each.seconds for each in group)),
-        _bytes(one.memory),
-        _bytes(max(each.disk for each in group)),
-        _bytes(one.checkpoint),
-    )
+    one, seconds = group[0], _time(max(each.seconds for each in group))
+    held = (one.memory, max(each.disk for each in group), one.checkpoint)
+    named = (spec.method, spec.backbone, ", ".join(rules_for(spec)))
+    return (*named, str(len(group)), str(one.steps), seconds, *map(_bytes, held))
 
 
 def report_estimate(planned: Sequence[PlannedRun], jobs: int, machine: Machine) -> str:
-    """Measure what the runs that are not finished yet will take, and say it.
-
-    Raises:
-        ValueError: a method that could not be measured, and what it raised.
-    """
+    """Measure what the runs that are not finished yet will take, and say it."""
     left = [one for one in planned if complete(one) is None]
     if not left:
         return f"all {len(planned)} runs are finished: nothing is left to spend"

@@ -4,8 +4,7 @@
 
 Each method takes real training steps; beside them the network is timed on a part of the images,
 and a run's evaluations on features of the study's size. As many processes measure at a time as the
-study would run, and each takes steps until all have measured: what is timed shares the machine as
-it will in the study.
+study would run, each taking steps until all have measured: they share the machine as it will.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ from functools import partial
 from itertools import cycle, islice
 from multiprocessing.connection import Connection
 from statistics import mean
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from experiments.runs.executors import process_context
 from experiments.runs.machine import Machine
@@ -61,8 +60,7 @@ class Probe:
     needs_epoch_features: bool
 
 
-@dataclass(frozen=True)
-class RunEstimate:
+class RunEstimate(NamedTuple):
     """One run: its seconds, and its bytes in memory, on disk when over, and while it goes on."""
 
     planned: PlannedRun
@@ -84,8 +82,8 @@ def run_estimate(planned: PlannedRun, found: Probe) -> RunEstimate:
         # In proportion to its samples: the same batch size cuts other splits into other batches.
         + found.step * config.epochs * train / found.batch
         + evaluations * (look + found.evaluation)
-        + (look + (found.final if "last" in served else found.selected))
-        + (len(served) - 1) * (look + found.selected)
+        + len(served) * (look + found.selected)
+        + ("last" in served) * (found.final - found.selected)
         + found.needs_epoch_features * config.epochs * train * found.image
     )
     steps, disk = config.epochs * num_batches(train, config.batch_size), len(served) * found.weights
@@ -93,24 +91,16 @@ def run_estimate(planned: PlannedRun, found: Probe) -> RunEstimate:
     return RunEstimate(planned, steps, seconds, found.memory, disk, checkpoint)
 
 
-class _Pretender:
+class _Noise(nn.Module):
     """Features of the right size at next to no cost, so that their evaluation can be timed."""
 
-    training = False
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
 
-    def __init__(self, encoder: Encoder, dim: int) -> None:
-        self.encoder, self.dim = encoder, dim
-
-    def __call__(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(0)
-        features = torch.randn(len(images), self.dim, generator=generator).to(images.device)
-        return self.encoder.objective.embed(features)
-
-    def train(self, mode: bool = True) -> None:
-        pass
-
-    def classifier(self) -> Any:
-        return self.encoder.classifier()
+        return torch.randn(len(images), self.dim, generator=generator).to(images.device)
 
 
 def synchronized(device: torch.device, clock: Callable[[], float] = time.perf_counter) -> float:
@@ -170,7 +160,7 @@ class Measurement:
         """Measure what the run does beside its steps; those and its start are measured."""
         spec, data, device, encoder = self.spec, self.data, self.device, self.encoder
         readout = readout_for(spec, find_method(spec.method))
-        pretender = _Pretender(encoder, spec.feature_dim)
+        pretender = Encoder(_Noise(spec.feature_dim), encoder.objective)
         along = evaluator_along(replace(spec, layers=()), data, readout, device)
         some = data.train.images[:IMAGES].to(device)
         full = partial(evaluate_fully, pretender, spec, data, readout, device)
@@ -208,9 +198,7 @@ def _measured_as(spec: RunSpec) -> RunSpec:
     return replace(spec, ratio=0.0, seed=0, streams=Streams(), validation=0.0, selections=None)
 
 
-def _measure(
-    connection: Connection, saved: dict[str, Any], machine: Machine, launched: float
-) -> None:
+def _measure(connection: Connection, saved: Any, machine: Machine, launched: float) -> None:
     """Measure one spec in a process of its own, and go on taking steps until it is ended."""
     try:
         device, spec = machine.configure_torch(), from_dict(saved)
@@ -225,9 +213,9 @@ def _measure(
         connection.send(f"{type(error).__name__}: {error}".splitlines()[0])
 
 
-def _answer(connection: Connection, spec: RunSpec) -> Probe | None:
+def _answer(connection: Connection, spec: RunSpec) -> Any:
     try:
-        answer: Probe | str | None = connection.recv()
+        answer = connection.recv()
     except EOFError:
         answer = "its process was ended from outside; perhaps memory ran out"
     if isinstance(answer, str):
@@ -235,7 +223,7 @@ def _answer(connection: Connection, spec: RunSpec) -> Probe | None:
     return answer
 
 
-def _together(specs: Sequence[RunSpec], machine: Machine) -> list[Probe | None]:
+def _together(specs: Sequence[RunSpec], machine: Machine) -> list[Probe]:
     """Measure specs at the same time, each in a process whose peak memory is its own."""
     context, workers = process_context(), []
     try:
@@ -261,23 +249,16 @@ def _together(specs: Sequence[RunSpec], machine: Machine) -> list[Probe | None]:
 def estimate(
     planned: Sequence[PlannedRun], jobs: int, machine: Machine
 ) -> list[RunEstimate | None]:
-    """Measure and return what each run will take; None for a method that takes no steps.
-
-    A method that cannot be measured raises ValueError, and says why.
-    """
+    """Measure and return what each run will take; None for a method that takes no steps."""
     wanted: dict[RunSpec, float] = {}
-    for one in planned:
-        if find_method(one.spec.method).trained:
-            key = _measured_as(one.spec)
-            wanted[key] = max(wanted.get(key, 0.0), one.spec.ratio)
+    for spec in (one.spec for one in planned if find_method(one.spec.method).trained):
+        wanted[_measured_as(spec)] = max(wanted.get(_measured_as(spec), 0.0), spec.ratio)
     at_once = min(jobs, len(planned))
     # Some are measured twice, so that at all times as many share the machine as in the study.
     queue = list(islice(cycle(wanted), -(-len(wanted) // at_once) * at_once))
-    # What starts processes is started before them, as a study does it once.
-    first = process_context().Process(target=time.time)
-    first.start()
-    first.join()
-    found: dict[RunSpec, Probe | None] = {}
+    with process_context().Pool(1):  # starts what starts processes, as a study does it once
+        pass
+    found: dict[RunSpec, Probe] = {}
     for i in range(0, len(queue), at_once):
         keys = queue[i : i + at_once]
         # With as many wrong labels as a run will have: they are evaluated apart from the others.

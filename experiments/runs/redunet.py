@@ -19,22 +19,12 @@ from mcr2.data import Split, to_float
 from mcr2.redunet import STORES, LayerRates, RandomFilters, ReduNet
 
 
-# How the defaults were chosen: digits as vectors, noisy validation accuracy at ratio 0.2 by nearest
-# subspace with 3 components, mean of seeds 0 and 1 (standard error of every figure: 0.02), after
-# every tenth of 100 layers, for η 0.1 and 0.5, ε² 0.1, 0.5 and 2, λ 1, 20 and 500. Pixels: 0.792;
-# the best: 0.830, by the settings of Chan et al. (2022) after 20 layers, and by η = 0.1 after
-# 100. λ = 1 hardly estimates membership (0.747), at ε² = 2 little moves (0.799). Of seven settings
-# for images lifted to 8 channels (lifted pixels 0.778), η = 2, ε² = 0.01, 10 layers had 0.812.
 @dataclass(frozen=True)
 class ReduNetOptions:
-    """A spec's options for ReduNet: those of :class:`mcr2.redunet.ReduNet`, and what surrounds it.
+    """A spec's options: those of :class:`mcr2.redunet.ReduNet` and its ``fit``, and its lifting.
 
-    Attributes:
-        layers, eta, eps_sq, lam, membership, fft_norm: of the network.
-        lifting: channels that random filters make of an image, constructed as shift-invariant;
-            0 takes the pixels as one vector.
-        kernel_size: side of those filters.
-        store: where features are during construction: ``"memory"``, ``"disk"``, ``"recompute"``.
+    ``lifting`` channels are made of an image by random filters of side ``kernel_size``, constructed
+    as shift-invariant; 0 takes the pixels as one vector.
     """
 
     layers: int = 20
@@ -104,15 +94,12 @@ def make_encoder(spec: RunSpec, in_channels: int, patience: int | None = None) -
     lifting = None
     if channels := checks.integer("lifting", settings.pop("lifting"), 0):
         seed = spec.streams.seeds(spec.seed)["backbone"]
-        lifting = RandomFilters(in_channels, channels, kernel_size=side, dims=2, seed=seed)
+        lifting = RandomFilters(in_channels, channels, kernel_size=side, seed=seed)
     return ReduNetEncoder(ReduNet(**settings, lifting=lifting, patience=patience))
 
 
 def check(spec: RunSpec, in_channels: int, height: int, width: int) -> None:
-    """Refuse options that no network can be constructed with of images of this size.
-
-    An ε² too small for the samples is not among them: it shows in the construction only.
-    """
+    """Refuse options that no network of images of this size can be constructed with."""
     lifting = make_encoder(spec, in_channels).network.lifting
     if isinstance(lifting, RandomFilters) and lifting.kernel_size > min(height, width):
         size, side = f"{height} × {width}", lifting.kernel_size

@@ -67,7 +67,7 @@ from mcr2.selection import SELECTIONS, make_selection
 from mcr2.training import Progress
 
 SPEC = "spec.json"
-CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT = "checkpoint.pt"
 PROGRESS = "progress.json"
 ERROR = "error.txt"
 

@@ -1,8 +1,9 @@
 """Objectives: what a network is trained for, as modules that score features against labels.
 
 :class:`Objective` is the contract. An objective never sees images or the backbone, so that one
-class serves every network and every way of batching; the mathematics of rates lives in
-:mod:`mcr2.rates`.
+class serves every network and every way of batching; rates live in :mod:`mcr2.rates`.
+All raise TypeError for an argument that is not a number of its kind, and ValueError for one out of
+its range or, when called, for features that are not finite or of another d.
 
     base.py          the contract
     rates.py         RateReduction, the MCR² loss; TotalCodingRate, its expansion alone

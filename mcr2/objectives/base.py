@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,24 +36,17 @@ class Objective(nn.Module, ABC):
     """The contract between a loss and everything that trains or evaluates a network with it.
 
     A new loss is one subclass with one method, :meth:`loss`; the others have defaults. It is
-    called as ``objective(features, labels, context)``. Its constructor takes ``num_classes`` and,
-    where it names them, ``feature_dim`` (d) and ``num_samples`` (N, for state kept per sample):
-    a study passes by name whichever of the three the signature asks for; every further argument
-    needs a default. Parameters are trained with the backbone; parameters and buffers are saved
-    with it.
+    called as ``objective(features, labels, context)``. Its constructor takes ``num_classes`` (K, at
+    least 2) and, where it names them, ``feature_dim`` (d) and ``num_samples`` (N, for state kept
+    per sample): a study passes by name whichever of the three the signature asks for; every further
+    argument needs a default. Parameters are trained with the backbone, and saved with it as buffers
+    are.
 
     Class attributes:
         additive: the loss is a mean over samples, so that the mean over micro-batches is the
             loss of the batch. Rates are not.
         readout: name of the classifier on features that accuracy is reported with by default,
             ``"head"`` for the objective's own.
-
-    Args:
-        num_classes: K, at least 2.
-
-    Raises:
-        TypeError: ``num_classes`` is not an integer.
-        ValueError: ``num_classes`` is below 2.
 
     Example:
         >>> class Centre(Objective):
@@ -82,11 +74,6 @@ class Objective(nn.Module, ABC):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Score features against labels that :meth:`forward` has checked.
 
-        Args:
-            features: what :meth:`embed` returned, ``(m, d)``.
-            labels: integers in [0, num_classes), ``(m,)``.
-            context: the step, for losses with schedules or state per sample.
-
         Returns:
             The scalar to minimise, and named scalars for the log. The trainer reads them once an
             evaluation, so leave them as tensors: a ``float(...)`` here waits for the device.
@@ -95,15 +82,12 @@ class Objective(nn.Module, ABC):
     def forward(
         self, features: Tensor, labels: Tensor, context: Context | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Check the input, call :meth:`loss`, check what it returned.
+        """Return the loss ``()`` and its terms, detached, both ``()``; check what goes in and out.
 
         Args:
             features: what :meth:`embed` returned, ``(m, d)``, floating.
             labels: integers in [0, num_classes), ``(m,)``, on the features' device.
             context: the step; an empty one by default.
-
-        Returns:
-            The loss, shape ``()``, and its terms as detached tensors of shape ``()``.
 
         Raises:
             TypeError: features or labels of the wrong kind; or the loss returned something else
@@ -135,20 +119,13 @@ class Objective(nn.Module, ABC):
         return loss, {key: torch.as_tensor(value).detach() for key, value in terms.items()}
 
     def embed(self, raw: Tensor) -> Tensor:
-        """Turn raw features ``(m, d)`` into those that are scored and evaluated; here as they are.
-
-        Raises:
-            TypeError: ``raw`` is not a floating tensor.
-            ValueError: ``raw`` is not of shape ``(m, d)``.
-        """
+        """Turn raw features ``(m, d)`` into those that are scored and evaluated; here as is."""
         return checks.floating("raw features", raw, "m", "d", finite=False)
 
     def on_epoch(self, features: Tensor, labels: Tensor) -> None:
         """Latch state before an epoch; overriding this makes the trainer provide the features.
 
-        Args:
-            features: of all training samples, in the split's order, ``(N, d)``, no gradient.
-            labels: those trained on, ``(N,)``.
+        They are ``(N, d)``, of all training samples in the split's order, without gradient.
         """
 
     @property
@@ -156,27 +133,13 @@ class Objective(nn.Module, ABC):
         """Whether :meth:`on_epoch` does anything: nobody computes features that nobody wants."""
         return type(self).on_epoch is not Objective.on_epoch
 
-    def membership(self) -> Tensor | None:
-        """Return what the objective has come to believe of the training labels, or None.
-
-        An objective that refines labels returns a matrix ``(N, K)`` in the training split's order,
-        rows not negative and summing to one.
-        """
-        return None
-
     def classifier(self) -> tuple[Tensor, Tensor | None] | None:
         """Return the objective's own linear head, weight ``(K, d)`` and bias ``(K,)``, or None."""
         return None
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Return optimiser groups; ``{"params": [...], "weight_decay": 0.0}`` exempts its own."""
-        parameters = list(self.parameters())
-        return [{"params": parameters}] if parameters else []
-
-    def extra_repr(self) -> str:
-        """Name the constructor's plain arguments in ``repr``."""
-        values = {k: getattr(self, k, None) for k in inspect.signature(type(self)).parameters}
-        return ", ".join(f"{k}={v}" for k, v in values.items() if isinstance(v, int | float | str))
+        return [{"params": list(self.parameters())}]
 
 
 class UnitNormObjective(Objective):

@@ -23,10 +23,6 @@ class OrthogonalLowRank(UnitNormObjective):
         num_classes: K, at least 2.
         delta: δ, the norm below which a class is not compressed; not negative.
 
-    Raises:
-        TypeError: an argument that is not a number.
-        ValueError: an argument that is out of its range; in a call, features that are not finite.
-
     Reference: Lezama, Qiu, Musé & Sapiro (2018), "OLÉ: Orthogonal Low-rank Embedding, A Plug and
     Play Geometric Loss for Deep Learning", equation 4. There it stands beside cross-entropy, with
     a weight; here it is the whole loss.
@@ -62,13 +58,10 @@ class OrthogonalLowRank(UnitNormObjective):
 def nuclear_norm(Z: Tensor) -> Tensor:
     """Return ‖Z‖_*, the sum of singular values, with a subgradient that small ones do not enter.
 
-    Where Z = U diag(σ) Vᵀ has full rank the gradient is U Vᵀ. Where it has not, that is one of
-    many subgradients, and its part in the null space is whatever the decomposition happened to
-    return. Singular values below max(m, d) · u · σ_max, u the unit of rounding, count as zero here,
-    and the subgradient is U Vᵀ over the others: of all subgradients the smallest.
-
-    Args:
-        Z: ``(m, d)``, floating, finite.
+    Where Z = U diag(σ) Vᵀ, ``(m, d)``, has full rank the gradient is U Vᵀ; where not, its part in
+    the null space is whatever the decomposition happened to return. So singular values below
+    max(m, d) · u · σ_max, u the unit of rounding, count as zero, and the subgradient is U Vᵀ over
+    the others: of all subgradients the smallest.
 
     Example:
         >>> Z = torch.tensor([[3.0, 0.0], [0.0, 0.0]], requires_grad=True)

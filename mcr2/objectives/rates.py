@@ -22,10 +22,6 @@ class RateReduction(UnitNormObjective):
         gamma1: γ₁, scales the matrix inside the total rate; positive.
         gamma2: γ₂, weighs the total rate; positive.
 
-    Raises:
-        TypeError: an argument that is not a number.
-        ValueError: an argument that is out of its range.
-
     Reference: Yu et al. (2020), Section 2.2; γ₁ and γ₂ as in its published experiments.
 
     Example:
@@ -53,8 +49,7 @@ class RateReduction(UnitNormObjective):
         expansion, rates = rate_reduction_with_expansion(
             features, labels, gamma=self.gamma1, num_classes=K, eps_sq=eps_sq
         )
-        names = ("rate", "compressed_rate", "reduction")
-        terms = {name: getattr(rates, name) for name in names}
+        terms = {name: getattr(rates, name) for name in ("rate", "compressed_rate", "reduction")}
         return rates.compressed_rate - self.gamma2 * expansion, terms
 
 
@@ -71,10 +66,6 @@ class TotalCodingRate(UnitNormObjective):
     Args:
         num_classes: K, at least 2; not used.
         eps_sq: ε², the squared distortion; positive.
-
-    Raises:
-        TypeError: an argument that is not a number.
-        ValueError: an argument that is out of its range.
 
     Reference: Li, Chen, LeCun & Sommer (2022), "Neural Manifold Clustering and Embedding",
     Section 3; Tong, Chen, Ma & LeCun (2023), "EMP-SSL", Section 3.

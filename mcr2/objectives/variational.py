@@ -18,26 +18,20 @@ class VariationalRateReduction(UnitNormObjective):
         R_k = ½ logdet(I + c S_k) = min over (U, a) of ½ Σ_l log(1 + c a_l)
               subject to Σ_l a_l u_l u_lᵀ = S_k, ‖u_l‖ = 1, a_l ≥ 0,
 
-    for a dictionary U of any size, attained at the eigenvectors and eigenvalues of S_k. A penalty
-    stands for the constraint, and the loss is
+    attained at the eigenvectors and eigenvalues of S_k. A penalty stands for the constraint, and
+    the loss is
 
         −R(Z) + Σ_k n_k/m [½ Σ_l log(1 + c a_kl) + λ/2 ‖S_k − Σ_l a_kl u_kl u_klᵀ‖²_F]
 
     minimised over features, dictionary and coefficients in turn. For given features the bracket is
-    smallest at the eigenvectors of S_k, with eigenvalues shrunken as by :func:`shrink`. There it
-    is the Moreau envelope of R_k: below R_k, equal to it in the limit of large λ, and its gradient
-    is what compresses the class. Dictionary and coefficients come to that minimiser
+    smallest at the eigenvectors of S_k, with eigenvalues shrunken as by :func:`shrink`: the Moreau
+    envelope of R_k, equal to R_k in the limit of large λ. Dictionary and coefficients come to that
+    minimiser exactly when they are *latched*, for all training features, before the first epoch and
+    then every ``latch_every`` epochs; and at every step in training mode by one step of subspace
+    iteration and a Rayleigh-Ritz rotation towards the eigenvectors of the batch's S_k.
 
-    - exactly when they are *latched*, for all training features, before the first epoch and then
-      every ``latch_every`` epochs;
-    - at every step in training mode by one step of subspace iteration and a Rayleigh-Ritz rotation
-      towards the eigenvectors of the batch's S_k. In evaluation mode they stay as they are.
-
-    They are buffers: saved with the network, and out of reach of weight decay and momentum.
-    Departures from the paper: every class has ``components`` atoms of its own, as the minimiser
-    uses no others; S_k is divided by n_k, or λ would mean something else for every batch size;
-    dictionary and coefficients take no gradient steps, which are stiff by λ and lag or overshoot;
-    and latching shrinks, since at the eigenvalues themselves nothing compresses.
+    They are buffers: saved with the network, and out of reach of weight decay and momentum. Where
+    this departs from the paper, and why, stands in docs/objectives.md.
 
     Its terms: ``rate`` R, ``bound`` Σ_k n_k/m ½ Σ_l log(1 + c a_kl), ``mismatch``
     Σ_k n_k/m ‖S_k − Σ_l a_kl u_kl u_klᵀ‖²_F.
@@ -46,15 +40,9 @@ class VariationalRateReduction(UnitNormObjective):
         num_classes: K, at least 2.
         feature_dim: d.
         eps_sq: ε², the squared distortion; positive.
-        penalty: λ; positive. An eigenvalue σ with log(1 + c σ) > λ σ² has coefficient zero, and
-            is compressed by λ σ²/2 rather than by its logarithm.
-        components: atoms of a class; at most d are used. Energy outside of them is compressed by
-            the penalty alone.
+        penalty: λ; positive. An eigenvalue σ with log(1 + c σ) > λ σ² has coefficient zero.
+        components: atoms of a class, at most d; the penalty alone compresses what is outside them.
         latch_every: epochs between latchings.
-
-    Raises:
-        TypeError: an argument that is not a number.
-        ValueError: an argument that is out of its range; features of another d.
 
     Reference: Baek, Wu, Chan, Ding, Ma & Haeffele (2022), "Efficient Maximal Coding Rate Reduction
     by Variational Forms", CVPR.
@@ -170,11 +158,7 @@ def shrink(values: Tensor, scale: float, penalty: float) -> Tensor:
         a = (c σ − 1 + √((c σ + 1)² − 2 c²/λ)) / (2c),
 
     or there is none, or it is no better than a = 0: small values vanish. For large λ, a → σ.
-
-    Args:
-        values: σ, any shape, not negative.
-        scale: c, positive.
-        penalty: λ, positive.
+    ``values`` are the σ, of any shape, ``scale`` is c, ``penalty`` is λ.
 
     Example:
         >>> shrink(torch.tensor([0.5, 0.1, 0.001]), scale=128.0, penalty=1000.0)

@@ -7,7 +7,7 @@ convolutions, so that a shift of the input shifts the output.
 
     network.py      ReduNet: fit, forward, rates by layer
     layers.py       one layer, and its operators from Gram matrices or from samples
-    features.py     the training samples between layers: in memory, on disk, or recomputed
+    features.py     the training samples between layers: in memory, or on disk
     spectra.py      signals and their half spectra, in which layers work
     lifting.py      RandomFilters: more channels by circular convolution and ReLU
 """
@@ -15,6 +15,6 @@ convolutions, so that a shift of the input shifts the output.
 from mcr2.redunet.features import STORES
 from mcr2.redunet.layers import LayerRates
 from mcr2.redunet.lifting import RandomFilters
-from mcr2.redunet.network import FFT_NORMS, MEMBERSHIPS, ReduNet
+from mcr2.redunet.network import ReduNet
 
-__all__ = ["FFT_NORMS", "MEMBERSHIPS", "STORES", "LayerRates", "RandomFilters", "ReduNet"]
+__all__ = ["STORES", "LayerRates", "RandomFilters", "ReduNet"]

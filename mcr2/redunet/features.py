@@ -1,4 +1,4 @@
-"""The training samples between layers: kept in memory, kept on disk, or recomputed.
+"""The training samples between layers: kept in memory, or on disk.
 
 Samples stand sorted by class, so that in every batch each class is a run of rows.
 """
@@ -45,11 +45,12 @@ def cut(counts: Sequence[int], batch_size: int) -> list[Batch]:
     batches = []
     for start in range(0, ends[-1], batch_size):
         stop = min(start + batch_size, ends[-1])
-        runs = []
-        for label, (begin, end) in enumerate(pairwise(ends)):
-            low, high = max(begin, start), min(end, stop)
-            if low < high:
-                runs.append(Run(label, low - start, high - start, low - begin))
+        spans = [(max(begin, start), min(end, stop), begin) for begin, end in pairwise(ends)]
+        runs = (
+            Run(label, low - start, high - start, low - begin)
+            for label, (low, high, begin) in enumerate(spans)
+            if low < high
+        )
         batches.append(Batch(start, stop, tuple(runs)))
     return batches
 
@@ -57,24 +58,6 @@ def cut(counts: Sequence[int], batch_size: int) -> list[Batch]:
 #: The spectrum ``(F, b, C)`` of a batch before the first layer, and what a layer does to it.
 First = Callable[[Batch], Tensor]
 Step = Callable[[Tensor, Batch], Tensor]
-
-
-class Recomputed:
-    """Nothing is kept: each sweep passes the samples through all layers so far."""
-
-    def __init__(self, batches: Sequence[Batch], first: First) -> None:
-        self.batches, self.first = batches, first
-        self.steps: list[Step] = []
-
-    def sweep(self, step: Step | None) -> Iterator[tuple[Batch, Tensor]]:
-        """Yield every batch; one more ``step`` is remembered for the sweeps to come."""
-        if step is not None:
-            self.steps.append(step)
-        for batch in self.batches:
-            S = self.first(batch)
-            for each in self.steps:
-                S = each(S, batch)
-            yield batch, S
 
 
 class InMemory:
@@ -85,7 +68,7 @@ class InMemory:
         self.parts = [first(batch) for batch in batches]
 
     def sweep(self, step: Step | None) -> Iterator[tuple[Batch, Tensor]]:
-        """Yield every batch."""
+        """Yield every batch, changed by a step first where there is one."""
         for batch, part in zip(self.batches, self.parts, strict=True):
             if step is not None:
                 # Into the same memory: new blocks among those of layers would leave gaps.
@@ -94,22 +77,21 @@ class InMemory:
 
 
 class OnDisk:
-    """The spectra of all samples in a file without a name, gone with this object.
+    """The same in a file without a name, gone with this object.
 
     Read and written a batch at a time; a memory map would count as this process's memory.
     """
 
     def __init__(self, batches: Sequence[Batch], first: First) -> None:
         self.batches = batches
-        # Closed, and with that deleted, when this object goes.
-        self.file = tempfile.TemporaryFile(prefix="mcr2-redunet-")  # noqa: SIM115
+        self.file = tempfile.TemporaryFile(prefix="mcr2-redunet-")  # noqa: SIM115 - closed with us
         self.places: list[int] = []
         for batch in batches:
             self.places.append(self.file.tell())
             self.device = self._write(first(batch)).device
 
     def sweep(self, step: Step | None) -> Iterator[tuple[Batch, Tensor]]:
-        """Yield every batch, written back first where it changed."""
+        """Yield every batch, changed by a step first where there is one."""
         for batch, place in zip(self.batches, self.places, strict=True):
             self.file.seek(place)
             S = torch.from_numpy(np.load(self.file)).to(self.device)
@@ -123,7 +105,7 @@ class OnDisk:
         return S
 
 
-Store = InMemory | OnDisk | Recomputed
+Store = InMemory | OnDisk
 
 #: Where features are kept between layers.
-STORES: dict[str, type[Store]] = {"memory": InMemory, "disk": OnDisk, "recompute": Recomputed}
+STORES: dict[str, type[Store]] = {"memory": InMemory, "disk": OnDisk}

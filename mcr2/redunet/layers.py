@@ -24,10 +24,9 @@ _CHUNK = 1 << 21
 
 
 class LayerRates(NamedTuple):
-    """Rates of the training samples' features after a number of layers, in nats.
+    """R, R_c and ΔR of the training features after a number of layers, in nats, by their labels.
 
-    R, R_c and ΔR = R − R_c are those of :func:`mcr2.rates.rate_reduction`, for signals of
-    :func:`mcr2.rates.shift_invariant_rate_reduction`, by the labels constructed from.
+    As of :func:`mcr2.rates.rate_reduction`, or ``shift_invariant_rate_reduction`` for signals.
     """
 
     layers: int
@@ -62,21 +61,18 @@ class Moments:
         """Begin anew, in the same memory, and add every batch's spectrum ``(F, b, C)``."""
         self.classes.zero_()
         self.total.zero_()
-        for batch, S in spectra:
-            self._add(batch, S.to(self.classes.dtype))
+        for batch, S in ((batch, S.to(self.classes.dtype)) for batch, S in spectra):
+            for label, start, stop, first in batch.runs:
+                own = S[:, start:stop]
+                if self.by_samples:
+                    self.classes[:, label, first : first + stop - start] = own
+                else:
+                    self.classes[:, label] += own.mH @ own
+            if self.total_by_samples:
+                self.total[:, 0, batch.start : batch.stop] = S
+            elif self.by_samples:
+                self.total[:, 0] += S.mH @ S
         return self
-
-    def _add(self, batch: Batch, S: Tensor) -> None:
-        for label, start, stop, first in batch.runs:
-            own = S[:, start:stop]
-            if self.by_samples:
-                self.classes[:, label, first : first + stop - start] = own
-            else:
-                self.classes[:, label] += own.mH @ own
-        if self.total_by_samples:
-            self.total[:, 0, batch.start : batch.stop] = S
-        elif self.by_samples:
-            self.total[:, 0] += S.mH @ S
 
     def factors(self, eps_sq: float) -> tuple[Factors, Factors]:
         """Factor I + α Gram, of all samples and of the classes; what was added up is used up."""
@@ -129,9 +125,9 @@ class Factors:
 class ReduLayer(nn.Module):
     """One layer, z ← P(z + η (E z − Σ_k γ_k π̂_k(z) C_k z)), on spectra.
 
-    Its tensors are parameters that ask for no gradient: ``requires_grad_()`` makes a constructed
-    network a start for back-propagation. Complex ones are kept as pairs of reals, which double the
-    last dimension, and none has four dimensions, which ``channels_last`` would reorder.
+    Its tensors are parameters that ask for no gradient until ``requires_grad_()``. Complex ones are
+    kept as pairs of reals, which double the last dimension, and none has four dimensions, which
+    ``channels_last`` would reorder.
 
     Attributes:
         expansion: E, ``(F, C, C)``.
@@ -171,10 +167,7 @@ class ReduLayer(nn.Module):
     def forward(
         self, S: Tensor, weights: Tensor, *, eta: float, lam: float, batch: Batch | None = None
     ) -> Tensor:
-        """Map spectra ``(F, b, C)``, with weights of frequencies ``(F,)``, to spectra.
-
-        ``batch`` holds the runs of one class each, where membership is given and not estimated.
-        """
+        """Map spectra ``(F, b, C)`` to spectra; by a batch's labels where membership is given."""
         moved = S + eta * (S @ self._tensor(self.expansion, S))
         if batch is not None:
             gammas = self.gammas.tolist()

@@ -23,7 +23,7 @@ FFT_NORMS = ("backward", "ortho")
 
 
 class ReduNet(nn.Module):
-    """A network constructed from the gradient of ΔR (Chan et al. 2022).
+    """A network constructed from the gradient of ΔR.
 
     With samples as rows, layer ℓ has E = α(I + αZᵀZ)⁻¹ and C_k = α_k(I + α_k ZᵀΠ_kZ)⁻¹ of the
     training features Z that enter it, α = d/(m ε²), α_k = d/(tr Π_k ε²), γ_k = tr Π_k/m, and maps
@@ -36,14 +36,9 @@ class ReduNet(nn.Module):
     the same α with an orthonormal DFT: it is ours at η, ε² and λ multiplied by the number of
     positions, T or H·W. ``fft_norm="ortho"`` takes their values as they stand.
 
-    Labels decide the operators. The training samples themselves move on by ``membership``:
-    ``"estimated"``, as any other sample and as in the authors' code, so that the network's features
-    of them are those that it was constructed from; ``"given"``, along the exact gradient of ΔR by
-    the labels: ΔR grows at every layer for small η, but no sample without a label can follow.
-
-    A layer holds (K + 1)·F·C² numbers, or F·C·(C + K·n) where no class has more than n < C/2
-    samples; F is 1 for vectors, and for images H·(W//2 + 1), two reals each. Construction needs
-    beyond that one layer's worth of Gram matrices and the features of a batch.
+    Labels decide the operators. The training samples move on by ``membership``: ``"estimated"``, as
+    any other sample and in the authors' code, or ``"given"``, along the exact gradient of ΔR by the
+    labels: ΔR grows at every layer for small η, but no sample without a label can follow.
 
     A ``state_dict`` holds the layers and the lifting's weights, but none of the arguments: keep
     η, λ and ``fft_norm`` beside it, on which features depend.
@@ -53,8 +48,7 @@ class ReduNet(nn.Module):
         eta: η, the step; positive.
         eps_sq: ε², the squared distortion; positive.
         lam: λ, how sharply membership is estimated; not negative.
-        lifting: a module that samples pass first, for example
-            :class:`~mcr2.redunet.RandomFilters`; None for none.
+        lifting: a module that samples pass first, such as :class:`~mcr2.redunet.RandomFilters`.
         membership: ``"estimated"`` or ``"given"``.
         patience: stop where ΔR by the labels has not exceeded its best for so many layers, and go
             back to the best; None constructs all layers.
@@ -66,8 +60,7 @@ class ReduNet(nn.Module):
             each that was tried. Not part of ``state_dict``.
 
     Raises:
-        TypeError: an argument that is not a number of its kind.
-        ValueError: an argument out of its range.
+        TypeError, ValueError: an argument that is not a number of its kind, or out of its range.
 
     Reference: Chan, Yu, You, Qi, Wright & Ma, "ReduNet: A White-box Deep Network from the Principle
     of Maximizing Rate Reduction", JMLR 2022, equations 10 to 16; Section 4 for signals.
@@ -109,11 +102,6 @@ class ReduNet(nn.Module):
         # Of one sample behind the lifting; empty as long as nothing is constructed.
         self.register_buffer("shape", torch.empty(0, dtype=torch.int64))
 
-    def extra_repr(self) -> str:
-        """Return the settings, as in the constructor."""
-        names = ("eta", "eps_sq", "lam", "membership", "fft_norm")
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
-
     @torch.no_grad()
     def fit(
         self,
@@ -133,9 +121,8 @@ class ReduNet(nn.Module):
             labels: ``(m,)``, integers in [0, K). A class without samples is never estimated.
             num_classes: K; by default the largest label plus one.
             batch_size: samples at a time; it changes memory and rounding, nothing else.
-            store: where features are between layers: ``"memory"``; ``"disk"``, a temporary file;
-                or ``"recompute"``, nowhere: every sweep passes all layers so far. In the last two,
-                memory beyond ``X`` and the network does not grow with m.
+            store: where features are between layers: ``"memory"``, or ``"disk"``, a temporary file,
+                so that memory beyond ``X`` and the network does not grow with m.
             progress: called with the rates before the first layer and after each; ``layers`` may
                 be used at that moment.
 
@@ -228,22 +215,17 @@ class ReduNet(nn.Module):
 
         Args:
             X: samples of the shape constructed from, floating; brought to the layers' dtype.
-            layers: how many layers they pass, the first ones; None means all.
+            layers: how many of the first layers they pass; None means all.
 
         Raises:
             RuntimeError: nothing is constructed yet.
-            TypeError: ``X`` is not a floating tensor, ``layers`` not an integer.
-            ValueError: samples of another shape or not finite; more layers than there are.
+            TypeError, ValueError: samples of another kind or shape or not finite, too many layers.
         """
         depth = len(self.layers) if layers is None else layers
         return self.by_layer(X, (depth,))[depth]
 
     def by_layer(self, X: Tensor, layers: Collection[int]) -> dict[int, Tensor]:
-        """Map samples to their features behind several numbers of layers, in one pass.
-
-        ``layers`` are numbers from 0 to that of all; the result holds for each of them what
-        :meth:`forward` returns, and what is refused is as there.
-        """
+        """Return what :meth:`forward` does for several numbers of layers, in one pass."""
         if self.shape.numel() == 0:
             raise RuntimeError("this ReduNet has no layers yet: fit it, or load a state")
         for depth in layers:
@@ -277,12 +259,8 @@ class ReduNet(nn.Module):
             for key, value in state_dict.items()
             if key.startswith(prefix)
         }
-        for key, value in empty.items():
-            if (
-                self.lifting is not None
-                and key.startswith("lifting.")
-                and value.is_floating_point()
-            ):
+        for value in (value for key, value in empty.items() if key.startswith("lifting.")):
+            if self.lifting is not None and value.is_floating_point():
                 self.lifting.to(value.dtype)
         self.shape = empty.get("shape", self.shape)
         count = len({key.split(".")[1] for key in empty if key.startswith("layers.")})

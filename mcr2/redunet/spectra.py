@@ -44,12 +44,9 @@ def from_spectrum(S: Tensor, shape: Sequence[int]) -> Tensor:
 def frequency_weights(shape: Sequence[int], like: Tensor) -> Tensor:
     """Return how much each frequency counts in a mean over all of them, ``(F,)``, summing to 1.
 
-    It weighs squared norms too: by Parseval's theorem ‖z‖² = Σ_f w_f ‖ẑ(f)‖². ``shape`` is that
-    of a sample, ``like`` gives device and (real) dtype.
+    By Parseval's theorem ‖z‖² = Σ_f w_f ‖ẑ(f)‖². ``shape`` is that of a sample.
     """
-    weights = None
-    if len(shape) > 1:
-        _, weights = half_spectrum(like.new_zeros((1, 1, *shape[1:])))  # one channel will do
+    weights = half_spectrum(like.new_zeros((1, 1, *shape[1:])))[1] if len(shape) > 1 else None
     return like.new_ones(1) if weights is None else weights
 
 

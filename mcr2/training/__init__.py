@@ -7,21 +7,12 @@
 - :mod:`~mcr2.training.checkpoint`: what a stopped run continues from.
 """
 
-from mcr2.training.config import (
-    OPTIMIZERS,
-    SCHEDULES,
-    Feed,
-    TrainingConfig,
-    check_accumulation,
-    learning_rate,
-)
+from mcr2.training.config import Feed, TrainingConfig, check_accumulation, learning_rate
 from mcr2.training.history import History, Progress, TrainingResult, Watch
 from mcr2.training.loop import Encoder, Interrupted, seeded, train
 from mcr2.training.step import backpropagate, make_optimizer
 
 __all__ = [
-    "OPTIMIZERS",
-    "SCHEDULES",
     "Encoder",
     "Feed",
     "History",

@@ -26,10 +26,8 @@ class TrainingConfig:
         batch_size: samples a step; an epoch is cut into ceil(N / batch_size) equal batches.
         optimizer: ``"sgd"`` (with ``momentum``) or ``"adamw"``.
         lr: the peak learning rate.
-        momentum: of SGD.
         weight_decay: of every parameter that an objective does not exempt.
-        schedule: ``"one_cycle"``, ``"cosine"``, ``"steps"`` or ``"constant"``; see
-            :func:`learning_rate`.
+        schedule: one of :data:`SCHEDULES`, see :func:`learning_rate`.
         milestones: epochs after which ``"steps"`` multiplies the rate by ``decay``.
         decay: the factor of ``"steps"``.
         warmup: share of all steps in which ``"one_cycle"`` rises.
@@ -40,8 +38,7 @@ class TrainingConfig:
             instead: one forward pass less, for ``additive`` objectives only.
         amp: run the backbone in bfloat16 where autocast sees fit; objectives stay in float32.
         compile: run the backbone through ``torch.compile`` in training steps.
-        tf32: let the backbone's products round to TF32 (CUDA); False means full float32, for
-            convolutions too, where torch's own default is TF32.
+        tf32: let the backbone's products, convolutions too, round to TF32 (CUDA).
 
     Raises:
         TypeError, ValueError: a field of the wrong kind or out of range.
@@ -84,8 +81,7 @@ class Feed:
     """What a network is fed: two runs with equal feeds see the same images in the same order.
 
     Attributes:
-        sampling_seed: stream of the batches' order.
-        augmentation_seed: stream of shifts and flips.
+        sampling_seed, augmentation_seed: streams of the batches' order, and of shifts and flips.
         objective_seed: stream of the objective's own draws, and of the backbone's (dropout).
         augmentation: shifts and flips; none by default.
         shuffle: a new order each epoch.
@@ -99,22 +95,14 @@ class Feed:
 
     def epoch(self, split: Split, batch_size: int, epoch: int) -> Iterator[Batch]:
         """Return the batches of one epoch, see :func:`mcr2.data.batches`."""
-        return batches(
-            split,
-            batch_size,
-            epoch=epoch,
-            sampling_seed=self.sampling_seed,
-            augmentation_seed=self.augmentation_seed,
-            augmentation=self.augmentation,
-            shuffle=self.shuffle,
-        )
+        fed = {name: value for name, value in vars(self).items() if name != "objective_seed"}
+        return batches(split, batch_size, epoch=epoch, **fed)
 
     def digests(self, split: Split, batch_size: int) -> dict[str, str]:
         """Return SHA-256 digests of the first epoch: what two runs that are fed alike share.
 
-        Returns:
-            ``sampling``, of the order of samples, and ``augmentation``, of the images as they are
-            fed, in the split's order.
+        ``sampling`` is of the order of samples, ``augmentation`` of the images as they are fed, in
+        the split's order.
         """
         # Quantised again, a quarter of the memory: augmentation moves pixels, it makes none.
         fed = [
@@ -122,19 +110,15 @@ class Feed:
             for batch in self.epoch(split, batch_size, 0)
         ]
         order, images = (torch.cat(parts) for parts in zip(*fed, strict=True))
-        named = {"sampling": order, "augmentation": images[order.argsort()].contiguous()}
-        return {
-            name: hashlib.sha256(value.cpu().numpy().tobytes()).hexdigest()
-            for name, value in named.items()
-        }
+        named = {"sampling": order, "augmentation": images[order.argsort()]}
+        return {k: hashlib.sha256(v.cpu().numpy().tobytes()).hexdigest() for k, v in named.items()}
 
 
 def check_accumulation(config: TrainingConfig, objective: Objective) -> None:
-    """Refuse gradient accumulation where it would train for something else.
+    """Refuse ``accumulate`` of what is not ``additive``, or without a ``micro_batch``.
 
     Raises:
-        ValueError: ``accumulate`` for an objective that is not ``additive``, or without a
-            ``micro_batch``.
+        ValueError: it would train for something else.
     """
     if config.accumulate and config.micro_batch is None:
         raise ValueError("accumulate sums over micro-batches; say how large with micro_batch")
@@ -153,8 +137,8 @@ def learning_rate(config: TrainingConfig, step: int, steps_per_epoch: int) -> fl
     With T = epochs * steps_per_epoch steps, t = step and peak rate lr:
 
     - ``one_cycle``: from lr/25 up to lr along half a cosine in the first ``warmup`` share of the
-      steps, then down to lr/250000 along another (Smith & Topin 2018; the same numbers as
-      ``torch.optim.lr_scheduler.OneCycleLR``, momentum left alone);
+      steps, then down to lr/250000 along another (Smith & Topin 2018; torch's ``OneCycleLR``,
+      momentum left alone);
     - ``cosine``: lr/2 (1 + cos(pi t / T));
     - ``steps``: lr * decay^(number of milestones reached by the epoch);
     - ``constant``: lr.

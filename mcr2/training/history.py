@@ -21,11 +21,9 @@ class TrainingResult:
         kept: states of the encoder at the epochs that ``keep`` asked for, by epoch.
         steps: optimiser steps taken, or layers constructed.
         reason: why the run failed, or None.
-        wall_seconds: time in training and evaluation, over all the pieces of a resumed run.
-        evaluation_seconds: the part of it spent in ``evaluate``.
-        proof: digests of what two runs should share. Of a trained network: SHA-256 of the first
-            epoch's sample order (``sampling``) and of its augmented images in the order of samples
-            (``augmentation``), equal for two runs that were fed alike.
+        wall_seconds, evaluation_seconds: time in all, over the pieces of a resumed run, and the
+            part of it spent in ``evaluate``.
+        proof: digests of what two runs should share; of a trained network :meth:`Feed.digests`.
     """
 
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -72,11 +70,10 @@ class History:
     """Evaluates a network on its way, keeps time and weights, and tells those who watch.
 
     Args:
-        encoder: the network.
+        encoder: the network, on ``device``.
         watch: who looks.
         epochs: how many there will be; layers of a constructed network.
         evaluate_every: epochs between evaluations.
-        device: where the network is.
         copy: False keeps a state's tensors themselves, of layers that never change again.
 
     Example:
@@ -119,29 +116,18 @@ class History:
     ) -> None:
         """Evaluate the network as it is, append the entry, keep the states that are asked for."""
         result, watch = self.result, self.watch
-        if self.device.type == "cuda":
-            # Or the steps still queued would count as evaluation.
+        if self.device.type == "cuda":  # or the steps still queued would count as evaluation
             torch.cuda.synchronize(self.device)
         begin = time.perf_counter()
         measures = {} if watch.evaluate is None else dict(watch.evaluate(self.encoder))
         result.evaluation_seconds += time.perf_counter() - begin
-        entry = {
-            "epoch": epoch,
-            "step": result.steps,
-            "lr": lr,
-            "loss": loss,
-            "terms": dict(terms),
-            "measures": measures,
-            "seconds": self.seconds(),
-        }
+        entry: dict[str, Any] = {"epoch": epoch, "step": result.steps, "lr": lr, "loss": loss}
+        entry |= {"terms": dict(terms), "measures": measures, "seconds": self.seconds()}
         result.history.append(entry)
         wanted = {epoch} if watch.keep is None else watch.keep(result.history)
         if epoch in wanted:
-            state = self.encoder.state_dict()
-            result.kept[epoch] = {
-                name: value.detach().cpu().clone() if self.copy else value
-                for name, value in state.items()
-            }
+            state = self.encoder.state_dict().items()
+            result.kept[epoch] = {k: v.detach().cpu().clone() if self.copy else v for k, v in state}
         result.kept = {e: state for e, state in result.kept.items() if e in wanted}
         if watch.log is not None:
             watch.log(entry)

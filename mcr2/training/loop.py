@@ -1,9 +1,8 @@
 """The one trainer: a backbone and an objective, optimised together, whichever objective it is.
 
-Images stay uint8 on the device until a batch is cut, the learning rate is a pure function of the
-step, and every random draw comes from a stream that is seeded anew each epoch or step: a run that
-was stopped, wherever that was, continues from its checkpoint to the same bits. Nothing in the loop
-reads a value back from the device at a step; what an objective reads is its own affair.
+The learning rate is a pure function of the step, and every random draw comes from a stream that is
+seeded anew each epoch or step: a run that was stopped anywhere continues from its checkpoint to the
+same bits. Nothing in the loop reads a value back from the device at a step.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +22,8 @@ from torch import Tensor, nn
 from mcr2.backbones import named_stages, stage_features
 from mcr2.data import Batch, Split, mix_seed, num_batches
 from mcr2.objectives import Context, Objective
-from mcr2.records import content_key, tensors_digest
-from mcr2.training.checkpoint import Groups, read_checkpoint, write_checkpoint
+from mcr2.records import content_key, plain, tensors_digest
+from mcr2.training.checkpoint import read_checkpoint, write_checkpoint
 from mcr2.training.config import Feed, TrainingConfig, check_accumulation, learning_rate
 from mcr2.training.history import History, TrainingResult, Watch
 from mcr2.training.step import FeaturesNotFiniteError, backpropagate, make_optimizer
@@ -32,9 +31,7 @@ from mcr2.training.step import FeaturesNotFiniteError, backpropagate, make_optim
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's generators inside the block and leave them as they were behind it.
-
-    Modules draw their initial weights from them; this makes that draw a stream of its own.
+    """Make draws from torch's generators, as of initial weights, a stream of their own.
 
     Example:
         >>> with seeded(3):
@@ -49,9 +46,8 @@ def seeded(seed: int) -> Iterator[None]:
 class Encoder(nn.Module):
     """What training yields: images -> the features that the objective scores.
 
-    Args:
-        backbone: images ``(m, C, H, W)`` -> raw features ``(m, d)``.
-        objective: its ``embed`` makes the features, its ``classifier`` is the own head.
+    The backbone maps images ``(m, C, H, W)`` to raw features ``(m, d)``, of which the objective's
+    ``embed`` makes the features; its ``classifier`` is the own head.
     """
 
     def __init__(self, backbone: nn.Module, objective: Objective) -> None:
@@ -72,14 +68,9 @@ class Encoder(nn.Module):
         return tuple(name for name in named_stages(self.backbone) if name != "features")
 
     def layer_features(self, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-        """Return the outputs of stages, each ``(m, d_l)``, from one pass.
+        """Return the outputs ``(m, d_l)`` of stages, see :func:`mcr2.backbones.stage_features`.
 
-        Args:
-            images: float images ``(m, C, H, W)``.
-            names: of :meth:`layer_names`; ``"features"`` is the encoder's own output.
-
-        Raises:
-            ValueError: what :func:`mcr2.backbones.stage_features` refuses.
+        ``"features"`` among the names is the encoder's own output.
         """
         stages = [name for name in names if name != "features"]
         raw, found = stage_features(self.backbone, images, stages)
@@ -106,22 +97,15 @@ def train(
     """Optimise backbone and objective together on a split.
 
     Args:
-        backbone: images -> raw features; trained in place, on ``device``.
-        objective: scores features and labels; trained in place.
+        backbone, objective: images -> raw features, and their loss; trained in place on ``device``.
         split: the images and the labels to train on.
-        config: epochs, batches, optimiser, schedule.
-        feed: order of samples, augmentation, and the seeds of all draws.
-        watch: who evaluates (at epoch 0, every ``evaluate_every`` epochs and at the end), says
-            which weights are kept, and is told.
-        device: where to train.
+        config, feed, watch: how to train, on what in which order, and who looks.
         checkpoint: file to continue from where it exists, and to write while training; a damaged
             one is set aside with a warning, see :mod:`mcr2.training.checkpoint`.
         checkpoint_seconds: how often to write it, at the most.
         stop: asked after every step; True writes the checkpoint and ends the run.
 
-    Returns:
-        The history, the kept weights and what was spent. A loss that is not finite ends the
-        run with a ``reason``, not an exception.
+    A loss that is not finite ends the run with a ``reason``, not an exception.
 
     Raises:
         Interrupted: ``stop`` said so; the same call continues.
@@ -143,18 +127,11 @@ def train(
     device = torch.device(device)
     backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     encoder = Encoder(backbone, objective.to(device))
-    training = _Training(
-        encoder,
-        split.to(device),
-        config,
-        feed or Feed(),
-        watch or Watch(),
-        None if checkpoint is None else Path(checkpoint),
-        checkpoint_seconds,
-        stop,
-    )
+    place = None if checkpoint is None else Path(checkpoint)
+    fed, seen = (feed or Feed(), watch or Watch())
+    run = _Training(encoder, split.to(device), config, fed, seen, place, checkpoint_seconds, stop)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        return training.run()
+        return run.run()
 
 
 @dataclass
@@ -169,6 +146,9 @@ class _Training:
     checkpoint: Path | None
     checkpoint_seconds: float
     stop: Callable[[], bool] | None
+
+    #: Where a run is, beside its network, optimiser and result.
+    PLACE: ClassVar[tuple[str, ...]] = ("epoch", "done", "count", "totals")
 
     def __post_init__(self) -> None:
         config, encoder = self.config, self.encoder
@@ -223,8 +203,7 @@ class _Training:
             except FeaturesNotFiniteError:
                 self._fail("features", self.epoch + 1)
                 break
-            if time.perf_counter() - self.saved >= self.checkpoint_seconds:
-                self._save()
+            self._save_if_due()
             if self.stop is not None and self.stop():
                 self._save()
                 raise Interrupted(f"stopped after step {self.result.steps}")
@@ -238,11 +217,10 @@ class _Training:
             progress=step / (config.epochs * self.per_epoch),
             generator=self.generator,
         )
-        seed = mix_seed("layers", self.feed.objective_seed, step)
-        if self.split.device.type == "cpu":
-            torch.default_generator.manual_seed(seed)  # manual_seed looks for other devices, too
-        else:
-            torch.manual_seed(seed)
+        # On a CPU its own generator alone: manual_seed looks for other devices, too.
+        cpu = self.split.device.type == "cpu"
+        seed = torch.default_generator.manual_seed if cpu else torch.manual_seed
+        seed(mix_seed("layers", self.feed.objective_seed, step))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, step, self.per_epoch)
         self.optimizer.zero_grad(set_to_none=True)
@@ -267,8 +245,7 @@ class _Training:
             elif self.history.due(self.epoch):
                 self._evaluate_and_record()
         if self.result.reason is None:
-            if time.perf_counter() - self.saved >= self.checkpoint_seconds:
-                self._save()
+            self._save_if_due()
             terms = {name: float(value) for name, value in self.latest.items()}
             self.history.tell_progress(self.epoch, terms.pop("loss", math.nan), terms)
 
@@ -309,39 +286,32 @@ class _Training:
         labels = tensors_digest({"labels": self.split.labels})
         return content_key(asdict(self.config), asdict(self.feed), shapes, objective, labels)
 
+    def _save_if_due(self) -> None:
+        if time.perf_counter() - self.saved >= self.checkpoint_seconds:
+            self._save()
+
     def _save(self) -> None:
         if self.checkpoint is None:
             return
-        slots = self.optimizer.state_dict()["state"]
-        groups: Groups = {
-            "encoder": {0: self.encoder.state_dict()},
-            "optimizer": {
-                i: {k: v for k, v in named.items() if v is not None} for i, named in slots.items()
-            },
-            "kept": self.result.kept,
-            "totals": {0: self.totals},
-            "generator": {0: {"state": self.generator.get_state()}},
-        }
         result = vars(self.result) | {"kept": {}, "wall_seconds": self.history.seconds()}
-        place = {"epoch": self.epoch, "done": self.done, "count": self.count}
-        write_checkpoint(self.checkpoint, self._identity(), groups, {"result": result, **place})
+        state = {
+            "encoder": self.encoder.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "kept": self.result.kept,
+            "result": plain(result),
+            **{name: getattr(self, name) for name in self.PLACE},
+        }
+        write_checkpoint(self.checkpoint, self._identity(), state)
         self.saved = time.perf_counter()
 
     def _restore(self, path: Path) -> None:
-        groups, values = read_checkpoint(path, self._identity())
-        if not groups:
+        state = read_checkpoint(path, self._identity())
+        if state is None:
             return
-        self.encoder.load_state_dict(groups["encoder"][0])
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        slots = groups.get("optimizer", {})
-        for index, named in slots.items():
-            for slot, value in named.items():
-                if value.shape == parameters[index].shape:
-                    # In the parameter's memory format, which the file does not know.
-                    named[slot] = torch.empty_like(parameters[index]).copy_(value)
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": slots})
-        totals = groups.get("totals", {0: {}})[0]
-        self.totals = {name: value.to(self.split.device) for name, value in totals.items()}
-        self.generator.set_state(groups["generator"][0]["state"])
-        vars(self.result).update(values["result"], kept=groups.get("kept", {}))
-        self.epoch, self.done, self.count = values["epoch"], values["done"], values["count"]
+        self.encoder.load_state_dict(state["encoder"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"])
+        vars(self.result).update(state["result"], kept=state["kept"])
+        vars(self).update({name: state[name] for name in self.PLACE})
+        self.totals = {name: value.to(self.split.device) for name, value in self.totals.items()}

@@ -26,11 +26,10 @@ def make_optimizer(
     """Return the optimiser over the backbone's parameters and the objective's groups."""
     groups: list[dict[str, Any]] = [{"params": list(backbone.parameters())}]
     groups += [g for g in objective.param_groups() if g["params"]]
+    lr, decay = config.lr, config.weight_decay
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
-    return torch.optim.SGD(
-        groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-    )
+        return torch.optim.AdamW(groups, lr=lr, weight_decay=decay)
+    return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, weight_decay=decay)
 
 
 def backpropagate(
@@ -40,14 +39,12 @@ def backpropagate(
     context: Context,
     config: TrainingConfig,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Add one step's gradient to ``.grad`` of every parameter, and return the loss.
+    """Add one step's gradient to every ``.grad``; return loss and terms of the batch, no graph.
 
     With raw features H = f(x; θ) and a loss ℓ(H; φ), the objective's ``embed`` included, the
-    gradient is taken in two parts, dℓ/dH and dℓ/dφ by the objective and (dH/dθ)ᵀ dℓ/dH by the
-    backbone. So the objective stays in float32 whatever the backbone runs in, and micro-batches
-    are exact for losses that are not additive:
+    objective gives dℓ/dH and dℓ/dφ, and the backbone (dH/dθ)ᵀ dℓ/dH. So the objective stays in
+    float32 whatever the backbone runs in, and micro-batches are exact for any loss:
 
-    - ``micro_batch=None``: one forward, one backward;
     - ``micro_batch=n``: H in pieces without a graph; dℓ/dH of the whole batch; once more forward
       in pieces, each backward with its rows of dℓ/dH. Memory is that of one piece and (m, d);
     - ``micro_batch=n, accumulate=True``: Σ (n_i/m) ℓ(H_i), for additive losses.
@@ -57,15 +54,8 @@ def backpropagate(
     Its running statistics move once a piece; the first of the two passes leaves them alone and
     draws (dropout) what the second will draw again.
 
-    Args:
-        backbone: images -> raw features; may be what ``torch.compile`` made of it.
-        objective: scores what its ``embed`` makes of them.
-        batch: images, labels, indices.
-        context: for the objective.
-        config: ``micro_batch``, ``accumulate``, ``amp``, ``tf32``; the rest is not looked at.
-
-    Returns:
-        Loss and terms of the batch, without graph.
+    Of ``config`` it looks at ``micro_batch``, ``accumulate``, ``amp`` and ``tf32``. ``backbone``
+    may be what ``torch.compile`` made of it.
 
     Raises:
         FeaturesNotFiniteError: the objective refused features that are not finite.
@@ -102,13 +92,9 @@ def backpropagate(
         at = replace(context, indices=indices)
         loss, terms, gradient = _score(objective, raw, labels, at, share)
         _pull_back(raw, gradient, config)
-        if count == 1:
-            return loss, terms
         shares.append((loss * share, {name: value * share for name, value in terms.items()}))
-    names = shares[0][1]
-    return torch.stack([loss for loss, _ in shares]).sum(), {
-        name: torch.stack([terms[name] for _, terms in shares]).sum() for name in names
-    }
+    total = torch.stack([loss for loss, _ in shares]).sum()
+    return total, {k: torch.stack([terms[k] for _, terms in shares]).sum() for k in shares[0][1]}
 
 
 def _features(backbone: nn.Module, images: Tensor, config: TrainingConfig) -> Tensor:
