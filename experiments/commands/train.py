@@ -37,7 +37,7 @@ class Train(TrainingOptions):
 
         def go() -> int:
             from experiments.report.live import training_bar
-            from experiments.report.tables import run_table
+            from experiments.report.evaluation import run_table
             from experiments.runs.runner import run
 
             with training_bar(f"{spec.method} seed {spec.seed}", spec.training.epochs) as progress:

@@ -13,36 +13,6 @@ from mcr2.records import write_bytes
 #: Okabe & Ito's colour-blind safe palette.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
-#: Methods that keep their colour whatever else a study compares.
-FIRST = ("ce", "mcr2")
-
-
-def colours_of(methods: Sequence[str]) -> dict[str, str]:
-    """Return each method's colour: cross-entropy and MCR² always theirs, the others in turn.
-
-    Example:
-        >>> colours_of(["ole", "mcr2"]) == {"mcr2": COLOURS[1], "ole": COLOURS[2]}
-        True
-    """
-    others = [m for m in methods if m not in FIRST]
-    found = {m: COLOURS[FIRST.index(m)] for m in methods if m in FIRST}
-    rest = COLOURS[len(FIRST) :]
-    return found | {m: rest[i % len(rest)] for i, m in enumerate(others)}
-
-
-def short_names(methods: Sequence[str]) -> dict[str, str]:
-    """Return what methods are called where there is little room: a user's file without its folder.
-
-    Example:
-        >>> short_names(["ce", "/some/where/loss.py:Pull"])
-        {'ce': 'ce', '/some/where/loss.py:Pull': 'loss.py:Pull'}
-    """
-    for names in ({m: short(Path(m).name) for m in methods}, {m: short(m) for m in methods}):
-        if len(set(names.values())) == len(names):
-            return names
-    return {m: f"{name} ({i})" for i, (m, name) in enumerate(names.items(), start=1)}
-
-
 def label(text: str, most: int = 40) -> str:
     """Return anybody's text as matplotlib shows it: no mathematics, no name that legends drop."""
     text = short(text, most).replace("$", r"\$")
