@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from mcr2.records import write_bytes
 
 #: Okabe & Ito's colour-blind safe palette.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
 
 def label(text: str, most: int = 40) -> str:
     """Return anybody's text as matplotlib shows it: no mathematics, no name that legends drop."""
@@ -57,19 +59,57 @@ def log_y(axes: Any) -> None:
     if not drawn:
         return
     axes.set_yscale("log")
-    low, high = min(drawn), max(drawn)
-    if high < 30 * low:  # hardly a power of ten in sight: name what lies between
-        axes.set_ylim(low / 1.3, high * 1.3)
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+    if max(drawn) < 30 * min(drawn):  # hardly a power of ten in sight: name what lies between
+        axes.set_ylim(min(drawn) / 1.3, max(drawn) * 1.3)
         axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-        axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
-    else:
-        axes.yaxis.set_minor_locator(NullLocator())
+        for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            which(StrMethodFormatter("{x:g}"))
 
 
 def limits(axes: Any, low: float, high: float) -> None:
     """Show shares from ``low`` to ``high``; a wide interval is cut, not the axis stretched."""
     axes.set_ylim(low - 0.04 * (high - low), high + 0.04 * (high - low))
+
+
+def cosines(panel: Any, matrix: Any, labels: Sequence[int], names: Sequence[str] = ()) -> Any:
+    """Show |cosine| of samples sorted by class, and name 20 classes at the most; return the image.
+
+    Args:
+        panel: where.
+        matrix: ``(m, m)``.
+        labels: of the m samples.
+        names: of classes; by default their numbers.
+    """
+    panel.grid(False)
+    panel.set(xticks=[], yticks=[], box_aspect=1)
+    places = {k: [i for i, v in enumerate(labels) if v == k] for k in dict.fromkeys(labels)}
+    if len(places) <= 20:
+        at = [sum(each) / len(each) for each in places.values()]
+        called = [label(names[k], 12) if names else str(k) for k in places]
+        panel.set_xticks(at, called, fontsize=7, rotation=90 if names else 0)
+        panel.set_yticks(at, called, fontsize=7)
+        panel.tick_params(length=0)
+        panel.label_outer()
+    return panel.imshow(matrix, cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
+
+
+def rates(panel: Any, history: Sequence[Any], first: int = 0) -> None:
+    """Draw R, R_c and ΔR of :class:`mcr2.redunet.LayerRates` by layer, numbered from ``first``."""
+    names = {"R": "rate", "R_c": "compressed_rate", "ΔR": "reduction"}
+    layers = [each.layers + first for each in history]
+    for (name, field), colour in zip(names.items(), COLOURS, strict=False):
+        panel.plot(layers, [getattr(each, field) for each in history], color=colour, label=name)
+    panel.legend(fontsize=9, frameon=False, ncols=3)
+    panel.set(ylim=(0, None), ylabel="rate of the training samples (nats)")
+
+
+def spectra(panel: Any, spectra: Mapping[str, Sequence[float]]) -> None:
+    """Draw the singular values of classes by name."""
+    for (name, values), colour in zip(spectra.items(), cycle(COLOURS)):
+        panel.plot(range(1, len(values) + 1), values, ".-", color=colour, label=label(name))
+    panel.legend(fontsize=8, frameon=False)
+    panel.set(xlabel="index", ylabel="singular value")
 
 
 def save(figure: Any, path: Path) -> None:
