@@ -36,8 +36,8 @@ class Train(TrainingOptions):
         folder.mkdir(parents=True, exist_ok=True)
 
         def go() -> int:
-            from experiments.report.live import training_bar
             from experiments.report.evaluation import run_table
+            from experiments.report.live import training_bar
             from experiments.runs.runner import run
 
             with training_bar(f"{spec.method} seed {spec.seed}", spec.training.epochs) as progress:

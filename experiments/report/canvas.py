@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from itertools import cycle
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from experiments.report.table import short
 from mcr2.records import write_bytes
@@ -73,14 +74,7 @@ def limits(axes: Any, low: float, high: float) -> None:
 
 
 def cosines(panel: Any, matrix: Any, labels: Sequence[int], names: Sequence[str] = ()) -> Any:
-    """Show |cosine| of samples sorted by class, and name 20 classes at the most; return the image.
-
-    Args:
-        panel: where.
-        matrix: ``(m, m)``.
-        labels: of the m samples.
-        names: of classes; by default their numbers.
-    """
+    """Show |cosine| ``(m, m)`` of samples sorted by class, 20 classes by name; return the image."""
     panel.grid(False)
     panel.set(xticks=[], yticks=[], box_aspect=1)
     places = {k: [i for i, v in enumerate(labels) if v == k] for k in dict.fromkeys(labels)}
@@ -90,7 +84,6 @@ def cosines(panel: Any, matrix: Any, labels: Sequence[int], names: Sequence[str]
         panel.set_xticks(at, called, fontsize=7, rotation=90 if names else 0)
         panel.set_yticks(at, called, fontsize=7)
         panel.tick_params(length=0)
-        panel.label_outer()
     return panel.imshow(matrix, cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
 
 
@@ -104,11 +97,14 @@ def rates(panel: Any, history: Sequence[Any], first: int = 0) -> None:
     panel.set(ylim=(0, None), ylabel="rate of the training samples (nats)")
 
 
-def spectra(panel: Any, spectra: Mapping[str, Sequence[float]]) -> None:
-    """Draw the singular values of classes by name."""
-    for (name, values), colour in zip(spectra.items(), cycle(COLOURS)):
-        panel.plot(range(1, len(values) + 1), values, ".-", color=colour, label=label(name))
-    panel.legend(fontsize=8, frameon=False)
+def spectra(panel: Any, values: Mapping[str, Any]) -> None:
+    """Draw the singular values of classes by name, of more than there are colours in shades."""
+    shades = pyplot().get_cmap("viridis")(np.linspace(0, 0.9, len(values)))
+    colours = COLOURS if len(values) <= len(COLOURS) else shades
+    for (name, each), colour in zip(values.items(), colours, strict=False):
+        panel.plot(range(1, len(each) + 1), each, ".-", color=colour, label=label(name))
+    if len(values) <= 20:
+        panel.legend(fontsize=8, frameon=False)
     panel.set(xlabel="index", ylabel="singular value")
 
 

@@ -502,6 +502,7 @@ def draw_cosines(results: Results) -> Any:
             matrix = [[math.nan if v is None else v for v in each] for each in held]
             labels = _profile(found[0], f"{key}_labels") or [] if found else []
             shown = cosines(panel, matrix, labels)
+            panel.label_outer()
             image = shown if found else image
             if not found:
                 say(panel, "no run")
