@@ -319,7 +319,9 @@ def python(place, *arguments):
 
 def test_a_mistake_in_a_process_of_its_own(place):
     before = tree(place)
-    result = python(place, "-m", "experiments.commands", *"table --out thesis --epochs 1".split())
+    result = python(
+        place, "-m", "experiments.commands", *["table", "--out", "thesis", "--epochs", "1"]
+    )
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.count("\n") == 1
     assert "--out thesis holds something else" in result.stderr

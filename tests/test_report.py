@@ -17,24 +17,20 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.report import (
-    FIGURES,
-    RATIO,
+from experiments.report.axis import RATIO, Axis
+from experiments.report.canvas import COLOURS, pyplot
+from experiments.report.figures import FIGURES, write_figures
+from experiments.report.results import Results, short_names
+from experiments.report.statistics import Estimate, difference, estimate
+from experiments.report.table import Table
+from experiments.report.tables import (
     TABLES,
-    Axis,
-    Estimate,
-    Results,
-    Table,
-    difference,
     differences,
-    estimate,
+    family_tables,
     run_table,
     shown_measures,
-    write_figures,
     write_tables,
 )
-from experiments.report.canvas import COLOURS, pyplot, short_names
-from experiments.report.tables import family_tables
 from mcr2.evaluation.catalogue import FAMILIES, MEASURES, Measure
 from mcr2.records import Record, Run, RunEvaluation
 from mcr2.selection import SELECTIONS

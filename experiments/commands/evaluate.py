@@ -64,13 +64,16 @@ class Evaluate(_Again):
         rule = self.selection or next(iter(now), None)
         if rule is not None and rule not in now:
             raise ValueError(f"no selection {rule!r} in {self.run}; it has {', '.join(now)}")
-        kept = saved.evaluation.selections if saved.evaluation else {}
         if self.measure and not any(self.measure in k for c in now.values() for k in c["measures"]):
             raise ValueError(f"no measure of {self.run} has {self.measure!r} in its key")
 
         def go() -> int:
-            from experiments.report.evaluation import agreement, evaluation_tables
-            from experiments.report.tables import measures_table, run_table
+            from experiments.report.evaluation import (
+                agreement,
+                evaluation_tables,
+                measures_table,
+                run_table,
+            )
             from mcr2.records import write_json
 
             measured = {rule: chosen["measures"] for rule, chosen in now.items()}
@@ -86,7 +89,7 @@ class Evaluate(_Again):
                 print("\n".join(["", *now[rule]["notes"]]))
                 if again.evaluation and again.evaluation.data != again.record.data["hash"]:
                     print(f"measured on {self.dataset}, which is not the data of the run")
-                print("\n".join(agreement(kept, measured)))
+                print("\n".join(agreement(saved, measured)))
             if self.json is not None:
                 write_json(self.json, {"run": self.run, "selections": now})
             return 0

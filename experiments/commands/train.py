@@ -36,8 +36,8 @@ class Train(TrainingOptions):
         folder.mkdir(parents=True, exist_ok=True)
 
         def go() -> int:
+            from experiments.report.evaluation import run_table
             from experiments.report.live import training_bar
-            from experiments.report.tables import run_table
             from experiments.runs.runner import run
             from experiments.runs.signals import STOP
             from mcr2.training import Interrupted

@@ -1,16 +1,10 @@
 """What a study varies."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Axis:
-    """What a study varies.
-
-    Attributes:
-        name: its key in rows, a field of a spec.
-        title: what it is called on axes and in titles.
-    """
+class Axis(NamedTuple):
+    """What a study varies: a key of rows, a field of a spec, and what it is called on axes."""
 
     name: str
     title: str

@@ -3,44 +3,17 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from experiments.report.table import short
 from mcr2.records import write_bytes
 
 #: Okabe & Ito's colour-blind safe palette.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-
-#: Methods that keep their colour whatever else a study compares.
-FIRST = ("ce", "mcr2")
-
-
-def colours_of(methods: Sequence[str]) -> dict[str, str]:
-    """Return each method's colour: cross-entropy and MCR² always theirs, the others in turn.
-
-    Example:
-        >>> colours_of(["ole", "mcr2"]) == {"mcr2": COLOURS[1], "ole": COLOURS[2]}
-        True
-    """
-    others = [m for m in methods if m not in FIRST]
-    found = {m: COLOURS[FIRST.index(m)] for m in methods if m in FIRST}
-    rest = COLOURS[len(FIRST) :]
-    return found | {m: rest[i % len(rest)] for i, m in enumerate(others)}
-
-
-def short_names(methods: Sequence[str]) -> dict[str, str]:
-    """Return what methods are called where there is little room: a user's file without its folder.
-
-    Example:
-        >>> short_names(["ce", "/some/where/loss.py:Pull"])
-        {'ce': 'ce', '/some/where/loss.py:Pull': 'loss.py:Pull'}
-    """
-    for names in ({m: short(Path(m).name) for m in methods}, {m: short(m) for m in methods}):
-        if len(set(names.values())) == len(names):
-            return names
-    return {m: f"{name} ({i})" for i, (m, name) in enumerate(names.items(), start=1)}
 
 
 def label(text: str, most: int = 40) -> str:
@@ -87,19 +60,52 @@ def log_y(axes: Any) -> None:
     if not drawn:
         return
     axes.set_yscale("log")
-    low, high = min(drawn), max(drawn)
-    if high < 30 * low:  # hardly a power of ten in sight: name what lies between
-        axes.set_ylim(low / 1.3, high * 1.3)
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+    if max(drawn) < 30 * min(drawn):  # hardly a power of ten in sight: name what lies between
+        axes.set_ylim(min(drawn) / 1.3, max(drawn) * 1.3)
         axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-        axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
-    else:
-        axes.yaxis.set_minor_locator(NullLocator())
+        for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            which(StrMethodFormatter("{x:g}"))
 
 
 def limits(axes: Any, low: float, high: float) -> None:
     """Show shares from ``low`` to ``high``; a wide interval is cut, not the axis stretched."""
     axes.set_ylim(low - 0.04 * (high - low), high + 0.04 * (high - low))
+
+
+def cosines(panel: Any, matrix: Any, labels: Sequence[int], names: Sequence[str] = ()) -> Any:
+    """Show |cosine| ``(m, m)`` of samples sorted by class, 20 classes by name; return the image."""
+    panel.grid(False)
+    panel.set(xticks=[], yticks=[], box_aspect=1)
+    places = {k: [i for i, v in enumerate(labels) if v == k] for k in dict.fromkeys(labels)}
+    if len(places) <= 20:
+        at = [sum(each) / len(each) for each in places.values()]
+        called = [label(names[k], 12) if names else str(k) for k in places]
+        panel.set_xticks(at, called, fontsize=7, rotation=90 if names else 0)
+        panel.set_yticks(at, called, fontsize=7)
+        panel.tick_params(length=0)
+    return panel.imshow(matrix, cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
+
+
+def rates(panel: Any, history: Sequence[Any], first: int = 0) -> None:
+    """Draw R, R_c and ΔR of :class:`mcr2.redunet.LayerRates` by layer, numbered from ``first``."""
+    names = {"R": "rate", "R_c": "compressed_rate", "ΔR": "reduction"}
+    layers = [each.layers + first for each in history]
+    for (name, field), colour in zip(names.items(), COLOURS, strict=False):
+        panel.plot(layers, [getattr(each, field) for each in history], color=colour, label=name)
+    panel.legend(fontsize=9, frameon=False, ncols=3)
+    panel.set(ylim=(0, None), ylabel="rate of the training samples (nats)")
+
+
+def spectra(panel: Any, values: Mapping[str, Any]) -> None:
+    """Draw the singular values of classes by name, of more than there are colours in shades."""
+    shades = pyplot().get_cmap("viridis")(np.linspace(0, 0.9, len(values)))
+    colours = COLOURS if len(values) <= len(COLOURS) else shades
+    for (name, each), colour in zip(values.items(), colours, strict=False):
+        panel.plot(range(1, len(each) + 1), each, ".-", color=colour, label=label(name))
+    if len(values) <= 20:
+        panel.legend(fontsize=8, frameon=False)
+    panel.set(xlabel="index", ylabel="singular value")
 
 
 def save(figure: Any, path: Path) -> None:

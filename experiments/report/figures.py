@@ -15,28 +15,29 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
-from experiments.report.canvas import label, limits, log_y, panels, save, say
+import numpy as np
+
+from experiments.report.canvas import cosines, label, limits, log_y, panels, save, say
 from experiments.report.results import Line, Results, are_numbers, value_text
 from experiments.report.statistics import Estimate
 from experiments.report.tables import LABELS, MEMORIZATION, read_by
 from mcr2.evaluation import COMMON_READOUT, measure_key
 from mcr2.evaluation.catalogue import MEASURES
+from mcr2.evaluation.results import FEATURES
 from mcr2.records import Run
-
-#: A matplotlib figure, or several by file name.
-Drawn: TypeAlias = Any
-
-#: What lines in grey say in a legend.
-Styles: TypeAlias = Mapping[str, Mapping[str, Any]]
 
 #: Line of each split.
 SPLITS = {"train": "-", "test": "--"}
-TRAIN_TEST: Styles = {f"{split} samples": {"linestyle": line} for split, line in SPLITS.items()}
 
 #: The readout by which a method's accuracy is reported.
 OWN = "own"
+
+#: What lines in grey say in a legend.
+Styles = Mapping[str, Mapping[str, Any]]
+
+TRAIN_TEST: Styles = {f"{split} samples": {"linestyle": line} for split, line in SPLITS.items()}
 
 
 class Point(NamedTuple):
@@ -65,18 +66,16 @@ def curve(runs: Iterable[Run], measure: str, split: str, readout: str = "-") -> 
     return _points(at)
 
 
-def profile(run: Run, key: str) -> Any:
+def _profile(run: Run, key: str) -> Any:
     """Return a profile of the last epoch by its key, None where the run has none."""
-    chosen = {} if run.evaluation is None else run.evaluation.selections.get("last", {})
+    chosen = run.evaluation.selections.get("last", {}) if run.evaluation else {}
     return chosen.get("profiles", {}).get(key)
 
 
 def _some(values: Sequence[Any], most: int) -> list[Any]:
     """Return at most so many values, the ends among them, evenly."""
-    if len(values) <= most:
-        return list(values)
-    step = (len(values) - 1) / (most - 1)
-    return [values[round(i * step)] for i in range(most)]
+    places = np.linspace(0, len(values) - 1, min(most, len(values)))
+    return [values[round(i)] for i in places]
 
 
 def _title(measure: str, readout: str = "-") -> str:
@@ -91,10 +90,8 @@ def _accuracy_label(results: Results) -> str:
 def _handles(styles: Styles) -> list[Any]:
     from matplotlib.lines import Line2D
 
-    return [
-        Line2D([], [], **{"color": "0.35", "label": label(name), **look})
-        for name, look in styles.items()
-    ]
+    grey = {"color": "0.35"}
+    return [Line2D([], [], **{**grey, "label": label(n), **look}) for n, look in styles.items()]
 
 
 def _legend(figure: Any, results: Results, styles: Styles | None = None) -> None:
@@ -107,10 +104,10 @@ def _legend(figure: Any, results: Results, styles: Styles | None = None) -> None
     figure.legend(handles=handles, loc=place, ncols=columns, fontsize=10, frameon=False)
 
 
-# --- scalars against the first axis
+# --- scalars with their intervals over seeds
 
 #: A scalar's name, the selection rule it is of, and the line it is drawn with.
-Scalar: TypeAlias = tuple[str, str, str]
+Scalar = tuple[str, str, str]
 
 
 def _across(
@@ -130,16 +127,17 @@ def _across(
             for number, line in enumerate(results.lines):
                 values = results.estimates(measure, line.where, rule)
                 found[-1] += values
-                place = number - (len(results.lines) - 1) / 2
-                _bars(panel, line, style, place, at, values)
+                places = at(number - (len(results.lines) - 1) / 2)
+                face = line.colour if style == "-" else "white"
+                _bars(panel, line, places, values, linestyle=style, mfc=face, markersize=4)
         panel.set_title(title, fontsize=11)
     axes[0, 0].set_ylabel(ylabel)
     _legend(figure, results, styles)
     return figure, axes[0], found
 
 
-def _first_axis(panel: Any, results: Results) -> Sequence[float]:
-    """Give a panel the first axis, and return where its values stand.
+def _first_axis(panel: Any, results: Results) -> Callable[[float], list[float]]:
+    """Give a panel the first axis; return where its values stand so many hundredths of it aside.
 
     Numbers that span a factor of 8 with widening gaps stand on a logarithmic axis, others as they
     are, and what is not a number in turn.
@@ -147,44 +145,34 @@ def _first_axis(panel: Any, results: Results) -> Sequence[float]:
     values = results.values()
     at = values if are_numbers(values) else list(range(len(values)))
     gaps = [b - a for a, b in pairwise(at)]
-    if at[-1] >= 8 * at[0] > 0 and max(gaps) >= 3 * min(gaps):
+    log = at[-1] >= 8 * at[0] > 0 and max(gaps) >= 3 * min(gaps)
+    if log:
         panel.set_xscale("log")
         panel.set_xticks([], minor=True)
     if len(at) <= 8 or at is not values:
         panel.set_xticks(at, [label(value_text(v), 20) for v in values])
     panel.set_xlabel(results.axes[0].title)
-    return at
+    if log:
+        return lambda aside: [x * (at[-1] / at[0]) ** (aside / 100) for x in at]
+    return lambda aside: [x + ((at[-1] - at[0]) or 1) * aside / 100 for x in at]
 
 
 def _bars(
     panel: Any,
     line: Line,
-    style: str,
-    place: float,
     at: Sequence[float],
     values: Sequence[Estimate | None],
+    *,
+    upright: bool = True,
+    **look: Any,
 ) -> None:
-    """Draw estimates and their intervals, a hundredth of the axis a place beside each other."""
-    low, high = at[0], at[-1]
-    if panel.get_xscale() == "log":
-        at = [x * (high / low) ** (place / 100) for x in at]
-    else:
-        at = [x + ((high - low) or 1) * place / 100 for x in at]
+    """Draw a line's estimates with their intervals, upright or flat."""
     points = [(x, e.mean, e.half_width or 0.0) for x, e in zip(at, values, strict=True) if e]
     if points:
         x, mean, half = zip(*points, strict=True)
-        panel.errorbar(
-            x,
-            mean,
-            half if any(half) and not line.averaged else None,
-            color=line.colour,
-            mfc=line.colour if style == "-" else "white",
-            linestyle=style,
-            marker="o",
-            markersize=4,
-            elinewidth=1,
-            capsize=2.5,
-        )
+        reach = half if any(half) and not line.averaged else None
+        look |= {"marker": "o", "color": line.colour, "elinewidth": 1, "capsize": 2.5}
+        panel.errorbar(*((x, mean, reach) if upright else (mean, x, None, reach)), **look)
 
 
 def _lowest(values: Iterable[Estimate | None]) -> float:
@@ -192,7 +180,7 @@ def _lowest(values: Iterable[Estimate | None]) -> float:
     return max(0.0, min([0.95, *(v.mean - min(v.half_width or 0, 0.12) for v in values if v)]))
 
 
-def draw_accuracy(results: Results) -> Drawn:
+def draw_accuracy(results: Results) -> Any:
     """Test accuracy, a panel for all selection rules that agree."""
     agreeing: dict[tuple[Any, ...], list[str]] = {}
     for rule in results.rules:
@@ -212,7 +200,7 @@ def draw_accuracy(results: Results) -> Drawn:
     return figure
 
 
-def draw_memorization(results: Results) -> Drawn:
+def draw_memorization(results: Results) -> Any:
     """What the networks of the last epoch made of their training labels."""
     scalars = {_title(m): [(m, "last", "-")] for m in MEMORIZATION}
     figure, axes, _ = _across(results, scalars, "share, at the last epoch")
@@ -222,28 +210,27 @@ def draw_memorization(results: Results) -> Drawn:
     return figure
 
 
-def draw_participation(results: Results) -> Drawn:
+def draw_participation(results: Results) -> Any:
     """Dimensions of all features and of a class at the last epoch."""
-
-    def scalar(measure: str, split: str) -> Scalar:
-        labels = "-" if MEASURES[measure].per == "features" else LABELS[split]
-        return measure_key(measure, split=split, labels=labels), "last", SPLITS[split]
-
-    measures = ("participation_ratio", "dim95", "class_dim95")
-    scalars = {_title(m): [scalar(m, split) for split in SPLITS] for m in measures}
+    scalars: dict[str, list[Scalar]] = {}
+    for measure in ("participation_ratio", "dim95", "class_dim95"):
+        for split, style in SPLITS.items():
+            labels = "-" if MEASURES[measure].per == "features" else LABELS[split]
+            key = measure_key(measure, split=split, labels=labels)
+            scalars.setdefault(_title(measure), []).append((key, "last", style))
     figure, axes, _ = _across(results, scalars, "dimensions, at the last epoch", TRAIN_TEST)
     for panel in axes:
         panel.set_ylim(bottom=0)
     return figure
 
 
-def draw_settings(results: Results) -> dict[str, Drawn]:
+def draw_settings(results: Results) -> dict[str, Any]:
     """For each axis: accuracy, and what became of wrong labels; the other axes are lines."""
     varied = [axis for axis in results.axes if len(results.values(axis)) > 1]
     return {a.name: _draw_setting(results.along(a)) for a in varied or results.axes[:1]}
 
 
-def _draw_setting(results: Results) -> Drawn:
+def _draw_setting(results: Results) -> Any:
     rules = {"last": "-", "noisy_validation": "--", "oracle": ":"}
     rules = {rule: style for rule, style in rules.items() if rule in results.rules}
     if len(results.lines) > 1:
@@ -263,24 +250,21 @@ def _draw_setting(results: Results) -> Drawn:
     return figure
 
 
-def draw_readouts(results: Results) -> Drawn:
+def draw_readouts(results: Results) -> Any:
     """Test accuracy by every readout fitted on the labels trained on, at the ends."""
-    keys = [key for key in read_by(results) if key.layer == "features"]
+    keys = [key for key in read_by(results) if key.layer == FEATURES]
     lines, ends = results.lines, results.ends
     height = max(0.24, 0.1 * len(lines)) * max(len(keys), 4) + 0.6
     figure, axes = panels(1, len(ends), 4.6, height, sharey=True)
-    look = {"marker": "o", "markersize": 5, "elinewidth": 1, "capsize": 2}
     for panel, value in zip(axes[0], ends, strict=True):
-        found = []
-        for place, line in enumerate(lines):
-            shift = min(0.18, 0.8 / len(lines)) * (place - (len(lines) - 1) / 2)
+        found: list[Estimate | None] = []
+        for number, line in enumerate(lines):
             where = {**line.where, "selection": "last", results.axes[0].name: value}
-            for number, key in enumerate(keys):
-                e = results.over_seeds(str(key), **where)
-                found.append(e)
-                if e is not None:
-                    half = None if line.averaged else e.half_width
-                    panel.errorbar(e.mean, number + shift, xerr=half, color=line.colour, **look)
+            values = [results.over_seeds(str(key), **where) for key in keys]
+            shift = min(0.18, 0.8 / len(lines)) * (number - (len(lines) - 1) / 2)
+            at = [place + shift for place in range(len(keys))]
+            _bars(panel, line, at, values, upright=False, linestyle="none", markersize=5)
+            found += values
         panel.set_title(label(results.at(value)), fontsize=11)
         panel.set_xlabel(_accuracy_label(results))
         panel.set_xlim(_lowest(found) - 0.02, 1.02)
@@ -338,7 +322,7 @@ def _draw(axes: Any, points: Sequence[Point], colour: str, line: str, **look: An
             axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
-def draw_collapse(results: Results) -> Drawn:
+def draw_collapse(results: Results) -> Any:
     """Neural collapse along training, at the ends of the first axis."""
     readouts = {"nc1": "-", "nc2_etf": "-", "nc3": COMMON_READOUT, "nc4": COMMON_READOUT}
     rows = [(*course, value) for course in _courses(results).items() for value in results.ends]
@@ -372,7 +356,7 @@ def _draw_collapse(measure: str, readout: str, axes: Any, runs: Sequence[Run], c
         log_y(axes)
 
 
-def draw_margins(results: Results) -> Drawn:
+def draw_margins(results: Results) -> Any:
     """Normalised margins of the training samples along training, by classifier."""
     rows = [
         (*course, readout, title)
@@ -403,7 +387,7 @@ def _draw_margins(readout: str, axes: Any, runs: Sequence[Run], colour: str) -> 
     _draw(axes, points, colour, "-")
 
 
-def draw_errors(results: Results) -> Drawn:
+def draw_errors(results: Results) -> Any:
     """Training and test error along training, with the beginning of the terminal phase."""
     courses, values = _courses(results), _some(results.values(), 4)
     figure, axes = panels(len(courses), len(values), 3.2, 2.6, sharey=True)
@@ -430,7 +414,7 @@ def _draw_errors(axes: Any, runs: Sequence[Run], colour: str) -> None:
         axes.plot(at, [0] * len(at), "^", color=colour, markersize=7, clip_on=False, zorder=5)
 
 
-def draw_matched_memorization(results: Results) -> Drawn:
+def draw_matched_memorization(results: Results) -> Any:
     """Test accuracy against the share of wrong labels fitted along each run, a line a seed.
 
     At the same abscissa networks have memorised as much; the higher one is the more accurate.
@@ -470,7 +454,7 @@ def _draw_paths(readout: str, axes: Any, runs: Sequence[Run], colour: str) -> No
             axes.plot(*path[-1], "o", color=colour, markersize=6, zorder=5)
 
 
-def draw_spectra(results: Results) -> Drawn:
+def draw_spectra(results: Results) -> Any:
     """Spectra of all features and of a class at the last epoch, a column a value."""
     kinds = {"spectrum": "all features", "class_spectra": "mean over classes"}
     values = _some(results.values(), 4)
@@ -492,7 +476,7 @@ def _draw_spectra(kind: str, axes: Any, runs: Sequence[Run], colour: str) -> Non
     for split, style in SPLITS.items():
         labels = "-" if kind == "spectrum" else LABELS[split]
         key = measure_key(kind, split=split, labels=labels)
-        found = [values for run in runs if (values := profile(run, key))]
+        found = [values for run in runs if (values := _profile(run, key))]
         means = [
             [sum(v) / len(v) for v in zip(*each, strict=True)] if kind == "class_spectra" else each
             for each in found
@@ -502,7 +486,7 @@ def _draw_spectra(kind: str, axes: Any, runs: Sequence[Run], colour: str) -> Non
     log_y(axes)
 
 
-def draw_cosines(results: Results) -> Drawn:
+def draw_cosines(results: Results) -> Any:
     """|cosine| between test samples sorted by class at the last epoch; one seed of each."""
     values = _some(results.values(), 8)
     side = 1.9 if len(values) > 3 else 2.6
@@ -512,17 +496,16 @@ def draw_cosines(results: Results) -> Drawn:
     image = None
     for row, line in zip(axes, results.lines, strict=True):
         for panel, value in zip(row, values, strict=True):
-            panel.grid(False)
-            panel.set(xticks=[], yticks=[], box_aspect=1)
             runs = results.runs_of(**line.where, **{results.axes[0].name: value})
-            found = [run for run in runs if profile(run, key)]
+            found = [run for run in runs if _profile(run, key)]
+            held = _profile(found[0], key) if found else [[]]
+            matrix = [[math.nan if v is None else v for v in each] for each in held]
+            labels = _profile(found[0], f"{key}_labels") or [] if found else []
+            shown = cosines(panel, matrix, labels)
+            panel.label_outer()
+            image = shown if found else image
             if not found:
                 say(panel, "no run")
-                continue
-            cosines = profile(found[0], key)
-            cosines = [[math.nan if v is None else v for v in each] for each in cosines]
-            image = panel.imshow(cosines, cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
-            _name_classes(panel, profile(found[0], f"{key}_labels") or [])
         row[0].set_ylabel(label(line.label, 20), fontsize=12, color=line.colour, fontweight="bold")
     for panel, value in zip(axes[0], values, strict=True):
         panel.set_title(label(results.at(value)), fontsize=11)
@@ -533,19 +516,8 @@ def draw_cosines(results: Results) -> Drawn:
     return figure
 
 
-def _name_classes(panel: Any, labels: Sequence[int]) -> None:
-    """Name the classes of samples in the middle of each, where they are not too many."""
-    places = {k: [i for i, v in enumerate(labels) if v == k] for k in dict.fromkeys(labels)}
-    if len(places) <= 20:
-        at = [sum(each) / len(each) for each in places.values()]
-        panel.set_xticks(at, list(map(str, places)), fontsize=7)
-        panel.set_yticks(at, list(map(str, places)), fontsize=7)
-        panel.tick_params(length=0)
-        panel.label_outer()
-
-
 #: Figures of a study by file name; one that makes several gives each the name of an axis.
-FIGURES: dict[str, Callable[[Results], Drawn]] = {
+FIGURES: dict[str, Callable[[Results], Any]] = {
     "accuracy": draw_accuracy,
     "memorization": draw_memorization,
     "matched_memorization": draw_matched_memorization,

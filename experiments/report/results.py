@@ -9,24 +9,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import product
 from numbers import Real
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from experiments.report.axis import Axis
-from experiments.report.canvas import COLOURS, colours_of, short_names
+from experiments.report.canvas import COLOURS
 from experiments.report.statistics import Estimate, Row, estimate, matching, value_of
+from experiments.report.table import short
 from mcr2.records import Run
 from mcr2.selection import SELECTIONS
 
+#: Methods that keep their colour whatever else a study compares.
+FIRST = ("ce", "mcr2")
 
-@dataclass(frozen=True)
-class Line:
-    """What makes a line of a figure.
 
-    Attributes:
-        label, colour: what it is called and drawn in.
-        where: the values of rows that it is of.
-        averaged: whether it is a mean over settings, not over seeds alone.
+class Line(NamedTuple):
+    """A line of a figure: its name, its colour, and the values of rows that it is of.
+
+    ``averaged`` says whether it is a mean over settings, not over seeds alone.
     """
 
     label: str
@@ -62,8 +64,11 @@ class Results:
 
     @cached_property
     def colours(self) -> dict[str, str]:
-        """Each method's colour."""
-        return colours_of(list(self.names))
+        """Each method's colour: cross-entropy and MCR² always theirs, the others in turn."""
+        others = [m for m in self.names if m not in FIRST]
+        rest = COLOURS[len(FIRST) :]
+        found = {m: rest[i % len(rest)] for i, m in enumerate(others)}
+        return found | dict(zip(FIRST, COLOURS, strict=False))
 
     @cached_property
     def rules(self) -> list[str]:
@@ -109,14 +114,10 @@ class Results:
     @cached_property
     def cases(self) -> list[dict[str, Any]]:
         """Each method at each setting of the further axes: what rows of tables are of."""
-        keys = ("method", *(axis.name for axis in self.axes[1:]))
-        orders = [list(self.names), *(self.values(axis) for axis in self.axes[1:])]
-        present = dict.fromkeys(tuple(row[key] for key in keys) for row in self.rows)
-
-        def place(case: tuple[Any, ...]) -> list[int]:
-            return [order.index(value) for order, value in zip(orders, case, strict=True)]
-
-        return [dict(zip(keys, case, strict=True)) for case in sorted(present, key=place)]
+        orders = {"method": list(self.names)}
+        orders |= {axis.name: self.values(axis) for axis in self.axes[1:]}
+        cases = (dict(zip(orders, values, strict=True)) for values in product(*orders.values()))
+        return [case for case in cases if matching(self.rows, **case)]
 
     def named(self, case: Mapping[str, Any]) -> tuple[str, ...]:
         """Return the columns that name a case: its method, and a value of every further axis."""
@@ -134,14 +135,12 @@ class Results:
                 Line(name + over, self.colours[m], {"method": m}, averaged)
                 for m, name in self.names.items()
             ]
-        return [
-            Line(", ".join(self._label(case, varied)), colour, case)
-            for case, colour in zip(self.cases, COLOURS, strict=False)
-        ]
-
-    def _label(self, case: Mapping[str, Any], varied: Sequence[str]) -> list[str]:
-        method = [self.names[case["method"]]] if len(self.names) > 1 else []
-        return method + [f"{name} {value_text(case[name])}" for name in varied]
+        found = []
+        for case, colour in zip(self.cases, COLOURS, strict=False):
+            method = [self.names[case["method"]]] if len(self.names) > 1 else []
+            settings = [f"{name} {value_text(case[name])}" for name in varied]
+            found.append(Line(", ".join(method + settings), colour, case))
+        return found
 
     def along(self, axis: Axis) -> Results:
         """Return the same results with another axis as the first one."""
@@ -172,6 +171,19 @@ class Results:
         """Return the readout that a method's accuracies are reported with."""
         found = matching(self.rows, method=method, **where)
         return ", ".join(sorted({row["readout"] for row in found if row["readout"]})) or "-"
+
+
+def short_names(methods: Sequence[str]) -> dict[str, str]:
+    """Return what methods are called where there is little room: a user's file without its folder.
+
+    Example:
+        >>> short_names(["ce", "/some/where/loss.py:Pull"])
+        {'ce': 'ce', '/some/where/loss.py:Pull': 'loss.py:Pull'}
+    """
+    for names in ({m: short(Path(m).name) for m in methods}, {m: short(m) for m in methods}):
+        if len(set(names.values())) == len(names):
+            return names
+    return {m: f"{name} ({i})" for i, (m, name) in enumerate(names.items(), start=1)}
 
 
 def are_numbers(values: Sequence[Any]) -> bool:

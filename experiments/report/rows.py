@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from experiments.report.axis import Axis
 from experiments.report.tables import MEMORIZATION, shown_measures
 from experiments.runs.executors import Outcome
 from experiments.runs.method import rules_for
@@ -12,13 +13,10 @@ from experiments.runs.specs import RunSpec, field_value
 from mcr2.evaluation import measure_key
 from mcr2.metrics.accuracy import standard_error
 
-if TYPE_CHECKING:
-    from experiments.report.axis import Axis
 
-Row = dict[str, Any]
-
-
-def rows_of(outcome: Outcome, axes: Sequence[Axis], readout: str | None = None) -> list[Row]:
+def rows_of(
+    outcome: Outcome, axes: Sequence[Axis], readout: str | None = None
+) -> list[dict[str, Any]]:
     """Return a run's rows, one for each selection rule that it serves.
 
     A run that failed has its rows too, with null measures and the reason. ``labels`` is the
@@ -32,52 +30,43 @@ def rows_of(outcome: Outcome, axes: Sequence[Axis], readout: str | None = None) 
             run's own, which also selected the epochs.
     """
     spec, run = outcome.planned.spec, outcome.run
-    record, evaluation = (run.record, run.evaluation) if run is not None else (None, None)
-    by = readout or (record.readout if record is not None else "")
+    record, evaluation = (None, None) if run is None else (run.record, run.evaluation)
+    by = readout or (record.readout if record else None)
+    seconds = evaluation.seconds if evaluation else 0.0
     rows = []
-    for rule in rules_for(spec) if evaluation is None else evaluation.selections:
-        row: Row = {
+    for rule in evaluation.selections if evaluation else rules_for(spec):
+        chosen = evaluation.selections.get(rule, {}) if evaluation else {}
+        measures = chosen.get("measures", {})
+
+        def of(measure: str, split: str, labels: str, measures: Any = measures) -> Any:
+            key = measure_key(measure, split=split, labels=labels, readout=by or "-")
+            return measures.get(key)
+
+        accuracy, error = chosen.get("validation_accuracy"), chosen.get("standard_error")
+        if record and by != record.readout and accuracy is not None:
+            accuracy = of("accuracy", "validation", "noisy")
+            error = accuracy and standard_error(accuracy, record.data["validation"])
+        row = {
             "method": spec.method,
             "selection": rule,
-            "readout": by or None,
+            "readout": by,
             **{axis.name: axis_value(spec, axis.name) for axis in axes},
             "seed": spec.seed,
-            "test_accuracy": None,
-            **dict.fromkeys(MEMORIZATION),
-            "selected_epoch": None,
-            "validation_accuracy": None,
-            "validation_standard_error": None,
-            "wrong_labels": None if record is None else record.noise["wrong"],
-            "labels": None if record is None else record.proof.get("labels"),
-            "epochs": 0 if record is None else record.epochs,
-            "steps": 0 if record is None else record.steps,
-            "wall_seconds": 0.0
-            if record is None
-            else record.wall_seconds + (evaluation.seconds if evaluation else 0.0),
-            "status": "failed" if record is None else record.status,
+            "test_accuracy": of("accuracy", "test", "clean"),
+            **{name: of(name, "train", "noisy") for name in MEMORIZATION},
+            "selected_epoch": chosen.get("epoch"),
+            "validation_accuracy": accuracy,
+            "validation_standard_error": error,
+            "wrong_labels": record.noise["wrong"] if record else None,
+            "labels": record.proof.get("labels") if record else None,
+            "epochs": record.epochs if record else 0,
+            "steps": record.steps if record else 0,
+            "wall_seconds": record.wall_seconds + seconds if record else 0.0,
+            "status": record.status if record else "failed",
             "reason": outcome.failure,
             "run": outcome.planned.folder.name,
-            "measures": {},
+            "measures": shown_measures(measures),
         }
-        if record is not None and evaluation is not None:
-            chosen = evaluation.selections[rule]
-            measures = chosen["measures"]
-
-            def of(measure: str, split: str, labels: str, measures: Any = measures) -> Any:
-                return measures.get(measure_key(measure, split=split, labels=labels, readout=by))
-
-            accuracy, error = chosen["validation_accuracy"], chosen["standard_error"]
-            if by != record.readout and accuracy is not None:
-                accuracy = of("accuracy", "validation", "noisy")
-                error = accuracy and standard_error(accuracy, record.data["validation"])
-            row |= {
-                "selected_epoch": chosen["epoch"],
-                "validation_accuracy": accuracy,
-                "validation_standard_error": error,
-                "test_accuracy": of("accuracy", "test", "clean"),
-                "measures": shown_measures(measures),
-                **{name: of(name, "train", "noisy") for name in MEMORIZATION},
-            }
         rows.append(row)
     return rows
 

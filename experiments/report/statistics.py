@@ -12,21 +12,12 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any, TypeAlias
 
-#: Probability with which an interval holds the mean of all seeds, were they normal.
-CONFIDENCE = 0.95
-
 Row: TypeAlias = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds and the half-width of its interval (None for a single seed).
-
-    Attributes:
-        mean: of the values.
-        half_width: ``t · s / √n``, see :func:`estimate`.
-        count: n, how many seeds it is of.
-    """
+    """A mean over ``count`` seeds and the half-width of its interval, None for a single seed."""
 
     mean: float
     half_width: float | None
@@ -49,9 +40,7 @@ class Estimate:
             >>> Estimate(12.345, 2.2, 3).text(), Estimate(0.000123, 0.00002, 3).text()
             ('12±2', '(1.2±0.2)e-4')
         """
-        half = self.half_width
-        plus = "+" if signed else ""
-        exponent = 0
+        exponent, half, plus = 0, self.half_width, "+" if signed else ""
         size = max(abs(self.mean), half or 0.0)
         if places is None and size and not 1e-3 <= size < 1e5:
             exponent = math.floor(math.log10(size))
@@ -64,18 +53,15 @@ class Estimate:
         else:  # a count, of components say, is exact
             exact = isinstance(self.mean, int) or not value
             shown = 0 if exact else max(2 - math.floor(math.log10(abs(value))), 0)
-        text = _fixed(value, shown, plus) + ("" if half is None else f"±{_fixed(half, shown)}")
+        text = f"{round(value, shown):{plus}z.{max(shown, 0)}f}"
+        if half is not None:
+            text += f"±{round(half, shown):z.{max(shown, 0)}f}"
         if not exponent:
             return text
         return f"{text}e{exponent}" if half is None else f"({text})e{exponent}"
 
     def __str__(self) -> str:
         return self.text(3)
-
-
-def _fixed(value: float, places: int, plus: str = "") -> str:
-    """Write a number with decimals, or rounded to tens where ``places`` is negative."""
-    return f"{round(value, places):{plus}z.{max(places, 0)}f}"
 
 
 def supported_places(uncertainty: float) -> int:
@@ -112,7 +98,7 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     n = len(values)
     if n == 1:
         return Estimate(values[0], None, 1)
-    quantile = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2))
+    quantile = float(stdtrit(n - 1, 0.975))
     return Estimate(mean(values), quantile * stdev(values) / math.sqrt(n), n)
 
 
@@ -172,12 +158,6 @@ def difference(
     ours, theirs = accuracies(method), accuracies(baseline)
     shared = sorted(ours.keys() & theirs.keys())
     paired = tuple(s for s in shared if ours[s][1] == theirs[s][1])
-    return Difference(
-        method,
-        baseline,
-        selection,
-        where,
-        estimate([ours[s][0] - theirs[s][0] for s in paired]),
-        paired,
-        tuple(s for s in shared if s not in paired),
-    )
+    unpaired = tuple(s for s in shared if s not in paired)
+    found = estimate([ours[s][0] - theirs[s][0] for s in paired])
+    return Difference(method, baseline, selection, where, found, paired, unpaired)

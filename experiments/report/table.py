@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 
 #: Text on a terminal is folded at this many columns.
@@ -56,10 +56,7 @@ class Table:
     """A titled table of text: a header and rows of equal length.
 
     Attributes:
-        title: one sentence.
-        header, rows: the text.
-        left: how many columns name a row; they are aligned to the left, what is behind them to
-            the right.
+        left: how many columns name a row; they are aligned to the left, the others to the right.
         notes: lines beneath it.
     """
 
@@ -76,42 +73,25 @@ class Table:
             width: fold what is wider: columns that do not fit make a block of their own beneath,
                 each behind the columns that name its rows; None never folds.
         """
-        shown = replace(
-            self,
-            header=tuple(map(visible, self.header)),
-            rows=tuple(tuple(map(visible, row)) for row in self.rows),
-        )
         title, notes = [visible(self.title)], list(map(visible, self.notes))
         if width is not None:
             wrapper = textwrap.TextWrapper(width, break_on_hyphens=False)
             title = wrapper.wrap(title[0])
             notes = list(chain(*map(wrapper.wrap, notes)))
-        return "\n".join([*title, "\n\n".join(shown._blocks(width)), *notes])
-
-    def _blocks(self, width: int | None) -> list[str]:
-        """Return the table's columns in blocks, each behind the columns that name its rows."""
-        columns = list(zip(self.header, *self.rows, strict=True))
-        widths = [max(map(len, column)) for column in columns]
-        names = list(range(min(self.left, len(widths))))
+        lines = [list(map(visible, row)) for row in (self.header, *self.rows)]
+        columns = [
+            [entry.ljust(wide) if number < self.left else entry.rjust(wide) for entry in column]
+            for number, column in enumerate(zip(*lines, strict=True))
+            for wide in [max(map(len, column))]
+        ]
+        names = columns[: self.left]
         blocks = [list(names)]
-        for column in range(len(names), len(widths)):
-            wide = sum(widths[c] + 2 for c in blocks[-1]) + widths[column]
+        for column in columns[self.left :]:
+            wide = sum(len(c[0]) + 2 for c in blocks[-1]) + len(column[0])
             if width is not None and wide > width and len(blocks[-1]) > len(names):
                 blocks.append(list(names))
             blocks[-1].append(column)
-
-        def line(entries: Sequence[str], block: Sequence[int]) -> str:
-            return "  ".join(
-                entries[c].ljust(widths[c]) if c < self.left else entries[c].rjust(widths[c])
-                for c in block
-            ).rstrip()
-
-        found = []
-        for block in blocks:
-            header, *lines = (line(entries, block) for entries in (self.header, *self.rows))
-            rule = "-" * max(map(len, (header, *lines)))
-            found.append("\n".join([header, rule, *lines]))
-        return found
+        return "\n".join([*title, "\n\n".join(map(_joined, blocks)), *notes])
 
     def markdown(self) -> str:
         """Return the table in Markdown."""
@@ -120,3 +100,9 @@ class Table:
         lines = ["| " + " | ".join(row) + " |" for row in (header, marks, *rows)]
         notes = "".join(f"\n\n{escape_markdown(note)}" for note in self.notes)
         return f"**{escape_markdown(self.title)}**\n\n" + "\n".join(lines) + notes
+
+
+def _joined(columns: Sequence[Sequence[str]]) -> str:
+    """Return padded columns beside each other, the first line ruled off."""
+    header, *lines = ("  ".join(entries).rstrip() for entries in zip(*columns, strict=True))
+    return "\n".join([header, "-" * max(map(len, (header, *lines))), *lines])

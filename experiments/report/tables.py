@@ -1,4 +1,4 @@
-"""The tables of a study, each a function of its results: :data:`TABLES`; and those of single runs.
+"""The tables of a study, each a function of its results: :data:`TABLES`.
 
 The values of the first axis are columns; methods and the further axes are rows.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -18,9 +17,9 @@ from experiments.report.results import Results, value_text
 from experiments.report.statistics import Difference, Estimate, Row, difference, matching
 from experiments.report.table import Table, escape_markdown, short
 from mcr2.evaluation.catalogue import FAMILIES, MEASURES
-from mcr2.evaluation.results import Key, measure_key
+from mcr2.evaluation.results import FEATURES, FITTED_CLEAN, Key
 from mcr2.readouts import READOUTS, parse_readout
-from mcr2.records import Run, write_json, write_text
+from mcr2.records import write_json, write_text
 
 #: Measures of memorization, which rows hold under their names, in the order of columns and panels.
 MEMORIZATION = ("fit_noisy", "fit_corrupted", "recovered")
@@ -28,21 +27,21 @@ MEMORIZATION = ("fit_noisy", "fit_corrupted", "recovered")
 #: What is counted against in training: labels as they were trained on; in test, the true ones.
 LABELS = {"train": "noisy", "test": "clean"}
 
-#: Ends the name of a readout that was fitted on clean labels, a diagnostic.
-CLEAN = "+clean"
-
 #: 0 where class means hold too little of the features: measures about them are then near 0/0.
 RELIABLE = "means_reliable"
 
-#: Families that share a table, each by a measure of it, and the title. Every other family with a
-#: shown measure has a table of its own.
-TOGETHER = {
+#: Tables that show several families, and their titles. Every other family with a shown measure has
+#: a table of its own; accuracies have those below.
+TOGETHER: dict[str, tuple[Collection[str], str]] = {
     "diversity": (
-        ("dim95", "class_dim95", "coherence", "reduction"),
+        ("rank", "classes", "rates"),
         "Diverse or collapsed? Features at the last epoch: dimensions of all and of a class, "
         "overlap of class subspaces (coherence), ΔR (reduction)",
     ),
-    "collapse": (("nc1", "nc3"), "Neural collapse at the last epoch: 0 is collapsed"),
+    "collapse": (
+        ("collapse", "classifier"),
+        "Neural collapse at the last epoch: 0 is collapsed",
+    ),
 }
 
 
@@ -54,20 +53,14 @@ def shown_measures(measures: Mapping[str, Any]) -> dict[str, Any]:
     """
 
     def stands(key: Key) -> bool:
-        if key.labels not in ("-", LABELS.get(key.split)):
+        if key.labels not in ("-", LABELS.get(key.split)) or key.measure not in MEASURES:
             return False
-        if key.measure == "accuracy":
-            return key.split == "test"
-        measure = MEASURES.get(key.measure)
-        if measure is None or measure.family in _families("accuracy", "fit_noisy"):
-            return False
+        measure = MEASURES[key.measure]
+        if measure.family == "accuracy":
+            return key.measure == "accuracy" and key.split == "test"
         return measure.shown or key.measure == RELIABLE
 
     return {text: value for text, value in measures.items() if stands(Key.parse(text))}
-
-
-def _families(*measures: str) -> set[str]:
-    return {MEASURES[measure].family for measure in measures}
 
 
 def shown(value: Estimate | None, seeds: int, places: int | None = None, **how: Any) -> str:
@@ -91,10 +84,7 @@ def _table(
     about: str = "",
     notes: Sequence[str] = (),
 ) -> Table | None:
-    """Return rows, each its names and its entries at the values of the first axis, as a table.
-
-    None where there is no row.
-    """
+    """Return rows, each names and entries at the first axis's values, as a table; None of none."""
     lines = tuple((*called, *entries) for called, entries in rows)
     header = (*names, *map(value_text, results.values()))
     title = f"{title} ({about}by {results.axes[0].title}; {results.interval})"
@@ -115,7 +105,7 @@ def _further(results: Results) -> tuple[str, ...]:
 
 def accuracy_table(results: Results) -> Table | None:
     """Return test accuracy by selection rule, and published figures beneath."""
-    rows: list[tuple[tuple[str, ...], list[str]]] = [
+    rows = [
         ((*results.named(case), rule, results.readout_of(**case)), entries)
         for case in results.cases
         for rule in results.rules
@@ -190,11 +180,11 @@ def _keys(results: Results, wanted: Callable[[Key], bool]) -> list[Key]:
     """Return the keys of measures at the last epoch, those of the features first."""
     last = matching(results.rows, selection="last")
     keys = [Key.parse(text) for text in dict.fromkeys(chain(*(row["measures"] for row in last)))]
-    return sorted(filter(wanted, keys), key=lambda key: key.layer != "features")
+    return sorted(filter(wanted, keys), key=lambda key: key.layer != FEATURES)
 
 
 def _called(key: Key, name: str) -> str:
-    return name if key.layer == "features" else f"{key.layer}: {name}"
+    return name if key.layer == FEATURES else f"{key.layer}: {name}"
 
 
 def family_table(results: Results, families: Collection[str], title: str) -> Table | None:
@@ -202,46 +192,36 @@ def family_table(results: Results, families: Collection[str], title: str) -> Tab
 
     Entries about class means that are not reliable in some seed carry an asterisk.
     """
-    measures = [m for m in MEASURES.values() if m.shown and m.family in families]
-    order = [m.name for m in measures if m.name != RELIABLE]
+    order = [m.name for m in MEASURES.values() if m.shown and m.family in families]
     keys = _keys(results, lambda key: key.measure in order)
     keys.sort(key=lambda k: (order.index(k.measure), k.readout == "head", k.split != "train"))
-    flagged = MEASURES[RELIABLE].family in families
-    rows, doubted = [], False
+    rows = []
     for key in keys:
         reliable = str(key._replace(labels=LABELS[key.split], readout="-", measure=RELIABLE))
         name = key.measure if key.readout == "-" else f"{key.measure} ({key.readout})"
         for case in results.cases:
             values = results.estimates(str(key), case)
-            means = results.estimates(reliable, case)
-            doubt = [
-                bool(flagged and v and m and m.mean < 1) for v, m in zip(values, means, strict=True)
-            ]
-            doubted = doubted or any(doubt)
+            entries = [shown(value, results.seeds) for value in values]
+            if "collapse" in families:
+                means = results.estimates(reliable, case)
+                doubted = [bool(v and m and m.mean < 1) for v, m in zip(values, means, strict=True)]
+                entries = [e + "*" * doubt for e, doubt in zip(entries, doubted, strict=True)]
             # Not every method has a head of its own.
             if any(values) or key.readout == "-":
-                entries = [
-                    shown(value, results.seeds) + "*" * mark
-                    for value, mark in zip(values, doubt, strict=True)
-                ]
                 rows.append(((_called(key, name), key.split, *results.named(case)), entries))
     note = (
         "* class means hold so little of the features (mean_energy) in some seed that measures "
         "about them are near 0/0: not reliable"
     )
-    return _table(
-        results,
-        title,
-        ("measure", "split", "method", *_further(results)),
-        rows,
-        about="train by the labels trained on, test by the clean ones; ",
-        notes=[note] if doubted else [],
-    )
+    names = ("measure", "split", "method", *_further(results))
+    about = "train by the labels trained on, test by the clean ones; "
+    notes = [note] if any(entry.endswith("*") for _, each in rows for entry in each) else []
+    return _table(results, title, names, rows, about=about, notes=notes)
 
 
 def order_of(readout: str) -> tuple[int, int]:
     """Return where a readout stands among others: by kind, then by number."""
-    kind, number = parse_readout(readout.removesuffix(CLEAN))
+    kind, number = parse_readout(readout.removesuffix(FITTED_CLEAN))
     return ["head", *READOUTS].index(kind), number or 0
 
 
@@ -249,10 +229,10 @@ def read_by(results: Results, *, clean: bool = False) -> list[Key]:
     """Return the keys of test accuracies by every readout, fitted on noisy or on clean labels."""
 
     def wanted(key: Key) -> bool:
-        return key.measure == "accuracy" and key.readout.endswith(CLEAN) == clean
+        return key.measure == "accuracy" and key.readout.endswith(FITTED_CLEAN) == clean
 
     keys = _keys(results, wanted)
-    return sorted(keys, key=lambda key: (key.layer != "features", order_of(key.readout)))
+    return sorted(keys, key=lambda key: (key.layer != FEATURES, order_of(key.readout)))
 
 
 def readout_table(results: Results, *, clean: bool = False) -> Table | None:
@@ -283,13 +263,14 @@ def settings_table(results: Results) -> Table:
     rows = []
     for value in results.values():
         for case in results.cases:
-            found = matching(results.rows, **{axes[0]: value, **case})
+            where = {axes[0]: value, **case}
+            found = matching(results.rows, **where)
             steps = sorted({row["steps"] for row in found if row["status"] == "finished"})
-            over = replace(results, rows=found).over_seeds
-            entries = (shown(over(m, selection=r), results.seeds, 3) for m, r in scalars)
+            values = (results.over_seeds(m, selection=rule, **where) for m, rule in scalars)
             name, *further = results.named(case)
             made = ", ".join(map(str, steps)) or "-"
             if found:
+                entries = (shown(value, results.seeds, 3) for value in values)
                 rows.append((name, value_text(value), *further, made, *entries))
     readouts = sorted({r["readout"].partition("@")[0] for r in results.rows if r["readout"]})
     return Table(
@@ -302,12 +283,12 @@ def settings_table(results: Results) -> Table:
 
 
 def family_tables() -> dict[str, Callable[[Results], Table | None]]:
-    """Return a table for the families of each entry of TOGETHER, and for each other family."""
-    groups = {name: (_families(*some), title) for name, (some, title) in TOGETHER.items()}
-    taken = _families("accuracy", "fit_noisy").union(*(some for some, _ in groups.values()))
+    """Return a table for each entry of :data:`TOGETHER`, and for each other family."""
+    groups = dict(TOGETHER)
+    taken = {"accuracy"}.union(*(families for families, _ in groups.values()))
     for family, title in FAMILIES.items():
-        if family not in taken and any(m.shown for m in MEASURES.values() if m.family == family):
-            groups[family] = {family}, f"{title}, at the last epoch"
+        if family not in taken and any(m.shown and m.family == family for m in MEASURES.values()):
+            groups[family] = (family,), f"{title}, at the last epoch"
     return {
         name: partial(family_table, families=families, title=title)
         for name, (families, title) in groups.items()
@@ -324,59 +305,6 @@ TABLES: dict[str, Callable[[Results], Table | None]] = {
     "readouts_clean": partial(readout_table, clean=True),
     "settings": settings_table,
 }
-
-
-def run_table(run: Run) -> Table:
-    """Return what one run reaches by its own readout, a row a selection rule."""
-    record, by = run.record, run.record.readout
-    names = [
-        measure_key("accuracy", split="test", labels="clean", readout=by),
-        *(measure_key(m, split="train", labels="noisy", readout=by) for m in MEMORIZATION),
-    ]
-    rows = [
-        (rule, by, str(chosen["epoch"]), *(_number(chosen["measures"][name]) for name in names))
-        for rule, chosen in (run.evaluation.selections if run.evaluation else {}).items()
-    ]
-    return Table(
-        f"{_run_name(run)}: {record.epochs} epochs, {record.steps} steps, "
-        f"{record.wall_seconds:.0f} s",
-        ("selection", "readout", "epoch", "test_accuracy", *MEMORIZATION),
-        tuple(rows),
-    )
-
-
-def measures_table(run: Run, measured: Mapping[str, Mapping[str, Any]], contains: str) -> Table:
-    """Return a run's measures whose key contains a text, measured again, beside those it holds.
-
-    Args:
-        run: with its evaluation.
-        measured: by selection rule, measures by key.
-        contains: part of a key.
-    """
-    held = run.evaluation.selections if run.evaluation else {}
-    rows = []
-    for rule, measures in measured.items():
-        for key, value in measures.items():
-            if contains in key:
-                kept = held[rule]["measures"].get(key) if rule in held else None
-                same = "same" if kept == value else "differs"
-                rows.append((rule, key, same, _number(value), _number(kept)))
-    header = ("selection", "measure", "", "now", "held")
-    return Table(f"{_run_name(run)}: measured again from its weights", header, tuple(rows))
-
-
-def _run_name(run: Run) -> str:
-    spec = run.record.spec
-    return (
-        f"{short(spec['method'])} on {short(run.record.data['name'])} at ratio {spec['ratio']:g}, "
-        f"seed {spec['seed']}"
-    )
-
-
-def _number(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def write_tables(

@@ -161,7 +161,7 @@ class Measurement:
         spec, data, device, encoder = self.spec, self.data, self.device, self.encoder
         readout = readout_for(spec, find_method(spec.method))
         pretender = Encoder(_Noise(spec.feature_dim), encoder.objective)
-        along = evaluator_along(replace(spec, layers=()), data, readout, device)
+        along = evaluator_along(replace(spec, measured_layers=()), data, readout, device)
         some = data.train.images[:IMAGES].to(device)
         full = partial(evaluate_fully, pretender, spec, data, readout, device)
         slots = 2 if spec.training.optimizer == "adamw" else int(spec.training.momentum > 0)

@@ -179,7 +179,7 @@ def complete(planned: PlannedRun) -> Run | None:
     run, folder = held(planned.folder, planned.key), planned.folder
     if run is None:
         return None
-    if run.record.status == "finished" and not up_to_date(run, planned.spec.layers):
+    if run.record.status == "finished" and not up_to_date(run, planned.spec.measured_layers):
         return None
     if any((folder / name).exists() for name in PASSING) or temporary_files(folder):
         with contextlib.suppress(OSError, Timeout), FileLock(folder / ".lock", timeout=0):
@@ -313,8 +313,10 @@ def run(
                 log.close()
             save_record(folder, record)
             done = Run(folder, record, None)
-        if done.record.status == "finished" and not up_to_date(done, spec.layers):
-            evaluation = _evaluate(done, spec, data, method, device, machine.threads, spec.layers)
+        if done.record.status == "finished" and not up_to_date(done, spec.measured_layers):
+            evaluation = _evaluate(
+                done, spec, data, method, device, machine.threads, spec.measured_layers
+            )
             save_evaluation(folder, evaluation)
             done = replace(done, evaluation=evaluation)
         remove_leftovers(folder)
@@ -501,7 +503,7 @@ def evaluate_again(
         raise ValueError(f"{spec.dataset} is not the data that {folder} was run on")
     if record.status != "finished":
         return run
-    wanted = tuple(dict.fromkeys((*spec.layers, *layers)))
+    wanted = tuple(dict.fromkeys((*spec.measured_layers, *layers)))
     evaluation = _evaluate(run, spec, data, method, on, machine.threads, wanted)
     return replace(run, evaluation=evaluation)
 

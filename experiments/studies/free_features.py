@@ -130,26 +130,25 @@ def reduction_at(dimensions: Sequence[int], d: int, eps_sq: float) -> float:
 
 def plot(found: Sequence[Ascent], path: Path) -> None:
     """Draw the ascent of each start, and singular values and cosines of the first."""
-    from experiments.report.canvas import COLOURS, pyplot, save
+    from experiments.report import canvas
 
-    figure, axes = pyplot().subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    figure, ((left, middle, right),) = canvas.panels(1, 3, 4, 3.2)
     reached = [", ".join(map(str, sorted(one.dimensions))) for one in found]
     kinds = list(dict.fromkeys(reached))
     for i, one in enumerate(found):
         gap = [max(1 - value / one.best, 1e-16) for value in one.reduction]
-        colour = COLOURS[kinds.index(reached[i]) % len(COLOURS)]
+        colour = canvas.COLOURS[kinds.index(reached[i]) % len(canvas.COLOURS)]
         label = None if reached[i] in reached[:i] else reached[i]
-        axes[0].semilogy(gap, color=colour, linewidth=1.5, label=label)
-    axes[0].legend(title="dimensions reached", fontsize=9, frameon=False)
-    axes[0].set(xlabel="evaluations of ΔR", ylabel="1 − ΔR / its maximum", title="Ascent")
+        left.semilogy(gap, color=colour, label=label)
+    left.legend(title="dimensions reached", fontsize=9, frameon=False)
+    left.set(xlabel="evaluations of ΔR", ylabel="1 − ΔR / its maximum", title="Ascent")
     first = found[0]
-    for k, (values, q) in enumerate(zip(first.singular_values, first.dimensions, strict=True)):
-        label, colour = f"class {k}: {q} dimensions", COLOURS[k % len(COLOURS)]
-        axes[1].plot(range(1, len(values) + 1), values.numpy(), ".-", color=colour, label=label)
-    axes[1].legend(fontsize=9, frameon=False)
-    axes[1].set(xlabel="index", ylabel="singular value", title="Spectra, first start")
-    cosines = (first.features @ first.features.T).abs().numpy()
-    image = axes[2].imshow(cosines, cmap="Greys", vmin=0, vmax=1)
-    figure.colorbar(image, ax=axes[2], label="|cosine|")
-    axes[2].set(xlabel="sample, by class", ylabel="sample, by class", title="Angles, first start")
-    save(figure, path)
+    names = [f"class {k}: {q} dimensions" for k, q in enumerate(first.dimensions)]
+    canvas.spectra(middle, dict(zip(names, first.singular_values, strict=True)))
+    middle.set_title("Spectra, first start")
+    cosines = (first.features @ first.features.T).abs()
+    classes = [len(names) * i // len(cosines) for i in range(len(cosines))]
+    image = canvas.cosines(right, cosines, classes)
+    figure.colorbar(image, ax=right, label="|cosine|")
+    right.set(xlabel="sample, by class", ylabel="sample, by class", title="Angles, first start")
+    canvas.save(figure, path)

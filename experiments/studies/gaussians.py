@@ -58,8 +58,8 @@ class Gaussians(SmallStudy):
 class Clusters:
     """Test samples ``(m, d)`` before and after ReduNet, and rates of as many training samples.
 
-    ``figures``: the mean |cosine| between samples of different classes, ΔR, and the fraction of the
-    test samples that are nearest, by |cosine|, to the training mean of their own class.
+    ``figures``: mean |cosine| between classes, ΔR, and the fraction of the test samples that are
+    nearest, by |cosine|, to the training mean of their own class.
     """
 
     labels: Tensor
@@ -114,9 +114,9 @@ def construct(
 
 def plot(found: Sequence[Clusters], path: Path) -> None:
     """Draw test samples before and after, and the rates by layer, a row a number of dimensions."""
-    from experiments.report.canvas import COLOURS, pyplot, save
+    from experiments.report import canvas
 
-    figure = pyplot().figure(figsize=(11, 3.7 * len(found)), layout="constrained")
+    figure = canvas.pyplot().figure(figsize=(11, 3.7 * len(found)), layout="constrained")
     for row, result in enumerate(found):
         d = result.test.shape[1]
         after = f"after {len(result.history) - 1} layers"
@@ -126,19 +126,13 @@ def plot(found: Sequence[Clusters], path: Path) -> None:
             axes: Any = figure.add_subplot(len(found), 3, 3 * row + column, projection=flat)
             axes.set(title=title, **{f"{axis}ticks": [] for axis in "xyz"[:d]})
             axes.set_aspect("equal")
-            for k in range(d):
+            for k, colour in zip(range(d), canvas.COLOURS, strict=False):
                 own = Z[result.labels == k]
-                axes.scatter(*own.T, s=8, color=COLOURS[k], alpha=0.5, linewidths=0)
+                axes.scatter(*own.T, s=8, color=colour, alpha=0.5, linewidths=0)
                 ends = [(0.0, float(x)) for x in own.mean(0)]
-                axes.plot(*ends, color=COLOURS[k], linewidth=2, label=f"class {k}")
+                axes.plot(*ends, color=colour, linewidth=2, label=f"class {k}")
             axes.legend(fontsize=8, frameon=False, loc="lower left")
         axes = figure.add_subplot(len(found), 3, 3 * row + 3)
-        layers = [1 + rates.layers for rates in result.history]
-        names = {"R": "rate", "R_c": "compressed_rate", "ΔR": "reduction"}
-        for (label, name), colour in zip(names.items(), COLOURS, strict=False):
-            values = [getattr(rates, name) for rates in result.history]
-            axes.plot(layers, values, color=colour, label=label)
-        axes.legend(frameon=False, ncols=3, loc="lower center")
-        axes.set(title="rates of the training samples", xscale="log", ylim=(0, None))
-        axes.set(xlabel="layer (the first has index 1)", ylabel="nats")
-    save(figure, path)
+        canvas.rates(axes, result.history, first=1)
+        axes.set(title="rates by layer", xscale="log", xlabel="layer (the first has index 1)")
+    canvas.save(figure, path)

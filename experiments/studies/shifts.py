@@ -200,12 +200,13 @@ def residuals(Z: Tensor, spectra: Sequence[tuple[Tensor, Tensor]], dimensions: i
 
 def plot(rows: Sequence[Row], path: Path) -> None:
     """Draw for each kind of features the accuracy as they are, mean and worst of the shifts."""
-    from experiments.report.canvas import COLOURS, pyplot, save
+    from experiments.report import canvas
 
-    figure, axes = pyplot().subplots(figsize=(7, 3), layout="constrained")
-    for key, marker, colour in zip(MEASURED, "osx", COLOURS, strict=False):
-        values, names = zip(*((row[key], row["features"]) for row in reversed(rows)), strict=True)
-        axes.plot(values, names, marker, color=colour, label=key.replace("_", " "))
-    axes.set(xlim=(0, 1.02), xlabel="accuracy on the test digits")
-    axes.legend(fontsize=9)
-    save(figure, path)
+    figure, axes = canvas.panels(1, 1, 7, 2.5)
+    names = [row["features"] for row in rows[::-1]]
+    for key, marker, colour in zip(MEASURED, "osx", canvas.COLOURS, strict=False):
+        values, name = [row[key] for row in rows[::-1]], key.replace("_", " ")
+        axes[0, 0].plot(values, names, marker, color=colour, label=name)
+    axes[0, 0].set(xlim=(0, 1.02), xlabel="accuracy on the test digits")
+    axes[0, 0].legend(fontsize=9)
+    canvas.save(figure, path)

@@ -17,8 +17,8 @@ Row = dict[str, Any]
 class SmallStudy(Study):
     """A study that measures something for each seed, and leaves NAME.json and NAME.png.
 
-    A subclass has a ``title`` and ``_measure(figure)``, which draws the figure and returns rows of
-    equal keys, the first of which names a row; ``_check`` refuses options of its own.
+    A subclass has a ``title``; ``_check`` refuses options of its own; ``_measure`` draws the figure
+    and returns rows of equal keys, the first of which names a row.
     """
 
     title: ClassVar[str]
