@@ -26,9 +26,7 @@ class Groups(NamedTuple):
     """Samples by class, and classes of similar size in buckets; made from labels alone."""
 
     buckets: list[list[int]]  # the samples of each class that has any, ascending
-    source: Tensor  # the sample in each row of the buckets, one after the other
-    empty: Tensor  # the rows that are to be zero
-    place: Tensor  # the row of each sample, (m,)
+    place: Tensor  # the row of each sample in the padded buckets, one after the other, (m,)
     position: Tensor  # where each class stands in the buckets, (K,); absent ones past the last
 
 
@@ -50,12 +48,11 @@ def group(ordered: Tensor, order: Tensor, bounds: list[int]) -> Groups:
             samples += sizes[ascending[first]]
         runs.append(ascending[first:stop])
         stop = first
-    buckets, row, empty = [], 0, list[int]()
+    buckets, row = [], 0
     for run in reversed(runs):
         n = sizes[run[-1]]
         for k in run:
             shift[k] = row - bounds[k]
-            empty += range(row + sizes[k], row + n)
             row += n
         buckets.append([sizes[k] for k in run])
     for i, k in enumerate(ascending):
@@ -63,8 +60,6 @@ def group(ordered: Tensor, order: Tensor, bounds: list[int]) -> Groups:
     rows = write(shift, device, torch.int64)[ordered] + torch.arange(m, device=device)
     return Groups(
         buckets=buckets,
-        source=torch.zeros(row, dtype=torch.int64, device=device).scatter_(0, rows, order),
-        empty=write(empty, device, torch.int64),
         place=torch.empty_like(order).scatter_(0, order, rows),
         position=write(position, device, torch.int64),
     )
@@ -82,8 +77,8 @@ def grouped_rates(
     matrices: list[Matrices] = []
     by_features: list[bool] = []
     if groups:
-        X = _Arrange.apply(Z, groups.source, groups.empty, groups.place)
         rows = [len(sizes) * sizes[-1] for sizes in buckets]
+        X = Z.new_zeros((*Z.shape[:-2], sum(rows), d)).index_copy(-2, groups.place, Z)
         runs = torch.split(X, rows, dim=-2) if len(rows) > 1 else [X]
         for sizes, run in zip(buckets, runs, strict=True):
             N = sizes[-1]
@@ -165,25 +160,6 @@ def _summed(A: Tensor, B: Tensor) -> Tensor:
     """AᵀB, summed over at most 256 samples at a time: errors add up where samples are alike."""
     parts = zip(torch.split(A, 256, dim=-2), torch.split(B, 256, dim=-2), strict=True)
     return reduce(torch.add, (a.mH @ b for a, b in parts))
-
-
-class _Arrange(Function):
-    """Rows of features (..., m, d) in another order, with rows of zeros between."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(Z: Tensor, source: Tensor, empty: Tensor, place: Tensor) -> Tensor:
-        return Z.index_select(-2, source).index_fill_(-2, empty, 0)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(inputs[3])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        (place,) = ctx.saved_tensors
-        return grads[0].index_select(-2, place), None, None, None
 
 
 class _Gram(Function):
