@@ -82,7 +82,7 @@ def grouped_rates(
         runs = torch.split(X, rows, dim=-2) if len(rows) > 1 else [X]
         for sizes, run in zip(buckets, runs, strict=True):
             N = sizes[-1]
-            blocks = run.unflatten(-2, (len(sizes), N))
+            blocks = run.reshape(*Z.shape[:-2], len(sizes), N, d)
             # Where the Gram of all samples is wanted, d × d Grams of classes add up to it: counting
             # operations, that makes up for their larger factors from N = 2d/3 on.
             by_features.append(2 * d <= 3 * N if totals and m >= d else d <= N)
