@@ -105,6 +105,17 @@ def test_gradients_of_hard_and_soft_rates(positions, C, m):
         assert check(shift_invariant_rate_reduction, (Z, Pi), fast_mode=True)
 
 
+def test_transforms_of_functions_of_signals():
+    batch, labels = random_signals(3, 6, 2, 4), torch.arange(6) % 2
+
+    def reduction(Z):
+        return shift_invariant_rate_reduction(Z, labels).reduction
+
+    torch.testing.assert_close(torch.vmap(reduction)(batch), torch.stack([*map(reduction, batch)]))
+    gradients = torch.stack([torch.autograd.functional.jacobian(reduction, Z) for Z in batch])
+    torch.testing.assert_close(torch.vmap(torch.func.grad(reduction))(batch), gradients)
+
+
 @pytest.mark.parametrize("positions", [(5,), (3, 2)])
 def test_every_entry_of_a_gradient(positions):
     Z, labels = random_signals(5, 2, *positions).requires_grad_(), torch.arange(5) % 2

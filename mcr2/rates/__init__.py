@@ -1,8 +1,7 @@
 """Coding rates: how many nats it takes to code features up to a squared distortion ε².
 
-Pure functions, tensors in and tensors out; nothing here knows of training. Features ``Z`` have
-shape ``(..., m, d)``, one sample a row. A membership says which sample belongs to which of the
-K classes: integer labels ``(m,)``, or a floating matrix ``(m, K)`` whose rows sum to one.
+Features ``Z`` have shape ``(..., m, d)``, one sample a row. A membership says which sample belongs
+to which of the K classes: integers ``(m,)``, or a floating ``(m, K)`` whose rows sum to one.
 
     R(Z)        = ½ logdet(I + d/(m ε²) ZᵀZ)
     R_k(Z)      = ½ logdet(I + d/(tr Π_k ε²) Zᵀ Π_k Z)
@@ -18,9 +17,9 @@ shifts: the ``shift_invariant_…`` functions.
     precision.py             dtypes, and what is read from a device
 
 Every rate is differentiable any number of times; ``torch.func.grad``, ``vmap`` and ``jacrev``
-apply. A call waits for its device once, for the class sizes, and once more without
-``num_classes`` or where float32 may not be accurate enough. Under ``torch.compile`` it is a graph
-break: class sizes shape the work, and compiled code would be compiled anew for every batch.
+apply. A call waits for its device for the class sizes and to see whether float32 was accurate
+enough, and once more without ``num_classes``. Under ``torch.compile`` it is a graph break: class
+sizes shape the work, and compiled code would be compiled anew for every batch.
 
 Reference: Yu, Chan, You, Song & Ma, "Learning Diverse and Discriminative Representations via the
 Principle of Maximal Coding Rate Reduction", NeurIPS 2020, Sections 2.1 and 2.2. The paper writes

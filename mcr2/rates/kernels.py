@@ -1,14 +1,10 @@
-"""Gram matrices, their log-determinants, and the gradients of both.
+"""Rates by way of Gram matrices; everything here trusts its input.
 
-Everything here trusts its input. A rate is ½ logdet(I + c ZᵀZ) or, the same, ½ logdet(I + c ZZᵀ);
-with P = (I + cG)⁻¹ for either Gram matrix G its gradient is
-
-    ∂/∂Z ½ logdet(I + cG) = c Z P = c P Z
-
-Classes of similar size are padded with zero rows to blocks (..., K, n, d) and worked on together.
-With a membership matrix every class has all samples, and a d × d moment. Zᵀ is the conjugate
-transpose throughout, since spectra of signals are complex; leading dimensions are independent
-problems with the same membership. Values are float64, whatever the features are.
+A rate is ½ logdet(I + c ZᵀZ) or, the same, ½ logdet(I + c ZZᵀ); with P = (I + cG)⁻¹ for either
+Gram matrix G its gradient is c Z P or c P Z, one product. Classes of similar size are padded with
+rows of zeros to blocks (..., K, n, d) and worked on together. With a membership matrix every class
+has all samples, and a d × d moment. Zᵀ is the conjugate transpose, since spectra of signals are
+complex; leading dimensions are independent problems. Values are float64 whatever the features are.
 """
 
 from __future__ import annotations
@@ -30,9 +26,7 @@ class Groups(NamedTuple):
     """Samples by class, and classes of similar size in buckets; made from labels alone."""
 
     buckets: list[list[int]]  # the samples of each class that has any, ascending
-    source: Tensor  # the sample in each row of the buckets, one after the other
-    empty: Tensor  # the rows that are to be zero
-    place: Tensor  # the row of each sample, (m,)
+    place: Tensor  # the row of each sample in the padded buckets, one after the other, (m,)
     position: Tensor  # where each class stands in the buckets, (K,); absent ones past the last
 
 
@@ -55,12 +49,10 @@ def group(ordered: Tensor, order: Tensor, bounds: list[int]) -> Groups:
         runs.append(ascending[first:stop])
         stop = first
     buckets, row = [], 0
-    empty: list[int] = []
     for run in reversed(runs):
         n = sizes[run[-1]]
         for k in run:
             shift[k] = row - bounds[k]
-            empty += range(row + sizes[k], row + n)
             row += n
         buckets.append([sizes[k] for k in run])
     for i, k in enumerate(ascending):
@@ -68,36 +60,29 @@ def group(ordered: Tensor, order: Tensor, bounds: list[int]) -> Groups:
     rows = write(shift, device, torch.int64)[ordered] + torch.arange(m, device=device)
     return Groups(
         buckets=buckets,
-        source=torch.zeros(row, dtype=torch.int64, device=device).scatter_(0, rows, order),
-        empty=write(empty, device, torch.int64),
         place=torch.empty_like(order).scatter_(0, order, rows),
         position=write(position, device, torch.int64),
     )
 
 
 def grouped_rates(
-    Z: Tensor, groups: Groups | None, eps_sq: float, totals: Sequence[float], *, certain: bool
+    Z: Tensor, groups: Groups | None, eps_sq: float, totals: Sequence[float]
 ) -> tuple[Tensor, ...]:
     """R of features (..., m, d) for each ε² of ``totals``; then, with groups, R_k and R_c.
 
-    Args:
-        Z: the features.
-        groups: the plan made from the labels, or None.
-        eps_sq: ε² of the class rates.
-        totals: ε² of each rate of all samples that is wanted.
-        certain: as in :func:`half_logdets`, which says what is raised.
+    ``eps_sq`` is that of the class rates.
     """
     m, d = Z.shape[-2:]
     buckets = groups.buckets if groups else []
     matrices: list[Matrices] = []
     by_features: list[bool] = []
     if groups:
-        X = _Arrange.apply(Z, groups.source, groups.empty, groups.place)
         rows = [len(sizes) * sizes[-1] for sizes in buckets]
+        X = Z.new_zeros((*Z.shape[:-2], sum(rows), d)).index_copy(-2, groups.place, Z)
         runs = torch.split(X, rows, dim=-2) if len(rows) > 1 else [X]
         for sizes, run in zip(buckets, runs, strict=True):
             N = sizes[-1]
-            blocks = run.unflatten(-2, (len(sizes), N))
+            blocks = run.reshape(*Z.shape[:-2], len(sizes), N, d)
             # Where the Gram of all samples is wanted, d × d Grams of classes add up to it: counting
             # operations, that makes up for their larger factors from N = 2d/3 on.
             by_features.append(2 * d <= 3 * N if totals and m >= d else d <= N)
@@ -109,7 +94,7 @@ def grouped_rates(
         moments = [classes.gram.sum(-3, keepdim=True) for classes in matrices]
         shared = m >= d and bool(by_features) and all(by_features)
         matrices.append(_of_all(Z, reduce(torch.add, moments) if shared else None, totals))
-    values = half_logdets(matrices, certain=certain)
+    values = half_logdets(matrices)
     rates = list(values.pop().unbind(-1)) if totals else []
     if groups:
         by_size = torch.cat(values, dim=-1)
@@ -120,18 +105,17 @@ def grouped_rates(
 
 
 def weighted_rates(
-    Z: Tensor, weights: Tensor, eps_sq: float, totals: Sequence[float], *, certain: bool
+    Z: Tensor, weights: Tensor, eps_sq: float, totals: Sequence[float]
 ) -> tuple[Tensor, ...]:
     """Rates as :func:`grouped_rates`' for a membership (m, K), differentiable in both.
 
-    R comes from a product of its own: it does not depend on the membership, whose rows sum to
-    one only on the simplex, and gradients do not know that they must stay there.
+    R comes from a product of its own: it does not depend on the membership, and gradients do not
+    know that rows must sum to one.
     """
     weights = weights.to(Z.dtype.to_real())
     mass = weights.sum(0)
-    # Divided before the product: a class of mass 1e-40 has an ordinary second moment, while its
-    # Gram would vanish. An absent class is taken out of the graph, or its moment, which has no
-    # limit at mass zero, would hand the membership a gradient.
+    # Divided before the product, or the Gram of a class of mass 1e-40 would vanish. An absent class
+    # is taken out of the graph: its moment, which has no limit at mass zero, has no gradient.
     present = mass > 0
     shares = in_float64(mass) / len(weights)
     weights = torch.where(present, weights / mass.where(present, torch.ones_like(mass)), 0.0)
@@ -145,7 +129,7 @@ def weighted_rates(
 
     classes = Matrices(_WeightedMoments.apply(Z, weights), scale, torch.zeros_like(scale), again)
     of_all = [_of_all(Z, None, totals)] if totals else []
-    class_rates, *rates = half_logdets([classes, *of_all], certain=certain)
+    class_rates, *rates = half_logdets([classes, *of_all])
     return (*(r for total in rates for r in total.unbind(-1)), class_rates, class_rates @ shares)
 
 
@@ -172,23 +156,10 @@ def _of_all(Z: Tensor, gram: Tensor | None, totals: Sequence[float]) -> Matrices
 # --- second moments -----------------------------------------------------------------------------
 
 
-class _Arrange(Function):
-    """Rows of features (..., m, d) in another order, with rows of zeros between."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(Z: Tensor, source: Tensor, empty: Tensor, place: Tensor) -> Tensor:
-        return Z.index_select(-2, source).index_fill_(-2, empty, 0)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(inputs[3])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        (place,) = ctx.saved_tensors
-        return grads[0].index_select(-2, place), None, None, None
+def _summed(A: Tensor, B: Tensor) -> Tensor:
+    """AᵀB, summed over at most 256 samples at a time: errors add up where samples are alike."""
+    parts = zip(torch.split(A, 256, dim=-2), torch.split(B, 256, dim=-2), strict=True)
+    return reduce(torch.add, (a.mH @ b for a, b in parts))
 
 
 class _Gram(Function):
@@ -198,7 +169,7 @@ class _Gram(Function):
 
     @staticmethod
     def forward(Z: Tensor, by_features: bool) -> Tensor:
-        return Z.mH @ Z if by_features else Z @ Z.mH
+        return _summed(Z, Z) if by_features else Z @ Z.mH
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -224,7 +195,7 @@ class _WeightedMoments(Function):
 
     @staticmethod
     def forward(Z: Tensor, weights: Tensor) -> Tensor:
-        return torch.stack([(w[:, None] * Z).mH @ Z for w in weights.unbind(1)], dim=-3)
+        return torch.stack([_summed(w[:, None] * Z, Z) for w in weights.unbind(1)], dim=-3)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -239,7 +210,5 @@ class _WeightedMoments(Function):
             for w, matrix in zip(weights.unbind(1), S.unbind(-3), strict=True):
                 Y = Z @ matrix
                 of_features = of_features + w[:, None] * Y
-                part = (Y * Z.conj()).sum(-1) / 2
-                part = part.real if part.is_complex() else part
-                of_weights.append(part.sum_to_size(w.shape) if part.dim() > 1 else part)
+                of_weights.append(((Y * Z.conj()).real.sum(-1) / 2).sum_to_size(w.shape))
         return of_features, torch.stack(of_weights, dim=1)

@@ -10,7 +10,8 @@ from mcr2.checks import describe, floating, integer
 from mcr2.rates.kernels import Groups, group
 from mcr2.rates.precision import read, working_dtype
 
-_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_INTEGERS = ("uint8", "int8", "int16", "int32", "int64")
+_LABELS = {(getattr(torch, name), torch.strided, 1) for name in _INTEGERS}
 
 
 def check_features(Z: object, *, signals: bool = False) -> Tensor:
@@ -28,12 +29,7 @@ def check_membership(Z: Tensor, m: int, labels: object, num_classes: int | None)
     given = torch.as_tensor(labels) if isinstance(labels, np.ndarray) else labels
     if isinstance(given, Tensor) and given.dim() == 2 and given.is_floating_point():
         given = floating("labels", given, finite=False)
-    elif (
-        not isinstance(given, Tensor)
-        or given.layout != torch.strided
-        or given.dtype not in _INTEGERS
-        or given.dim() != 1
-    ):
+    elif not isinstance(given, Tensor) or (given.dtype, given.layout, given.dim()) not in _LABELS:
         raise TypeError(
             "labels must be integers of shape (m,) or a floating membership of shape (m, K), "
             f"not {describe(labels)}"
@@ -47,51 +43,38 @@ def check_membership(Z: Tensor, m: int, labels: object, num_classes: int | None)
     return given
 
 
-def read_membership(
-    labels: Tensor | None, num_classes: int | None, norms: Tensor
-) -> tuple[Groups | Tensor | None, list[float] | None]:
-    """Check the values of a membership that :func:`check_membership` passed, and read norms.
+def read_membership(labels: Tensor, num_classes: int | None) -> Groups | Tensor:
+    """Check the values of a membership that :func:`check_membership` passed; group samples.
 
-    One transfer: the class sizes, or what a matrix is checked by, with the norms among them.
-    Without ``num_classes`` the largest label travels first.
-
-    Returns:
-        The samples by class, the matrix as it was given, or None; and the norms, None under
-        ``torch.func.vmap``.
+    One transfer: the class sizes, or what a matrix is checked by. Without ``num_classes`` the
+    largest label travels first.
     """
-    if labels is None:
-        return None, read(norms)
     if labels.dim() == 2:
-        return labels, _read_matrix(labels, norms)
+        _check_matrix(labels)
+        return labels
     m = len(labels)
     labels = labels.long()
-    K = num_classes or max(int(labels.max()) + 1, 1)
+    K = max(int(num_classes or labels.max() + 1), 1)
     if num_classes is None and max(10 * m, 10**6) < K:
         raise ValueError(f"labels run to {K - 1} for {m} samples; give num_classes if they are so")
     ordered, order = labels.sort(stable=True)
     ends = torch.searchsorted(ordered, torch.arange(K + 1, device=labels.device))
-    told = read(ends, norms)
-    bounds = list(map(int, told[:-2])) if told else ends.tolist()
+    bounds = ends.tolist()
     if bounds[0] != 0 or bounds[-1] != m:
         raise ValueError(
             f"labels run from {int(ordered[0])} to {int(ordered[-1])}; "
             f"with {K} classes they must be in 0 ... {K - 1}"
         )
-    return group(ordered, order, bounds), told and told[-2:]
+    return group(ordered, order, bounds)
 
 
-def _read_matrix(matrix: Tensor, norms: Tensor) -> list[float] | None:
+def _check_matrix(matrix: Tensor) -> None:
     # Wide enough for a softmax rounded to bfloat16, narrow enough to catch unnormalised scores.
     tolerance = 1e-4 + matrix.shape[1] * torch.finfo(matrix.dtype).eps
     values = matrix.detach().to(working_dtype(matrix))
-    checked = values.min(), (values.sum(1) - 1).abs().max()
-    told = read(*checked, norms) or read(*checked)
-    if told is None:
-        return None
-    smallest, off, *others = told
-    if not (smallest >= 0 and off <= tolerance):
+    told = read(values.min(), (values.sum(1) - 1).abs().max())
+    if told is not None and not (told[0] >= 0 and told[1] <= tolerance):
         raise ValueError(
             "membership rows must be non-negative and sum to one; the smallest entry is "
-            f"{smallest:.3g}, the largest deviation of a sum {off:.3g}"
+            f"{told[0]:.3g}, the largest deviation of a sum {told[1]:.3g}"
         )
-    return others or None

@@ -49,11 +49,9 @@ def read(*values: Tensor) -> list[float] | None:
         return None
 
 
-def write(
-    numbers: Sequence[float], device: torch.device, dtype: torch.dtype = torch.float64
-) -> Tensor:
+def write(x: Sequence[float], device: torch.device, dtype: torch.dtype = torch.float64) -> Tensor:
     """Return numbers as a tensor, without waiting for the device."""
-    return torch.tensor(numbers, dtype=dtype).to(device, non_blocking=True)
+    return torch.tensor(x, dtype=dtype).to(device, non_blocking=True)
 
 
 def outside_graphs(function: Callable[P, R]) -> Callable[P, R]:

@@ -7,9 +7,8 @@ one C × C block each, so that
     R(circ Z) = 1/(2T) logdet(I + C/(m ε²) circ(Z)circ(Z)ᵀ)
               = 1/T Σ_f ½ logdet(I + C/(m ε²) Σ_i v̄_i(f) v_i(f)ᵀ),    v_i = DFT of sample i
 
-and the class rates alike. For images T is H · W and the shifts are those of the torus. A real
-signal has the same block at f and −f up to conjugation: half the spectrum is computed, and its
-frequencies counted twice where they stand for two.
+and the class rates alike. For images T is H · W and the shifts are those of the torus. Blocks at f
+and −f are conjugate: half the spectrum is computed, and counted twice where it stands for two.
 
 Reference: Chan, Yu, You, Qi, Wright & Ma, "ReduNet: A White-box Deep Network from the Principle
 of Maximizing Rate Reduction", JMLR 2022, Section 4.
@@ -27,7 +26,8 @@ from mcr2.rates.vectors import Rates, evaluate
 def shift_invariant_rate(Z: Tensor, *, eps_sq: float = 0.5) -> Tensor:
     """Return the coding rate of all samples and their circular shifts together.
 
-    R(circ Z) = 1/(2T) logdet(I + C/(m ε²) circ(Z)circ(Z)ᵀ); for T = 1 the rate of vectors.
+    R(circ Z) = 1/(2T) logdet(I + C/(m ε²) circ(Z)circ(Z)ᵀ) (Chan et al. 2022, Section 4); for
+    T = 1 the rate of vectors.
 
     Args:
         Z: signals ``(m, C, T)`` or images ``(m, C, H, W)``, floating.
@@ -38,8 +38,6 @@ def shift_invariant_rate(Z: Tensor, *, eps_sq: float = 0.5) -> Tensor:
 
     Raises:
         TypeError, ValueError: as for :func:`mcr2.rates.coding_rate`; or ``Z`` has another shape.
-
-    Reference: Chan et al. (2022), Section 4.
 
     Example:
         >>> Z = torch.tensor([[[1.0, 2.0, 0.0, 0.0]]])      # one sample, one channel
@@ -58,8 +56,8 @@ def shift_invariant_class_rates(
 ) -> Tensor:
     """Return the coding rate of each class and its circular shifts, not weighted by its share.
 
-    R_k = 1/(2T) logdet(I + C/(tr Π_k ε²) circ(Z)Π_k circ(Z)ᵀ), all shifts of a sample having its
-    membership; 0 with gradient 0 where tr Π_k = 0.
+    R_k = 1/(2T) logdet(I + C/(tr Π_k ε²) circ(Z)Π_k circ(Z)ᵀ) (Chan et al. 2022, Section 4), all
+    shifts of a sample having its membership; 0 with gradient 0 where tr Π_k = 0.
 
     Args:
         Z: signals ``(m, C, T)`` or images ``(m, C, H, W)``, floating.
@@ -72,8 +70,6 @@ def shift_invariant_class_rates(
 
     Raises:
         TypeError, ValueError: as for :func:`shift_invariant_rate`, and for the membership.
-
-    Reference: Chan et al. (2022), Section 4.
 
     Example:
         >>> Z = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]], [[1.0, 1.0]]])
@@ -89,7 +85,8 @@ def shift_invariant_rate_reduction(
 ) -> Rates:
     """Return the coding rate reduction ΔR of signals and all their circular shifts.
 
-    ΔR = R(circ Z) − Σ_k (tr Π_k / m) R_k(circ Z). No shift of any sample changes it.
+    ΔR = R(circ Z) − Σ_k (tr Π_k / m) R_k(circ Z) (Chan et al. 2022, Section 4). No shift of any
+    sample changes it.
 
     Args:
         Z: signals ``(m, C, T)`` or images ``(m, C, H, W)``, floating.
@@ -102,8 +99,6 @@ def shift_invariant_rate_reduction(
 
     Raises:
         TypeError, ValueError: as for :func:`shift_invariant_class_rates`.
-
-    Reference: Chan et al. (2022), Section 4.
 
     Example:
         >>> Z = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]], [[1.0, 1.0]]])
@@ -124,16 +119,14 @@ def half_spectrum(Z: Tensor) -> tuple[Tensor, Tensor | None]:
     That is the unnormalised DFT, ``(F, m, C)``, and what each frequency counts, ``(F,)``, summing
     to one; of signals of one position themselves, ``(m, C)``, and None.
     """
-    positions = tuple(range(2, Z.dim()))
-    last = Z.shape[-1]
     total = Z[0, 0].numel()
     if total == 1:
         return Z.reshape(Z.shape[:2]), None
-    spectrum = torch.fft.rfftn(Z, dim=positions)
+    spectrum = torch.fft.rfftn(Z, dim=tuple(range(2, Z.dim())))
     # Frequency zero, and the one at half the rate where there is one, stand for themselves.
     counts = Z.new_full((spectrum.shape[-1],), 2.0)
     counts[0] = 1
-    if last % 2 == 0:
+    if Z.shape[-1] % 2 == 0:
         counts[-1] = 1
     weights = counts.expand(spectrum.shape[2:]).flatten() / total
     return spectrum.flatten(2).permute(2, 0, 1), weights

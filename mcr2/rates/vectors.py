@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,9 +10,10 @@ from torch import Tensor
 
 from mcr2.checks import positive
 from mcr2.rates.kernels import grouped_rates, weighted_rates
-from mcr2.rates.logdet import LIMITS
 from mcr2.rates.membership import check_features, check_membership, read_membership
-from mcr2.rates.precision import full_precision, in_float64, outside_graphs
+from mcr2.rates.precision import full_precision, outside_graphs
+
+_NO_LABELS = object()
 
 
 class Rates(NamedTuple):
@@ -33,7 +33,7 @@ class Rates(NamedTuple):
 
 
 def coding_rate(Z: Tensor, *, eps_sq: float = 0.5) -> Tensor:
-    """Return the coding rate of all samples together.
+    """Return the coding rate of all samples together (Yu et al. 2020, Section 2.1).
 
     R(Z) = ½ logdet(I + d/(m ε²) ZᵀZ). Scaling the matrix by γ is the same as coding with ε²/γ:
     that is how a γ inside the determinant is expressed.
@@ -50,8 +50,6 @@ def coding_rate(Z: Tensor, *, eps_sq: float = 0.5) -> Tensor:
         ValueError: ``Z`` is empty or not finite; ``eps_sq`` is not positive, or so small that the
             promised accuracy cannot be had in float64, of the rate or of its gradient.
 
-    Reference: Yu et al. (2020), Section 2.1.
-
     Example:
         >>> import math, torch
         >>> Z = torch.eye(2)                    # each axis costs ½ log(1 + d/(m ε²)) = ½ log 3
@@ -67,7 +65,8 @@ def class_coding_rates(
 ) -> Tensor:
     """Return the coding rate of each class by itself, not weighted by its share.
 
-    R_k(Z) = ½ logdet(I + d/(tr Π_k ε²) Zᵀ Π_k Z), and 0 with gradient 0 where tr Π_k = 0.
+    R_k(Z) = ½ logdet(I + d/(tr Π_k ε²) Zᵀ Π_k Z) (Yu et al. 2020, Section 2.1), and 0 with
+    gradient 0 where tr Π_k = 0.
 
     Args:
         Z: features ``(..., m, d)``, floating.
@@ -86,8 +85,6 @@ def class_coding_rates(
             features', outside [0, K), far more classes than samples without ``num_classes``, or
             rows that do not sum to one.
 
-    Reference: Yu et al. (2020), Section 2.1.
-
     Example:
         >>> import torch
         >>> Z = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
@@ -102,8 +99,8 @@ def rate_reduction(
 ) -> Rates:
     """Return the coding rate reduction ΔR of a partition, with the rates it is made of.
 
-    ΔR(Z, Π) = R(Z) − Σ_k (tr Π_k / m) R_k(Z): what is saved by coding each class by itself. It
-    is never negative, and largest where the classes span orthogonal subspaces.
+    ΔR(Z, Π) = R(Z) − Σ_k (tr Π_k / m) R_k(Z) (Yu et al. 2020, Section 2.2): what is saved by coding
+    each class by itself. It is never negative, and largest where classes span orthogonal subspaces.
 
     Args:
         Z: features ``(..., m, d)``, floating.
@@ -116,8 +113,6 @@ def rate_reduction(
 
     Raises:
         TypeError, ValueError: as for :func:`class_coding_rates`.
-
-    Reference: Yu et al. (2020), Section 2.2.
 
     Example:
         >>> import torch
@@ -143,7 +138,8 @@ def rate_reduction_with_expansion(
 ) -> tuple[Tensor, Rates]:
     """Return the total rate with γ inside its determinant, beside the rates as defined.
 
-    E(Z) = ½ logdet(I + γ d/(m ε²) ZᵀZ), from the same Gram matrix as R.
+    E(Z) = ½ logdet(I + γ d/(m ε²) ZᵀZ), from the same Gram matrix as R; γ is γ₁ of the published
+    experiments of Yu et al. (2020).
 
     Args:
         Z: features ``(..., m, d)``, floating.
@@ -157,8 +153,6 @@ def rate_reduction_with_expansion(
 
     Raises:
         TypeError, ValueError: as for :func:`class_coding_rates`; or ``gamma`` is not positive.
-
-    Reference: Yu et al. (2020); γ₁ of its published experiments.
 
     Example:
         >>> import torch
@@ -175,7 +169,7 @@ def rate_reduction_with_expansion(
 @outside_graphs
 def evaluate(
     X: Tensor,
-    labels: object = None,
+    labels: object = _NO_LABELS,
     *,
     eps_sq: float,
     num_classes: int | None = None,
@@ -190,34 +184,26 @@ def evaluate(
     """
     eps_sq = positive("eps_sq", eps_sq)
     totals = [positive("eps_sq / gamma", eps_sq / gamma) for gamma in gammas]
-    given = None if labels is None else check_membership(X, X.shape[-2], labels, num_classes)
-    device, dtype, d = X.device, X.dtype.to_real(), X.shape[-1]
+    alone, m = labels is _NO_LABELS, X.shape[-2]
+    given = None if alone else check_membership(X, m, labels, num_classes)
+    device, dtype = X.device, X.dtype.to_real()
     if device.type == "mps":  # has no float64
         X, given = X.cpu(), None if given is None else given.cpu()
     with full_precision(X):
-        norms = torch.stack(torch.linalg.vector_norm(X.detach(), dim=-1).aminmax())
-        membership, told = read_membership(given, num_classes, norms)
-        if told is None:
-            X, certain = in_float64(X), True
-        else:
-            least, most = told
-            if not math.isfinite(most) and not bool(torch.isfinite(X).all()):
-                raise ValueError("Z must be finite; it holds NaN or infinity")
-            # Between these is c tr G; κ is at most 1 + c tr G, a rate at least ½ log(1 + c tr G).
-            least = d * least * least / max(eps_sq, *totals, eps_sq)
-            most = d * most * most / min(eps_sq, *totals, eps_sq)
-            certain = 1 + most <= LIMITS[dtype] and d <= LIMITS[dtype] * math.log1p(least) / 2
+        membership = None if given is None else read_membership(given, num_classes)
         try:
             if isinstance(membership, Tensor):
-                rates = weighted_rates(X, membership, eps_sq, totals, certain=certain)
+                rates = weighted_rates(X, membership, eps_sq, totals)
             else:
-                rates = grouped_rates(X, membership, eps_sq, totals, certain=certain)
+                rates = grouped_rates(X, membership, eps_sq, totals)
         except ArithmeticError as error:
-            size = f"features of norm up to {float(norms[1]):.3g}"
+            if not bool(X.isfinite().all()):
+                raise ValueError("Z must be finite; it holds NaN or infinity") from None
+            largest = float(torch.linalg.vector_norm(X.detach(), dim=-1).max())
+            size = f"features of norm up to {largest:.3g}"
             raise ValueError(f"eps_sq={eps_sq} is too small for {size}: {error}") from None
         if weights is not None:
-            mean = weights.to(rates[0])
-            rates = tuple(torch.tensordot(mean, r, dims=1) for r in rates)
+            rates = tuple(torch.tensordot(weights.to(r), r, dims=1) for r in rates)
     if membership is not None and totals:
         rates = (*rates, rates[-3] - rates[-1])
     return tuple(r.to(dtype).to(device) for r in rates)
