@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from experiments.commands.output import check_json
+from experiments.runs.options import check_file
+
+if TYPE_CHECKING:
+    from mcr2.records import Run
 
 
 @dataclass(frozen=True)
@@ -35,11 +39,11 @@ class _Again:
         return {name: getattr(self, name) for name in names}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evaluate(_Again):
     """Measure a finished run again from its weights, and print everything."""
 
-    run: tyro.conf.Positional[Path] = Path()
+    run: tyro.conf.Positional[Path]
     """Folder of the run."""
     selection: str | None = None
     """Rule whose epoch is shown; the run's first by default."""
@@ -53,24 +57,32 @@ class Evaluate(_Again):
         from experiments.runs.runner import evaluate_again
         from mcr2.records import load_run
 
-        check_json(self.json)
+        check_file(self.json)
         saved = load_run(self.run)
-        again = evaluate_again(self.run, **self._options())  # type: ignore[arg-type]
+        other = self.dataset is not None
+        again = evaluate_again(self.run, other_data=other, **self._options())  # type: ignore[arg-type]
         now = again.evaluation.selections if again.evaluation else {}
+        for layer in self.layers:
+            if again.evaluation is not None and layer not in again.evaluation.layers:
+                raise ValueError(f"{self.run} has no layer {layer!r}")
         rule = self.selection or next(iter(now), None)
         if rule is not None and rule not in now:
             raise ValueError(f"no selection {rule!r} in {self.run}; it has {', '.join(now)}")
-        kept = saved.evaluation.selections if saved.evaluation else {}
         if self.measure and not any(self.measure in k for c in now.values() for k in c["measures"]):
             raise ValueError(f"no measure of {self.run} has {self.measure!r} in its key")
 
         def go() -> int:
-            from experiments.report.evaluation import agreement, evaluation_tables
-            from experiments.report.tables import measures_table, run_table
+            from experiments.report.evaluation import (
+                agreement,
+                evaluation_tables,
+                measures_table,
+                run_table,
+            )
             from mcr2.records import write_json
 
+            measured = {rule: chosen["measures"] for rule, chosen in now.items()}
             if self.measure is not None:
-                print(measures_table(again, kept, self.measure).text())
+                print(measures_table(saved, measured, self.measure).text())
             elif rule is None:
                 print(f"{run_table(again).text()}\nfailed: {again.record.reason}")
             else:
@@ -78,7 +90,10 @@ class Evaluate(_Again):
                 print(f"\nAt the selection {rule}, epoch {now[rule]['epoch']}:")
                 for table in evaluation_tables(now[rule]["measures"]):
                     print(f"\n{table.text()}")
-                print("\n" + "\n".join(agreement(kept, _held(now, kept))))
+                print("\n".join(["", *now[rule]["notes"]]))
+                if again.evaluation and again.evaluation.data != again.record.data["hash"]:
+                    print(f"measured on {self.dataset}, which is not the data of the run")
+                print("\n".join(agreement(saved, _held(measured, saved))))
             if self.json is not None:
                 write_json(self.json, {"run": self.run, "selections": now})
             return 0
@@ -86,14 +101,14 @@ class Evaluate(_Again):
         return go
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Reread(_Again):
     """Measure all finished runs of a study again from their weights, and show the study anew.
 
     Nothing is trained. Of use when measures or selection rules were added, or for further layers.
     """
 
-    out: tyro.conf.Positional[Path] = Path()
+    out: tyro.conf.Positional[Path]
     """Folder of a study, or of one run."""
 
     def prepare(self) -> Callable[[], int]:
@@ -114,14 +129,22 @@ class Reread(_Again):
         from experiments.runs.runner import evaluate_again
         from mcr2.records import save_evaluation
 
+        failed, missing = False, set(self.layers)
         for number, folder in enumerate(folders, start=1):
-            run = evaluate_again(folder, **self._options())  # type: ignore[arg-type]
-            told = "failed, nothing to measure"
-            if run.evaluation is not None:
-                save_evaluation(folder, run.evaluation)
-                told = f"measured again in {run.evaluation.seconds:.1f} s"
+            try:
+                run = evaluate_again(folder, **self._options())  # type: ignore[arg-type]
+            except ValueError as error:
+                failed, told = True, f"not measured, {error}"
+            else:
+                told = "its training failed, nothing to measure"
+                if run.evaluation is not None:
+                    save_evaluation(folder, run.evaluation)
+                    missing -= set(run.evaluation.layers)
+                    told = f"measured again in {run.evaluation.seconds:.1f} s"
             print(f"[{number}/{len(folders)}] {folder.name}: {told}", flush=True)
-        return 0
+        for layer in sorted(missing):
+            print(f"mcr2: no run has a layer {layer!r}", file=sys.stderr)
+        return int(failed or bool(missing))
 
     def _show(self, held: dict[str, object]) -> int:
         from experiments.studies import STUDIES, find_study
@@ -151,10 +174,11 @@ def _code(options: dict[str, Any]) -> set[str]:
     return {name for name in names if ":" in name}
 
 
-def _held(now: dict[str, Any], kept: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return what was measured now of what the record holds; further layers are not in it."""
+def _held(measured: dict[str, Any], run: Run) -> dict[str, dict[str, Any]]:
+    """Return those measures that a run's evaluation holds too: further layers are not in it."""
+    kept = run.evaluation.selections if run.evaluation else {}
     return {
-        rule: {k: v for k, v in chosen["measures"].items() if k in kept[rule]["measures"]}
-        for rule, chosen in now.items()
+        rule: {key: v for key, v in measures.items() if key in kept[rule]["measures"]}
+        for rule, measures in measured.items()
         if rule in kept
     }
