@@ -32,7 +32,7 @@ def rows_of(
     spec, run = outcome.planned.spec, outcome.run
     record, evaluation = (None, None) if run is None else (run.record, run.evaluation)
     by = readout or (record.readout if record else None)
-    selections = evaluation.selections if evaluation else dict.fromkeys(rules_for(spec), {})
+    selections = evaluation.selections if evaluation else {key: {} for key in rules_for(spec)}
     seconds = evaluation.seconds if evaluation else 0.0
     rows = []
     for rule, chosen in selections.items():
