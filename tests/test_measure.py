@@ -4,6 +4,7 @@ import json
 import pickle
 import re
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -248,10 +249,11 @@ def test_what_is_missing_is_measured_around_and_said(place, capsys):
 def test_agreement_names_what_differs_and_not_all_of_it():
     kept = {"last": {"measures": {f"k{i}": float(i) for i in range(30)}}}
     same = {"last": dict(kept["last"]["measures"])}
-    (line,) = agreement(kept, same)
+    run = SimpleNamespace(evaluation=SimpleNamespace(selections=kept))
+    (line,) = agreement(run, same)
     assert "all 30 measures are the same" in line
     moved = {"last": {key: value + (value > 14) for key, value in same["last"].items()}}
-    first, *rest = agreement(kept, moved)
+    first, *rest = agreement(run, moved)
     assert "15 of 30 measures differ" in first
     assert rest[0] == "last k15: 16.0000 now, 15.0000 in the record"
     assert len(rest) == 11

@@ -8,15 +8,22 @@ import pytest
 import torch
 
 from experiments.commands.cli import main
-from experiments.report import RATIO, TABLES, Results
+from experiments.report.axis import RATIO
+from experiments.report.results import Results
+from experiments.report.rows import rows_of
+from experiments.report.tables import TABLES
+from experiments.runs.executors import Outcome
+from experiments.runs.grid import grid
+from experiments.runs.machine import Machine
 from experiments.runs.memory import peak_memory, restart_peak_memory
-from experiments.runs.methods import METHODS, Workspace, find_method, readout_for
+from experiments.runs.method import Workspace, readout_for
+from experiments.runs.methods import METHODS, find_method
+from experiments.runs.prepare import load, prepare
 from experiments.runs.recipes import QUICK
 from experiments.runs.redunet import make_encoder, read_options
-from experiments.runs.runner import Machine, Outcome, load, plan, prepare, read_run, run
+from experiments.runs.runner import evaluate_again, plan, run
 from experiments.runs.specs import vary
 from experiments.studies import construction, gaussians, shifts
-from experiments.studies.label_noise import cells_of, grid
 from mcr2.data import to_float
 from mcr2.evaluation import measure_key
 from mcr2.records import load_tensors
@@ -83,23 +90,23 @@ def test_the_table_has_a_row_whose_records_prove_a_fair_comparison(small, tmp_pa
     specs = grid(
         QUICK, ["ce", "redunet"], [0.0, 0.4], [0], fields={"dataset": small}, settings=settings
     )
-    cells = plan(specs, tmp_path, Machine())
-    outcomes = [Outcome(cell, run(cell.spec, cell.folder), None) for cell in cells]
-    rows = [row for outcome in outcomes for row in cells_of(outcome)]
+    planned = plan(specs, tmp_path, Machine())
+    outcomes = [Outcome(one, run(one.spec, one.folder), None) for one in planned]
+    rows = [row for outcome in outcomes for row in rows_of(outcome, (RATIO,))]
     shown = TABLES["accuracy"](Results("small", (RATIO,), rows, [])).text()
     for rule in SELECTIONS:
         assert f"redunet  {rule:16}  nearest_subspace@3" in shown
     for ce, built in (outcomes[:2], outcomes[2:]):
+        ours, theirs = built.run.record, ce.run.record
         for name in ("labels", "held_out"):
-            assert built.record.proof[name] == ce.record.proof[name]
-        assert built.record.noise == ce.record.noise
-        assert built.record.data == ce.record.data
-        assert built.record.epochs == built.record.steps == 4
-        assert dict(built.record.spec["options"]) == {"layers": 4, "eps_sq": 0.5}
-        again, readings = read_run(built.cell.folder, device="cpu")
+            assert ours.proof[name] == theirs.proof[name]
+        assert (ours.noise, ours.data) == (theirs.noise, theirs.data)
+        assert ours.epochs == ours.steps == 4
+        assert dict(ours.spec["options"]) == {"layers": 4, "eps_sq": 0.5}
+        again = evaluate_again(built.planned.folder, device="cpu").evaluation
         key = measure_key("accuracy", split="test", labels="clean", readout=again.readout)
-        for rule, reading in readings.items():
-            assert reading.measures[key] == again.selections[rule]["measures"][key]
+        for rule, chosen in built.run.evaluation.selections.items():
+            assert again.selections[rule]["measures"][key] == chosen["measures"][key]
 
 
 def test_what_the_method_is_given_is_checked(small):
@@ -146,7 +153,7 @@ def test_the_command_prints_rates_and_leaves_figures(small, tmp_path, capsys):
     # Another network does not overwrite it, mistakes are a line and exit status 2.
     for wrong, message in (
         (["--ratio", "0.3"], "holds the study"),
-        (["--ratio", "0.2", "--set", "depth=3"], "'depth' is no field of a run"),
+        (["--ratio", "0.2", "--set", "depth=3"], "unknown field 'depth'"),
         (["--ratio", "0.2", "--patience", "0"], "patience is 0"),
     ):
         assert main([*command, *wrong]) == 2
@@ -251,7 +258,7 @@ def test_the_network_tells_shifted_digits_apart_where_pixels_and_a_plain_network
     assert network["dimensions"] < lifted["dimensions"]
     assert (tmp_path / "shifts.png").stat().st_size > 5000
     for wrong, message in (
-        ({"set": ("depth=3",)}, "'depth' is no"),
+        ({"set": ("depth=3",)}, "unknown field 'depth'"),
         ({"set": ("lifting=0",)}, "needs lifted channels"),
         ({"every": 0}, "every is 0"),
     ):

@@ -8,6 +8,7 @@ import json
 import struct
 import zlib
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import matplotlib.image
@@ -19,18 +20,22 @@ from hypothesis import strategies as st
 
 from experiments.report.axis import RATIO, Axis
 from experiments.report.canvas import COLOURS, pyplot
+from experiments.report.evaluation import run_table
 from experiments.report.figures import FIGURES, write_figures
 from experiments.report.results import Results, short_names
+from experiments.report.rows import rows_of
 from experiments.report.statistics import Estimate, difference, estimate
 from experiments.report.table import Table
 from experiments.report.tables import (
     TABLES,
     differences,
     family_tables,
-    run_table,
     shown_measures,
     write_tables,
 )
+from experiments.runs.executors import Outcome
+from experiments.runs.runner import PlannedRun
+from experiments.runs.specs import RunSpec
 from mcr2.evaluation.catalogue import FAMILIES, MEASURES, Measure
 from mcr2.records import Record, Run, RunEvaluation
 from mcr2.selection import SELECTIONS
@@ -115,71 +120,37 @@ def make_run(method, where, seed, failed=False):
         }
         for e in epochs
     ]
-    chosen = {
-        "epoch": epochs[-1],
-        "measures": measured(method, where, seed, epochs[-1], full=True),
-        "profiles": profiles(method, where, seed),
-    }
     readout = own_readout(method)
-    record = Record(
-        key="0",
-        spec={"method": method, "seed": seed, **where},
-        status="failed" if failed else "finished",
-        reason="the loss stopped being finite" if failed else None,
-        seeds={},
-        data={"name": "digits"},
-        noise={"wrong": round(1000 * where["ratio"])},
-        proof={"labels": f"digest of ratio {where['ratio']:g}, seed {seed}"},
-        environment={},
-        readout=readout,
-        epochs=epochs[-1],
-        steps=10,
-        wall_seconds=1.0,
-        evaluation_seconds=0.1,
-        history=history,
-        weights={},
-    )
-    began = 5 if method == "ce" else None
-    rules = dict.fromkeys(SELECTIONS, chosen)
-    evaluation = RunEvaluation("0", 1, readout, began, (), rules, 0.1, {})
+    spec = {"method": method, "seed": seed, **where}
+    status, reason = ("failed", "the loss stopped being finite") if failed else ("finished", None)
+    noise = {"wrong": round(1000 * where["ratio"])}
+    proof = {"labels": f"digest of ratio {where['ratio']:g}, seed {seed}"}
+    made_of = ("0", spec, status, reason, {}, {"name": "digits"}, noise, proof, {})
+    record = Record(*made_of, readout, epochs[-1], 10, 1.0, 0.1, history, {})
+    rules = {}
+    for number, rule in enumerate(SELECTIONS):
+        measures = measured(method, where, seed, epochs[-1], full=True)
+        measures[f"features/test/clean/{readout}/accuracy"] -= number / 1000
+        chosen = {"epoch": epochs[-1], "validation_accuracy": None, "standard_error": None}
+        rules[rule] = {**chosen, "measures": measures, "profiles": profiles(method, where, seed)}
+    evaluation = RunEvaluation("0", 1, readout, 5 if method == "ce" else None, (), rules, 0.1, {})
     name = "-".join(map(str, (Path(method).name, *where.values(), seed)))
     return Run(Path(name), record, None if failed else evaluation)
 
 
-def rows_of_run(run, method, where, seed, lost):
-    record = run.record
-    finished = not lost and record.status == "finished"
-    rows = []
-    for number, rule in enumerate(SELECTIONS):
-        row = {"method": method, "selection": rule, "readout": None if lost else record.readout}
-        row |= {**where, "seed": seed, "labels": record.proof["labels"], "steps": record.steps}
-        row |= {"status": "finished" if finished else "failed", "run": run.folder.name}
-        row |= dict.fromkeys(("test_accuracy", "fit_noisy", "fit_corrupted", "recovered"))
-        row["measures"] = {}
-        if finished:
-            found = run.evaluation.selections[rule]["measures"]
-            by = record.readout
-            row["test_accuracy"] = found[f"features/test/clean/{by}/accuracy"] - number / 1000
-            for name in ("fit_noisy", "fit_corrupted", "recovered"):
-                row[name] = found[f"features/train/noisy/{by}/{name}"]
-            row["measures"] = shown_measures(found)
-        rows.append(row)
-    return rows
-
-
 def make_results(methods, ratios, seeds, failed=(), lost=(), axis=None, values=(None,)):
     """Results of a study in which some runs failed and others left no record."""
-    rows, runs = [], []
-    for seed in seeds:
-        for value in values:
-            for ratio in ratios:
-                for method in methods:
-                    where = {"ratio": ratio} | ({axis.name: value} if axis else {})
-                    name = (method, ratio, seed)
-                    run = make_run(method, where, seed, name in failed)
-                    rows += rows_of_run(run, method, where, seed, name in lost)
-                    runs += [] if name in lost else [run]
-    return Results("digits", (axis, RATIO) if axis else (RATIO,), rows, runs)
+    axes, rows, runs = (axis, RATIO) if axis else (RATIO,), [], []
+    for seed, value, ratio, method in product(seeds, values, ratios, methods):
+        where = {"ratio": ratio} | ({axis.name: value} if axis else {})
+        options = ((axis.name, value),) if axis else ()
+        spec = RunSpec(method, ratio=ratio, seed=seed, options=options)
+        name = (method, ratio, seed)
+        run = make_run(method, where, seed, name in failed)
+        runs += [] if name in lost else [run]
+        planned = PlannedRun(spec, "0", "0", run.folder)
+        rows += rows_of(Outcome(planned, None if name in lost else run, run.record.reason), axes)
+    return Results("digits", axes, rows, runs)
 
 
 def values(results, name, method, selection="last", **where):
@@ -203,11 +174,6 @@ def test_the_interval_is_students(sample):
     if sem > 1e-9:
         low, high = scipy.stats.t.interval(0.95, len(sample) - 1, np.mean(sample), sem)
         assert found.half_width == pytest.approx((high - low) / 2, rel=1e-6)
-
-
-def test_the_interval_of_three_seeds_by_hand():
-    # t with 2 degrees of freedom at 0.975 is 4.302653; s = 1.
-    assert estimate([1.0, 2.0, 3.0]).half_width == pytest.approx(4.302653 / 3**0.5, rel=1e-6)
 
 
 def test_one_seed_has_no_interval_and_none_has_no_mean():
@@ -245,10 +211,9 @@ def test_no_more_digits_than_the_seeds_support(mean, half, places, text):
     assert Estimate(mean, half, 3).text(places) == text
 
 
-def test_a_difference_has_its_sign():
-    assert Estimate(0.03, 0.02, 3).text(3, signed=True) == "+0.03±0.02"
-    assert Estimate(-0.03, 0.02, 3).text(3, signed=True) == "-0.03±0.02"
-    assert Estimate(-0.0004, 0.02, 3).text(3, signed=True) == "+0.00±0.02"
+@pytest.mark.parametrize("mean, text", [(0.03, "+0.03"), (-0.03, "-0.03"), (-0.0004, "+0.00")])
+def test_a_difference_has_its_sign(mean, text):
+    assert Estimate(mean, 0.02, 3).text(3, signed=True) == f"{text}±0.02"
 
 
 @given(st.floats(1e-3, 1e4), st.floats(1e-6, 1e4))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.report.table import Table, short
+from experiments.report.table import Table, entry, short
 from experiments.report.tables import MEMORIZATION
 from mcr2.evaluation import FAMILIES, MEASURES, Key, measure_key
 from mcr2.evaluation.results import FITTED_CLEAN
@@ -21,7 +21,7 @@ def run_table(run: Run) -> Table:
     names = [measure_key("accuracy", split="test", labels="clean", readout=by)]
     names += [measure_key(m, split="train", labels="noisy", readout=by) for m in MEMORIZATION]
     rows = [
-        (rule, by, str(chosen["epoch"]), *(_shown(chosen["measures"][name]) for name in names))
+        (rule, by, str(chosen["epoch"]), *(entry(chosen["measures"][name]) for name in names))
         for rule, chosen in (run.evaluation.selections if run.evaluation else {}).items()
     ]
     took = f"{record.epochs} epochs, {record.steps} steps, {record.wall_seconds:.0f} s"
@@ -32,7 +32,7 @@ def run_table(run: Run) -> Table:
 def measures_table(run: Run, again: Selections, contains: str) -> Table:
     """Return a run's measures whose key contains a text, measured again, beside those it holds."""
     rows = [
-        (rule, key, "same" if kept == value else "differs", _shown(value), _shown(kept))
+        (rule, key, "same" if kept == value else "differs", entry(value), entry(kept))
         for rule, key, value, kept in _compared(run, again)
         if contains in key
     ]
@@ -44,7 +44,7 @@ def agreement(run: Run, again: Selections) -> list[str]:
     """Return lines that say whether what was measured again is what the run holds."""
     compared = _compared(run, again)
     differing = [
-        f"{rule} {key}: {_shown(value)} now, {_shown(kept)} in the record"
+        f"{rule} {key}: {entry(value)} now, {entry(kept)} in the record"
         for rule, key, value, kept in compared
         if kept != value
     ]
@@ -107,7 +107,7 @@ def _by_readout(title: str, found: Mapping[Key, Any]) -> Table:
     order.sort(key=lambda c: (c[2], list(MEASURES).index(c[0]), c[1] != "test"))
     # What stands in one place only needs no place in its name.
     heads = [m + (f" ({at})" if len(places[m]) > 1 else "") + suffix for m, at, suffix in order]
-    rows = [(name, *(_shown(row.get(c)) for c in order)) for name, row in cells.items()]
+    rows = [(name, *(entry(row.get(c)) for c in order)) for name, row in cells.items()]
     return Table(title, ("readout", *heads), tuple(rows), left=1)
 
 
@@ -127,11 +127,5 @@ def _by_measure(title: str, found: Mapping[Key, Any]) -> Table:
         parts = (split, "-" if alone else labels, readout)
         header.append(", ".join(part for part in parts if part != "-"))
     names = [m for m in MEASURES if any(m in column for column in columns.values())]
-    rows = [(m, *(_shown(column.get(m)) for column in columns.values())) for m in names]
+    rows = [(m, *(entry(column.get(m)) for column in columns.values())) for m in names]
     return Table(title, tuple(header), tuple(rows), left=1)
-
-
-def _shown(value: Any) -> str:
-    if not isinstance(value, float):
-        return "-" if value is None else str(value)
-    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.2e}"

@@ -476,13 +476,9 @@ def _draw_spectra(kind: str, axes: Any, runs: Sequence[Run], colour: str) -> Non
     for split, style in SPLITS.items():
         labels = "-" if kind == "spectrum" else LABELS[split]
         key = measure_key(kind, split=split, labels=labels)
-        found = [values for run in runs if (values := _profile(run, key))]
-        means = [
-            [sum(v) / len(v) for v in zip(*each, strict=True)] if kind == "class_spectra" else each
-            for each in found
-        ]
-        points = _points(dict(enumerate(zip(*means, strict=False), start=1)))
-        _draw(axes, points, colour, style)
+        found = [np.atleast_2d(values) for run in runs if (values := _profile(run, key))]
+        means = [each.mean(axis=0).tolist() for each in found]
+        _draw(axes, _points(dict(enumerate(zip(*means, strict=False), start=1))), colour, style)
     log_y(axes)
 
 
@@ -497,15 +493,14 @@ def draw_cosines(results: Results) -> Any:
     for row, line in zip(axes, results.lines, strict=True):
         for panel, value in zip(row, values, strict=True):
             runs = results.runs_of(**line.where, **{results.axes[0].name: value})
-            found = [run for run in runs if _profile(run, key)]
-            held = _profile(found[0], key) if found else [[]]
-            matrix = [[math.nan if v is None else v for v in each] for each in held]
-            labels = _profile(found[0], f"{key}_labels") or [] if found else []
-            shown = cosines(panel, matrix, labels)
-            panel.label_outer()
-            image = shown if found else image
-            if not found:
+            run = next((run for run in runs if _profile(run, key)), None)
+            if run is None:
+                panel.set(xticks=[], yticks=[], box_aspect=1)
                 say(panel, "no run")
+            else:
+                matrix = np.array(_profile(run, key), dtype=float)  # null is not a number
+                image = cosines(panel, matrix, _profile(run, f"{key}_labels") or [])
+                panel.label_outer()
         row[0].set_ylabel(label(line.label, 20), fontsize=12, color=line.colour, fontweight="bold")
     for panel, value in zip(axes[0], values, strict=True):
         panel.set_title(label(results.at(value)), fontsize=11)

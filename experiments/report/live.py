@@ -42,12 +42,9 @@ def training_bar(name: str, epochs: int) -> Iterator[Callable[[Progress], None]]
 
 
 class StudyView:
-    """The table as far as it is known and a line a run that goes on; plain lines off a terminal.
+    """The table of the ``total`` runs as far as it is known, and a line a run that goes on.
 
-    Args:
-        total: how many runs there are.
-        table: what to show of those that have ended.
-        describe: what a run is called: what tells it from the others.
+    Off a terminal it is a plain line for each run that has ended.
     """
 
     def __init__(
@@ -56,28 +53,24 @@ class StudyView:
         table: Callable[[Sequence[Outcome]], str],
         describe: Callable[[RunSpec], str],
     ) -> None:
+        self.total, self.table, self.describe = total, table, describe
         self.console = Console(highlight=False)
-        self.describe = describe
-        self.total = total
-        self.table = table
-        self.live: Live | None = None
+        self.live = Live(console=self.console, transient=True, refresh_per_second=4)
         self.announced = 0
 
     def __enter__(self) -> StudyView:
         if self.console.is_terminal:
-            self.live = Live(console=self.console, transient=True, refresh_per_second=4)
             self.live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.live is not None:
-            self.live.stop()
+        self.live.stop()
 
     def show(
         self, outcomes: Sequence[Outcome], running: Mapping[PlannedRun, Mapping[str, Any]]
     ) -> None:
         """Show the runs that have ended, and the progress of those that go on."""
-        if self.live is not None:
+        if self.console.is_terminal:
             table = self.table(outcomes) if outcomes else "no run has finished yet"
             lines = [
                 visible(f"{self.describe(run.spec)}: {_status_line(progress)}")

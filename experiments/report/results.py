@@ -42,11 +42,8 @@ class Results:
     """A study's rows and the runs behind them.
 
     Attributes:
-        dataset: its name.
         axes: what was varied, at least one.
-        rows: one for each run and selection rule, failed runs too: ``method``, ``selection``,
-            ``readout``, ``seed``, ``run`` (its folder's name), accuracies, ``measures`` by key, and
-            a value of every axis.
+        rows: one for each run and selection rule, see :func:`experiments.report.rows.rows_of`.
         runs: those that left a record, failed ones too.
         reference: published accuracies: source -> method -> value of the first axis -> accuracy.
     """

@@ -32,10 +32,10 @@ def rows_of(
     spec, run = outcome.planned.spec, outcome.run
     record, evaluation = (None, None) if run is None else (run.record, run.evaluation)
     by = readout or (record.readout if record else None)
+    selections = evaluation.selections if evaluation else {key: {} for key in rules_for(spec)}
     seconds = evaluation.seconds if evaluation else 0.0
     rows = []
-    for rule in evaluation.selections if evaluation else rules_for(spec):
-        chosen = evaluation.selections.get(rule, {}) if evaluation else {}
+    for rule, chosen in selections.items():
         measures = chosen.get("measures", {})
 
         def of(measure: str, split: str, labels: str, measures: Any = measures) -> Any:

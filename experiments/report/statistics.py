@@ -121,23 +121,15 @@ def matching(rows: Sequence[Row], **values: Any) -> list[Row]:
 
 @dataclass(frozen=True)
 class Difference:
-    """One method less another at one setting and selection, seed by seed.
-
-    Attributes:
-        method, baseline, selection: what is compared.
-        where: the value of every axis.
-        estimate: of the differences; None where no seed could be paired.
-        seeds: those that were paired.
-        unpaired: those that both have, but with other corrupted labels.
-    """
+    """One method less another at one selection and value of every axis, seed by seed."""
 
     method: str
     baseline: str
     selection: str
     where: Mapping[str, Any]
-    estimate: Estimate | None
-    seeds: tuple[int, ...]
-    unpaired: tuple[int, ...]
+    estimate: Estimate | None  # None where no seed could be paired
+    seeds: tuple[int, ...]  # those that were paired
+    unpaired: tuple[int, ...]  # those that both have, but with other corrupted labels
 
 
 def difference(

@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 #: Text on a terminal is folded at this many columns.
 WIDTH = 120
@@ -49,6 +50,18 @@ def escape_markdown(text: str) -> str:
         a\|b \<b> \*x\* nc2_etf \_y\_
     """
     return _MARKS.sub(r"\\\g<0>", visible(text))
+
+
+def entry(value: Any) -> str:
+    """Return a number, a text or a list as an entry of a table; a dash for None.
+
+    Example:
+        >>> entry(0.5), entry(1e-9), entry(None), entry(3)
+        ('0.5000', '1.00e-09', '-', '3')
+    """
+    if not isinstance(value, float):
+        return "-" if value is None else str(value)
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.2e}"
 
 
 @dataclass(frozen=True)

@@ -219,20 +219,17 @@ def family_table(results: Results, families: Collection[str], title: str) -> Tab
     return _table(results, title, names, rows, about=about, notes=notes)
 
 
-def order_of(readout: str) -> tuple[int, int]:
-    """Return where a readout stands among others: by kind, then by number."""
-    kind, number = parse_readout(readout.removesuffix(FITTED_CLEAN))
-    return ["head", *READOUTS].index(kind), number or 0
-
-
 def read_by(results: Results, *, clean: bool = False) -> list[Key]:
     """Return the keys of test accuracies by every readout, fitted on noisy or on clean labels."""
 
     def wanted(key: Key) -> bool:
         return key.measure == "accuracy" and key.readout.endswith(FITTED_CLEAN) == clean
 
-    keys = _keys(results, wanted)
-    return sorted(keys, key=lambda key: (key.layer != FEATURES, order_of(key.readout)))
+    def place(key: Key) -> tuple[bool, int, int]:
+        kind, number = parse_readout(key.readout.removesuffix(FITTED_CLEAN))
+        return key.layer != FEATURES, ["head", *READOUTS].index(kind), number or 0
+
+    return sorted(_keys(results, wanted), key=place)
 
 
 def readout_table(results: Results, *, clean: bool = False) -> Table | None:

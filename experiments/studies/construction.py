@@ -8,11 +8,9 @@ some minutes:
 
     mcr2 redunet --dataset fashion_mnist --subset 10000 --set layers=50 validation=0
 
-Left behind are ``rates.json``, the network's ``weights.safetensors`` with the options that it was
-constructed by in their metadata, and three figures:
-``rates.png`` (R, R_c and ΔR by layer), ``cosines.png`` (|cosine| between samples sorted by class,
-before the first layer and after the last) and ``spectra.png`` (singular values of each class,
-before and after).
+Left behind are ``rates.json``, the network's ``weights.safetensors`` with its options in their
+metadata, and figures of R, R_c and ΔR by layer, and, before the first layer and after the last, of
+|cosine| between samples sorted by class and of the singular values of each class.
 """
 
 from __future__ import annotations
@@ -45,12 +43,9 @@ def build(
 ) -> dict[str, Any]:
     """Construct a spec's network, printing the rates of every layer as it comes, and what it took.
 
-    Returns:
-        ``seconds`` of the construction alone; ``model_mib``, the network's own size; ``extra_mib``,
-        by how much construction raised the peak of memory above what was held before it, less the
-        network's own size: of tensors on CUDA, on the CPU of all that is resident, at least 0
-        (layers may come to lie where something was freed before). None elsewhere, and on the CPU
-        off Linux.
+    ``extra_mib`` is by how much construction raised the peak of memory above what was held before
+    it, less the network's own ``model_mib``: of tensors on CUDA, on the CPU of all that is
+    resident, at least 0 (layers may come to lie where something was freed before); None elsewhere.
     """
     from experiments.runs.memory import peak_memory, restart_peak_memory
     from experiments.runs.redunet import construct
@@ -106,8 +101,12 @@ def draw(out: Path, encoder: ReduNetEncoder, data: Prepared) -> None:
         with torch.no_grad():
             X = encoder.enter(to_float(few.images).to(network.shape.device))
             Z = network(X, layers=layers).flatten(1).cpu().double()
-        image = canvas.cosines(left[0, number], (Z @ Z.T).abs(), few.labels.tolist(), classes)
-        values = {c: torch.linalg.svdvals(Z[few.labels == k]) for k, c in enumerate(classes)}
+        image = canvas.cosines(
+            left[0, number], (Z @ Z.T).abs().numpy(), few.labels.tolist(), classes
+        )
+        values = {
+            c: torch.linalg.svdvals(Z[few.labels == k]).tolist() for k, c in enumerate(classes)
+        }
         canvas.spectra(right[0, number], values)
         for panel in (left[0, number], right[0, number]):
             panel.set_title(when)

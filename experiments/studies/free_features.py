@@ -144,9 +144,10 @@ def plot(found: Sequence[Ascent], path: Path) -> None:
     left.set(xlabel="evaluations of ΔR", ylabel="1 − ΔR / its maximum", title="Ascent")
     first = found[0]
     names = [f"class {k}: {q} dimensions" for k, q in enumerate(first.dimensions)]
-    canvas.spectra(middle, dict(zip(names, first.singular_values, strict=True)))
+    spectra = [each.tolist() for each in first.singular_values]
+    canvas.spectra(middle, dict(zip(names, spectra, strict=True)))
     middle.set_title("Spectra, first start")
-    cosines = (first.features @ first.features.T).abs()
+    cosines = (first.features @ first.features.T).abs().numpy()
     classes = [len(names) * i // len(cosines) for i in range(len(cosines))]
     image = canvas.cosines(right, cosines, classes)
     figure.colorbar(image, ax=right, label="|cosine|")

@@ -50,7 +50,7 @@ class SmallStudy(Study):
     def _run(self) -> int:
         import torch
 
-        from experiments.report.table import Table
+        from experiments.report.table import Table, entry
         from mcr2.records import write_json
 
         out = self.out or Path("results") / self.name
@@ -58,12 +58,6 @@ class SmallStudy(Study):
         rows = self._measure(out / f"{self.name}.png")
         write_json(out / f"{self.name}.json", {"rows": rows})
         header = tuple(name.replace("_", " ") for name in rows[0])
-        body = tuple(tuple(map(_text, row.values())) for row in rows)
+        body = tuple(tuple(map(entry, row.values())) for row in rows)
         print(Table(self.title, header, body, left=1).text())
         return 0
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4f}" if value == 0 or abs(value) >= 1e-4 else f"{value:.1e}"
-    return "-" if value is None else str(value)

@@ -82,14 +82,15 @@ FAMILIES: dict[str, str] = {
 #: Quantiles of margins that are measures, by name.
 QUANTILES = {f"q{round(100 * q):02d}": q for q in (0.01, 0.05, 0.25, 0.5, 0.75, 0.95)}
 
+_BY_NORMS = "of margins over ‖W‖_F mean ‖h‖"
 _KEPT = ("q05", "q50", "q95")  # along training, of normalised margins
 
 _readout = partial(Measure, family="accuracy", per="readout", history=True, shown=True)
 _rank = partial(Measure, family="rank", per="features", history=True)
-_class = partial(Measure, family="classes", per="classes")
+_class = partial(Measure, family="classes", per="classes", history=True)
 _means = partial(Measure, family="collapse", per="classes")
 _head = partial(Measure, family="classifier", per="classifier")
-_margin = partial(Measure, family="margins", per="classifier")
+_margin = partial(Measure, family="margins", per="classifier", better="high")
 _rate = partial(Measure, family="rates", per="classes", history=True)
 
 _RANKS = (
@@ -110,26 +111,26 @@ MEASURES: dict[str, Measure] = {
         _readout("recovered", "wrong labels predicted as the true ones", better="high"),
         *_RANKS,
         *(
-            _class(f"class_{m.name}", f"mean {m.title}", history=True, shown=m.name == "dim95")
+            _class(f"class_{m.name}", f"{m.title}, mean over classes", shown=m.name == "dim95")
             for m in _RANKS
         ),
-        _class("coherence", "mean overlap of class subspaces", history=True, shown=True),
-        _class("smallest_angle", "least principal angle of two classes"),
-        _class("mean_angle", "mean principal angle of two classes"),
+        _class("coherence", "mean overlap of class subspaces", shown=True),
+        _class("smallest_angle", "least principal angle of two classes", history=False),
+        _class("mean_angle", "mean principal angle of two classes", history=False),
         _means("nc1", "tr(Σ_W Σ_B⁺)/K", history=True, shown=True),
         _means("nc1_ratio", "tr Σ_W / tr Σ_B", history=True),
         _means("cdnv", "mean of (v_i + v_j)/(2 ‖μ_i - μ_j‖²)", history=True, shown=True),
         _means("nc2_equinorm", "std/mean of norms of class means", history=True),
-        _means("nc2_equiangular", "std of their cosines", history=True),
+        _means("nc2_equiangular", "std of cosines of class means", history=True),
         _means("nc2_maxangle", "mean |cosine + 1/(K - 1)|", history=True),
-        _means("nc2_etf", "their distance from a simplex", history=True, shown=True),
+        _means("nc2_etf", "distance of class means from a simplex", history=True, shown=True),
         _means("mean_energy", "part of the energy in class means", history=True),
-        _means("means_reliable", "1 where that is enough", history=True),
+        _means("means_reliable", "1 where mean_energy is enough", history=True),
         _means("classes_present", "classes with a sample", history=True),
         _means("smallest_class", "samples in the smallest class", history=True),
         _means("nc1_about_train", "nc1 about the training class means"),
-        _means("nc1_ratio_about_train", "nc1_ratio about these"),
-        _means("cdnv_about_train", "cdnv about these"),
+        _means("nc1_ratio_about_train", "nc1_ratio about the training class means"),
+        _means("cdnv_about_train", "cdnv about the training class means"),
         _head("nc2_equinorm_w", "nc2_equinorm of the rows of W", history=True),
         _head("nc2_equiangular_w", "nc2_equiangular of the rows of W", history=True),
         _head("nc2_maxangle_w", "nc2_maxangle of the rows of W", history=True),
@@ -137,15 +138,15 @@ MEASURES: dict[str, Measure] = {
         _head("nc3_etf", "distance of WMᵀ from a simplex", history=True),
         _head("nc4", "share where the nearest class mean differs", history=True, shown=True),
         _head("nc4_about_train", "nc4 about the training class means"),
-        _margin("margin_positive", "share of positive margins", better="high"),
-        _margin("margin_mean", "mean margin", better="high"),
-        *(_margin(f"margin_{q}", f"{at:g} quantile", better="high") for q, at in QUANTILES.items()),
-        _margin("margin_normalised_mean", "mean over ‖W‖_F mean ‖h‖", better="high", history=True),
+        _margin("margin_positive", "share of positive margins"),
+        _margin("margin_mean", "mean margin"),
+        *(_margin(f"margin_{q}", f"{p:g} quantile of margins") for q, p in QUANTILES.items()),
+        _margin("margin_normalised_mean", f"mean {_BY_NORMS}", history=True),
         *(
-            _margin(f"margin_normalised_{q}", f"{at:g} quantile", better="high", history=q in _KEPT)
-            for q, at in QUANTILES.items()
+            _margin(f"margin_normalised_{q}", f"{p:g} quantile {_BY_NORMS}", history=q in _KEPT)
+            for q, p in QUANTILES.items()
         ),
-        _margin("svm_alignment", "mean cosine with the rows of a linear SVM"),
+        _margin("svm_alignment", "mean cosine with the rows of a linear SVM", better=None),
         _rate("rate", "R"),
         _rate("compressed_rate", "R_c"),
         _rate("reduction", "ΔR = R - R_c", shown=True),

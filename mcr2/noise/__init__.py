@@ -1,0 +1,48 @@
+"""Label noise: which training labels are redrawn, and as what.
+
+Kinds that choose uniformly redraw the same labels for one seed and differ in what they become, and
+what is redrawn at ratio 0.1 is redrawn, as the same class, at 0.2. A new kind is one class (see
+``Noise``) and its line in ``NOISES``.
+"""
+
+from dataclasses import fields
+
+from mcr2 import checks
+from mcr2.checks import Labels
+from mcr2.noise.base import Corruption, Given, Noise
+from mcr2.noise.symmetric import Symmetric, SymmetricExcludingTrue
+
+__all__ = ["NOISES", "Corruption", "Given", "Noise", "corrupt", "parse_noise"]
+
+NOISES: dict[str, type[Noise]] = {
+    "symmetric": Symmetric,
+    "symmetric_excluding_true": SymmetricExcludingTrue,
+}
+
+
+def parse_noise(text: str, ratio: float) -> Noise:
+    """Return the noise written ``kind``, a name in ``NOISES``, or ``kind:ARGUMENT``.
+
+    Example:
+        >>> parse_noise("symmetric", 0.2)
+        Symmetric(ratio=0.2)
+    """
+    kind, colon, argument = text.partition(":")
+    noise = NOISES[checks.choice("noise", kind, NOISES)]
+    wanted = [field.name.upper() for field in fields(noise)[1:]]
+    if bool(colon) != bool(wanted):
+        raise ValueError(f"noise {text!r} must be written {':'.join([kind, *wanted])!r}")
+    return noise(ratio, *[argument][: len(wanted)])
+
+
+def corrupt(
+    labels: Labels, ratio: float, *, num_classes: int, seed: int, kind: str = "symmetric"
+) -> Corruption:
+    """Redraw labels (N,) that are the true ones; see ``parse_noise`` and ``Noise.apply``.
+
+    Example:
+        >>> corrupt([0, 1, 2] * 100, 0.5, num_classes=3, seed=0)
+        Corruption(Symmetric(ratio=0.5), seed=0: of 300 labels 150 redrawn, 100 wrong)
+    """
+    true = Given(None, y := checks.labels(labels), y, num_classes)
+    return parse_noise(kind, ratio).apply(true, num_classes=num_classes, seed=seed)
