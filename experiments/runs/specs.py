@@ -204,7 +204,9 @@ def _guess(text: str) -> Any:
 
 
 def vary(spec: RunSpec, name: str, text: str, options: typing.Collection[str] = ()) -> RunSpec:
-    """Return a spec with one field set from text: the field's own, training's, or an option.
+    """Return a spec with one field set from text: an option, the spec's own, or training's.
+
+    An option goes first: ``layers`` of a ReduNet is how many it has, not those to measure.
 
     Args:
         spec: what to change.
@@ -225,6 +227,9 @@ def vary(spec: RunSpec, name: str, text: str, options: typing.Collection[str] = 
     own = typing.get_type_hints(RunSpec)
     whole = {"method", "training", "options", "streams"}
     training = typing.get_type_hints(TrainingConfig)
+    if name in options:
+        kept = tuple(pair for pair in spec.options if pair[0] != name)
+        return replace(spec, options=(*kept, (name, _guess(text))))
     if name in own and name not in whole:
         return replace(spec, **{name: _convert(name, text, own[name])})
     if name in training:
@@ -234,9 +239,6 @@ def vary(spec: RunSpec, name: str, text: str, options: typing.Collection[str] = 
     if name.startswith("streams.") and stream in STREAMS:
         changed_streams = replace(spec.streams, **{stream: _convert(name, text, int | None)})
         return replace(spec, streams=changed_streams)
-    if name in options:
-        kept = tuple(pair for pair in spec.options if pair[0] != name)
-        return replace(spec, options=(*kept, (name, _guess(text))))
     known = sorted((own.keys() - whole) | training.keys() | set(options))
     raise ValueError(f"unknown field {name!r}; choose from {', '.join(known)}, streams.NAME")
 
@@ -252,10 +254,12 @@ def field_value(spec: RunSpec, name: str) -> Any:
         >>> field_value(spec, "eps_sq"), field_value(spec, "feature_dim"), field_value(spec, "lr")
         (0.1, 64, 0.1)
     """
+    if name in dict(spec.options):
+        return dict(spec.options)[name]
     stream = name.removeprefix("streams.")
     if name.startswith("streams.") and stream in STREAMS:
         return getattr(spec.streams, stream)
     for owner in (spec, spec.training):
         if name in {f.name for f in dataclasses.fields(owner)}:
             return getattr(owner, name)
-    return dict(spec.options)[name]
+    raise KeyError(name)
