@@ -59,6 +59,7 @@ EVALUATION = RunEvaluation(
     version="v",
     readout="head",
     terminal_epoch=None,
+    data="h",
     layers=["stage2"],
     selections={"last": {"epoch": 4, "measures": {KEYS[0]: 0.1 + 0.2, KEYS[1]: 2.5}}},
     seconds=0.25,

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mcr2.records import content_key, load_tensors, save_tensors, tensors_digest
@@ -76,6 +75,4 @@ def read_checkpoint(path: Path, run: str) -> tuple[Groups, dict[str, Any]]:
 
 
 def _digest(tensors: Mapping[str, Tensor], content: Any) -> str:
-    # NumPy has no bfloat16; float32 holds its values exactly.
-    plain = {k: v.float() if v.dtype == torch.bfloat16 else v for k, v in tensors.items()}
-    return content_key(content, tensors_digest(plain))
+    return content_key(content, tensors_digest(tensors))
