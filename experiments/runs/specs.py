@@ -208,7 +208,8 @@ def vary(spec: RunSpec, name: str, text: str, options: typing.Collection[str] = 
 
     Args:
         spec: what to change.
-        name: a field of the spec, of its ``training``, ``streams.NAME``, or one of ``options``.
+        name: a field of the spec, of its ``training``, ``streams.NAME``, or one of ``options``,
+            which goes before a field of the spec (ReduNet's ``layers``).
         text: the value; the parts of a tuple are joined by ``+``, and nothing is the empty one.
         options: names of the keyword arguments that the objective takes.
 
@@ -225,7 +226,7 @@ def vary(spec: RunSpec, name: str, text: str, options: typing.Collection[str] = 
     own = typing.get_type_hints(RunSpec)
     whole = {"method", "training", "options", "streams"}
     training = typing.get_type_hints(TrainingConfig)
-    if name in own and name not in whole:
+    if name in own and name not in {*whole, *options}:
         return replace(spec, **{name: _convert(name, text, own[name])})
     if name in training:
         changed = replace(spec.training, **{name: _convert(name, text, training[name])})
@@ -252,10 +253,12 @@ def field_value(spec: RunSpec, name: str) -> Any:
         >>> field_value(spec, "eps_sq"), field_value(spec, "feature_dim"), field_value(spec, "lr")
         (0.1, 64, 0.1)
     """
-    stream = name.removeprefix("streams.")
+    stream, options = name.removeprefix("streams."), dict(spec.options)
     if name.startswith("streams.") and stream in STREAMS:
         return getattr(spec.streams, stream)
+    if name in options:
+        return options[name]
     for owner in (spec, spec.training):
         if name in {f.name for f in dataclasses.fields(owner)}:
             return getattr(owner, name)
-    return dict(spec.options)[name]
+    return options[name]
