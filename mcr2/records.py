@@ -20,17 +20,21 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import UnionType
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 #: Files in a run's folder.
 RECORD, EVALUATION = "record.json", "evaluation.json"
 
+
+#: No JSON of ours is larger.
+MOST_JSON = 1 << 28
 
 #: What :func:`_replace` calls a file until it is whole.
 _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")
@@ -52,6 +56,12 @@ def _replace(path: Path, write: Callable[[str], object]) -> None:
 def temporary_files(folder: Path) -> list[Path]:
     """Return the files that writers who were killed left in a folder."""
     return [path for path in folder.glob(".*") if _TEMPORARY.fullmatch(path.name)]
+
+
+def is_free(folder: Path) -> bool:
+    """Whether a folder holds nothing, or only what writers of ours left who were killed there."""
+    ours = [folder / ".lock", *temporary_files(folder)]
+    return all(path in ours or path.suffix == ".damaged" for path in folder.iterdir())
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -99,7 +109,9 @@ def write_json(path: str | Path, value: Any, *, indent: int | None = 1) -> None:
 
     With an ``indent``, a list without mappings in it takes one line: a spectrum is no page.
     """
-    write_text(path, _json(plain(value), indent, "\n") + "\n")
+    text = _json(plain(value), indent, "\n") + "\n"
+    # File names need not be Unicode; their lone surrogates become JSON's escapes.
+    write_text(path, text.encode("utf-8", "backslashreplace").decode())
 
 
 def _json(value: Any, indent: int | None, end: str) -> str:
@@ -137,7 +149,8 @@ def read_signed(path: str | Path) -> dict[str, Any]:
     """
     value = read_json(path)
     digest = value.pop("digest", None) if isinstance(value, dict) else None
-    if digest is None or digest != content_key(value):
+    # What is not finite is written as null, and would have null's digest.
+    if digest is None or digest != content_key(value) or plain(value) != value:
         raise ValueError(f"{path} is damaged: its content is not what was written")
     return dict(value)
 
@@ -146,12 +159,21 @@ def read_json(path: str | Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        ValueError: the file is not JSON; the message names it.
+        ValueError: the file is not JSON, or not one of ours by its size; the message names it.
     """
     try:
+        _check_file(path, MOST_JSON)
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a JSON file: {error}") from error
+
+
+def _check_file(path: str | Path, most: float = math.inf) -> None:
+    """Refuse what would be read without end."""
+    if Path(path).exists() and not Path(path).is_file():
+        raise ValueError("it is not a regular file")
+    if (size := Path(path).stat().st_size) > most:
+        raise ValueError(f"it has {size:,} bytes; the limit is {most:,}")
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Any = None) -> None:
@@ -179,11 +201,14 @@ def load_tensors(
                        [0., 1.]])}, {'epoch': 3})
     """
     try:
+        _check_file(path)
         with safe_open(str(path), framework="pt", device=str(device)) as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             header = file.metadata() or {}
         return tensors, json.loads(header["json"])
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # damaged bytes come out of safetensors in many ways
         raise ValueError(f"{path} is not a checkpoint of ours: {error}") from error
 
 
@@ -191,9 +216,10 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of named tensors: names, shapes and bytes, in the order of the names."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        array = tensors[name].detach().cpu().contiguous().numpy()
-        digest.update(f"{name}{array.dtype}{array.shape}".encode())
-        digest.update(array.tobytes())
+        value = tensors[name].detach().cpu().contiguous()
+        kind = str(value.dtype).removeprefix("torch.")
+        digest.update(f"{name}{kind}{tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)  # of any type
     return digest.hexdigest()
 
 
@@ -205,7 +231,7 @@ def content_key(*parts: Any) -> str:
         True
     """
     text = json.dumps(plain(parts), sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
 
 
 def environment() -> dict[str, Any]:
@@ -310,20 +336,25 @@ class Run:
     evaluation: RunEvaluation | None
 
 
-#: What the fields of a record may be, by the outer part of their annotation.
-_KINDS: dict[str, Any] = {"str": str, "int": int, "float": int | float, "dict": dict, "list": list}
-_KINDS |= {"str | None": str | None, "int | None": int | None}
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of a type as dataclasses of ours annotate it."""
+    outer, parts = get_origin(kind), get_args(kind)
+    if outer is UnionType:
+        return any(_fits(value, part) for part in parts)
+    if outer in (dict, list):
+        inner = value.values() if isinstance(value, dict) else value
+        return isinstance(value, outer) and all(_fits(part, parts[-1]) for part in inner)
+    return kind is Any or isinstance(value, (int, float) if kind is float else kind)
 
 
 def _read(path: Path, kind: type[Any]) -> Any:
-    """Read a dataclass from a signed file; every field there, and of its kind."""
-    value = read_signed(path)
-    expected = {field.name: str(field.type).partition("[")[0] for field in fields(kind)}
+    """Read a dataclass from a signed file; every field there, and of its type."""
+    value, expected = read_signed(path), get_type_hints(kind)
     if set(value) != set(expected):
         raise ValueError(f"{path} is damaged: it does not hold the fields of a {kind.__name__}")
-    for name, wanted in expected.items():
-        if not isinstance(value[name], _KINDS[wanted]):
-            raise ValueError(f"{path} is damaged: {name} is not of type {wanted}")
+    for field in fields(kind):
+        if not _fits(value[field.name], expected[field.name]):
+            raise ValueError(f"{path} is damaged: {field.name} is not of type {field.type}")
     return kind(**value)
 
 

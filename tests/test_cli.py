@@ -1,4 +1,4 @@
-"""The command line: a mistake is one line that names it, status 2, nothing written; help is quick."""
+"""The command line: a mistake is one line that names it, with status 2; help is quick."""
 
 import os
 import re

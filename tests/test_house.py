@@ -166,7 +166,7 @@ def study(tmp_path_factory):
     insert(
         house / "mcr2/selection.py",
         '    "patience": Rule',
-        '    "second": Rule(second, "epoch", "nothing"),\n',
+        '    "second": Rule(second, "epoch"),\n',
     )
     figures = house / "experiments/report/figures.py"
     place_before(figures, r"^#: Figures of a study by file name", FIGURE.lstrip() + "\n\n")

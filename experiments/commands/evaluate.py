@@ -110,7 +110,7 @@ class Reread(_Again):
     def prepare(self) -> Callable[[], int]:
         """Find the runs and the study; measuring is left to do."""
         from experiments.studies.engine import STUDY
-        from mcr2.records import RECORD, read_json
+        from mcr2.records import RECORD, read_signed
 
         if (self.out / RECORD).is_file():
             return lambda: self._runs([self.out])
@@ -118,7 +118,7 @@ class Reread(_Again):
         if not folders:
             raise ValueError(f"{self.out} holds no finished run")
         marker = self.out / STUDY
-        held = read_json(marker) if marker.is_file() else {}
+        held = read_signed(marker) if marker.is_file() else {}
         return lambda: self._runs(folders) or self._show(held)
 
     def _runs(self, folders: list[Path]) -> int:

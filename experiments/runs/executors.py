@@ -23,7 +23,7 @@ from experiments.runs.runner import (
 )
 from experiments.runs.signals import STOP, Stopped
 from experiments.runs.specs import as_dict, from_dict
-from mcr2.records import Run, read_json, write_json, write_text
+from mcr2.records import Run, read_signed, write_signed, write_text
 from mcr2.training import Interrupted, Progress
 
 
@@ -95,6 +95,7 @@ def run_planned(
             process.terminate()
         for process in running.values():
             process.join()
+    STOP.nobody_asks()
     return [outcomes[one] for one in planned]
 
 
@@ -141,7 +142,7 @@ def _work(spec: dict[str, Any], folder: str, machine: Machine) -> None:
         now = time.monotonic()
         if now - told >= 0.5:
             told = now
-            write_json(place / PROGRESS, asdict(progress), indent=None)
+            write_signed(place / PROGRESS, asdict(progress))
 
     try:
         with STOP:
@@ -153,15 +154,15 @@ def _work(spec: dict[str, Any], folder: str, machine: Machine) -> None:
         os._exit(128 + (STOP.signum or 0))
     except BaseException as error:
         place.mkdir(parents=True, exist_ok=True)
-        text = f"{type(error).__name__}: {error}".splitlines()[0]
-        write_text(place / ERROR, text + "\n\n" + traceback.format_exc())
+        text = f"{type(error).__name__}: {' '.join(str(error).split())}\n\n{traceback.format_exc()}"
+        write_text(place / ERROR, text.encode("utf-8", "backslashreplace").decode())
         os._exit(1)
 
 
 def _progress(one: PlannedRun) -> dict[str, Any]:
     try:
-        return dict(read_json(one.folder / PROGRESS))
-    except (OSError, ValueError, TypeError):
+        return read_signed(one.folder / PROGRESS)
+    except (OSError, ValueError):
         return {}
 
 
@@ -171,7 +172,7 @@ def _outcome(one: PlannedRun, exitcode: int | None) -> Outcome:
         return Outcome(one, held)
     error = one.folder / ERROR
     if error.exists():
-        reason = error.read_text(encoding="utf-8").splitlines()[0]
+        reason = error.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
         return Outcome(one, None, f"{reason} (traceback in {error})")
     how = (
         f"was killed by signal {-exitcode}"

@@ -30,6 +30,7 @@ from experiments.runs.method import (
 )
 from experiments.runs.methods import find_method
 from experiments.runs.prepare import Prepared, check_meant, load, prepare, source_of
+from experiments.runs.signals import StopSignals
 from experiments.runs.specs import RunSpec, as_dict, field_value, from_dict
 from experiments.runs.tensorboard_log import TensorBoardLog
 from experiments.runs.user_code import is_user_code, load_object
@@ -53,15 +54,16 @@ from mcr2.records import (
     RunEvaluation,
     content_key,
     environment,
+    is_free,
     load_run,
     load_tensors,
-    read_json,
+    read_signed,
     save_evaluation,
     save_record,
     save_tensors,
     temporary_files,
     tensors_digest,
-    write_json,
+    write_signed,
 )
 from mcr2.selection import SELECTIONS, make_selection
 from mcr2.training import Progress
@@ -212,15 +214,15 @@ def check_folder(folder: Path, key: str) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; give a new or an empty folder")
     if not (folder / SPEC).exists():
-        if folder.exists() and any(p.name != ".lock" for p in folder.iterdir()):
+        if folder.exists() and not is_free(folder):
             raise ValueError(f"{folder} holds something else; give a new or an empty folder")
         return
     try:
-        begun = read_json(folder / SPEC)
+        begun = read_signed(folder / SPEC)
     except ValueError as error:
         set_aside(folder / SPEC, error)
         return
-    if not isinstance(begun, dict) or begun.get("key") != key:
+    if begun.get("key") != key:
         raise ValueError(
             f"{folder} holds another run (other spec, data or code); choose another folder"
         )
@@ -270,7 +272,7 @@ def run(
     *,
     progress: Callable[[Progress], None] | None = None,
     checkpoint_seconds: float = 20.0,
-    stop: Callable[[], bool] | None = None,
+    stop: StopSignals | None = None,
 ) -> Run:
     """Run one spec in a folder, continuing what is there.
 
@@ -280,7 +282,7 @@ def run(
         machine: device and threads; torch's thread count is set for the whole process.
         progress: called once an epoch.
         checkpoint_seconds: how often a checkpoint is written, at the most.
-        stop: where it is true, the run writes its checkpoint and raises
+        stop: where it is true while training, the run writes its checkpoint and raises
             :class:`mcr2.training.Interrupted`.
 
     Returns:
@@ -303,8 +305,15 @@ def run(
     with FileLock(folder / ".lock"):
         remove_leftovers(folder, ())
         done = held(folder, key)
+        if done is not None and not up_to_date(done, spec.measured_layers):
+            try:
+                for kept in done.record.weights.values():
+                    _read_weights(folder, kept)
+            except ValueError as error:  # without an evaluation, they are all there is
+                set_aside(folder / RECORD, error)
+                done = None
         if done is None:
-            write_json(folder / SPEC, {"key": key, "spec": as_dict(spec)})
+            write_signed(folder / SPEC, {"key": key, "spec": as_dict(spec)})
             log = TensorBoardLog(folder) if machine.tensorboard else None
             checkpoint = folder / CHECKPOINT
             workspace = Workspace(device, checkpoint, checkpoint_seconds, progress, log, stop)
@@ -312,6 +321,8 @@ def run(
             if log is not None:
                 log.close()
             save_record(folder, record)
+            if stop is not None:
+                stop.nobody_asks()
             done = Run(folder, record, None)
         if done.record.status == "finished" and not up_to_date(done, spec.measured_layers):
             evaluation = _evaluate(
@@ -402,7 +413,12 @@ def _evaluate(
         chosen = make_selection(rule, points, n_validation=len(data.held_out))
         kept = record.weights.get(str(chosen.epoch))
         if kept is not None and chosen.epoch not in evaluations:
-            encoder = _load_weights(run.folder, kept, spec, data, method)
+            state = _read_weights(run.folder, kept)
+            try:
+                encoder = method.load(spec, data.sizes, state)
+            except RuntimeError as error:
+                where = run.folder / kept["file"]
+                raise ValueError(f"{where} holds the weights of another network") from error
             layers = [layer for layer in layers if layer in layers_of(encoder)]
             final = chosen.epoch == points[-1].epoch
             evaluations[chosen.epoch] = evaluate_fully(
@@ -431,19 +447,15 @@ def _evaluate(
     )
 
 
-def _load_weights(
-    folder: Path, kept: dict[str, str], spec: RunSpec, data: Prepared, method: Method
-) -> ImageEncoder:
-    path = folder / kept["file"]
+def _read_weights(folder: Path, kept: dict[str, str]) -> dict[str, torch.Tensor]:
+    """Return the tensors of a file of a run; a record does not lead out of its folder."""
+    path = folder / Path(kept["file"]).name
     if not path.is_file():
         raise ValueError(f"{path} is missing")
     state, _ = load_tensors(path)
     if tensors_digest(state) != kept["digest"]:
         raise ValueError(f"{path} is damaged: it is not what the run wrote")
-    try:
-        return method.load(spec, data.sizes, state)
-    except RuntimeError as error:
-        raise ValueError(f"{path} holds the weights of another network") from error
+    return state
 
 
 def _terminal_epoch(record: Record) -> int | None:
@@ -485,7 +497,7 @@ def evaluate_again(
     """
     run = load_run(folder)
     record = run.record
-    own = record.environment["threads"] if threads is None else threads
+    own = record.environment.get("threads", 1) if threads is None else threads
     machine = Machine(device, own, data_root)
     on = machine.configure_torch()
     spec = from_dict(record.spec)
@@ -499,7 +511,7 @@ def evaluate_again(
     if code_fingerprints(spec, method) != record.environment.get("code"):
         raise ValueError(f"{' or '.join(code)} is not the file that {folder} was run with")
     data = prepare(spec, load(spec, machine.data_root))
-    if data.dataset.content_hash() != record.data["hash"] and not other_data:
+    if data.dataset.content_hash() != record.data.get("hash") and not other_data:
         raise ValueError(f"{spec.dataset} is not the data that {folder} was run on")
     if record.status != "finished":
         return run

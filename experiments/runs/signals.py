@@ -19,8 +19,8 @@ class Stopped(BaseException):
 class StopSignals:
     """Whether a signal has asked for an end, to be asked after every step.
 
-    As a context manager it catches the signals, in a process's main thread. While nobody has asked
-    yet, and at a second signal, :class:`Stopped` is raised at once.
+    As a context manager it catches the signals, in a process's main thread. While nobody asks, and
+    at a second signal, :class:`Stopped` is raised at once.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,11 @@ class StopSignals:
         if threading.current_thread() is threading.main_thread():
             names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
             caught = [getattr(signal, name) for name in names if hasattr(signal, name)]
-            self._before = {each: signal.signal(each, self._catch) for each in caught}
+            self._before = {
+                each: signal.signal(each, self._catch)
+                for each in caught
+                if signal.getsignal(each) != signal.SIG_IGN  # nohup, say
+            }
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -42,9 +46,9 @@ class StopSignals:
         self._before = {}
 
     def _catch(self, signum: int, _: types.FrameType | None) -> None:
-        if self.signum is not None or not self._asked:
+        first, self.signum = self.signum is None, signum
+        if not (first and self._asked):
             raise Stopped(signum)
-        self.signum = signum
 
     def __call__(self) -> bool:
         """Whether an end was asked for."""
@@ -55,6 +59,12 @@ class StopSignals:
         """Raise :class:`Stopped` where an end was asked for."""
         if self():
             raise Stopped(self.signum or signal.SIGTERM)
+
+    def nobody_asks(self) -> None:
+        """From now on (until somebody asks again) a signal ends at once, as one that came does."""
+        self._asked = False
+        if self.signum is not None:
+            raise Stopped(self.signum)
 
 
 #: Of this process.

@@ -310,17 +310,22 @@ def claim_folder(
     Raises:
         ValueError: the folder holds something else, or a study of something else.
     """
-    from mcr2.records import read_json, temporary_files, write_json
+    from experiments.runs.runner import set_aside
+    from mcr2.records import is_free, read_signed, temporary_files, write_signed
 
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; give a new or an empty folder")
     marker = out / STUDY
     content = {**identity, "options": dict(options or {})}
     if marker.exists():
-        held = read_json(marker)
-        known = (
-            {k: v for k, v in held.items() if k != "options"} if isinstance(held, dict) else held
-        )
+        try:
+            held = read_signed(marker)
+        except ValueError as error:
+            if not any((out / name).exists() for name in ("runs", "rates.json")):
+                raise  # whose it is, nobody knows
+            set_aside(marker, error)
+            held = content
+        known = {k: v for k, v in held.items() if k != "options"}
         if known != dict(identity):
             raise ValueError(
                 f"--out {out} holds the study {known}; this one is {dict(identity)}: "
@@ -329,12 +334,12 @@ def claim_folder(
         with contextlib.suppress(OSError):  # read-only: what is finished can still be shown
             for path in temporary_files(out):
                 path.unlink(missing_ok=True)
-            if held != content:
-                write_json(marker, content)
+            if held != content or not marker.exists():
+                write_signed(marker, content)
         return
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and not is_free(out):
         raise ValueError(f"--out {out} holds something else; give a new or an empty folder")
-    write_json(marker, content)
+    write_signed(marker, content)
 
 
 def failures(outcomes: Sequence[Outcome], describe: Callable[[RunSpec], str]) -> list[str]:
