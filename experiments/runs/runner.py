@@ -69,7 +69,7 @@ from mcr2.selection import SELECTIONS, make_selection
 from mcr2.training import Progress
 
 SPEC = "spec.json"
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINT = "checkpoint.safetensors"
 PROGRESS = "progress.json"
 ERROR = "error.txt"
 

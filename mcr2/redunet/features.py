@@ -105,7 +105,25 @@ class OnDisk:
         return S
 
 
-Store = InMemory | OnDisk
+class Recomputed:
+    """Nothing is kept: each sweep passes the samples through all layers so far."""
+
+    def __init__(self, batches: Sequence[Batch], first: First) -> None:
+        self.batches, self.first = batches, first
+        self.steps: list[Step] = []
+
+    def sweep(self, step: Step | None) -> Iterator[tuple[Batch, Tensor]]:
+        """Yield every batch; one more ``step`` is remembered for the sweeps to come."""
+        if step is not None:
+            self.steps.append(step)
+        for batch in self.batches:
+            S = self.first(batch)
+            for each in self.steps:
+                S = each(S, batch)
+            yield batch, S
+
+
+Store = InMemory | OnDisk | Recomputed
 
 #: Where features are kept between layers.
-STORES: dict[str, type[Store]] = {"memory": InMemory, "disk": OnDisk}
+STORES: dict[str, type[Store]] = {"memory": InMemory, "disk": OnDisk, "recompute": Recomputed}
