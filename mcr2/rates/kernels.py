@@ -33,8 +33,8 @@ class Groups(NamedTuple):
 def group(ordered: Tensor, order: Tensor, bounds: list[int]) -> Groups:
     """Plan the work from sorted labels, the sample of each, and where each class begins and ends.
 
-    Classes of a bucket are padded to the largest. From that one down, a bucket takes classes as
-    long as half of its rows are samples.
+    Classes of a bucket are padded to the largest. From that one down, a bucket takes classes of at
+    least a quarter of its size as long as half of the rows are samples.
     """
     m, device = len(order), order.device
     sizes = [stop - start for start, stop in pairwise(bounds)]
@@ -43,9 +43,10 @@ def group(ordered: Tensor, order: Tensor, bounds: list[int]) -> Groups:
     runs, stop = [], len(ascending)
     while stop:
         first, n, samples = stop, sizes[ascending[stop - 1]], 0
-        while first and (stop - first + 1) * n <= 2 * (samples + sizes[ascending[first - 1]]):
-            first -= 1
-            samples += sizes[ascending[first]]
+        while first and (own := sizes[ascending[first - 1]]) >= n / 4:
+            if (stop - first + 1) * n > 2 * (samples + own):
+                break
+            first, samples = first - 1, samples + own
         runs.append(ascending[first:stop])
         stop = first
     buckets, row = [], 0
@@ -74,10 +75,10 @@ def grouped_rates(
     """
     m, d = Z.shape[-2:]
     buckets = groups.buckets if groups else []
+    rows = [len(sizes) * sizes[-1] for sizes in buckets]
     matrices: list[Matrices] = []
     by_features: list[bool] = []
     if groups:
-        rows = [len(sizes) * sizes[-1] for sizes in buckets]
         X = Z.new_zeros((*Z.shape[:-2], sum(rows), d)).index_copy(-2, groups.place, Z)
         runs = torch.split(X, rows, dim=-2) if len(rows) > 1 else [X]
         for sizes, run in zip(buckets, runs, strict=True):
@@ -91,9 +92,13 @@ def grouped_rates(
             padding = [0 if by_features[-1] else N - n for n in sizes]
             matrices.append(_of_features(blocks, by_features[-1], gram, scale, padding))
     if totals:
-        moments = [classes.gram.sum(-3, keepdim=True) for classes in matrices]
-        shared = m >= d and bool(by_features) and all(by_features)
-        matrices.append(_of_all(Z, reduce(torch.add, moments) if shared else None, totals))
+        # Classes ascend in size, so that those with n × n Grams come first.
+        wide = [M.gram for M, tall in zip(matrices, by_features, strict=True) if tall]
+        moments = [gram.sum(-3, keepdim=True) for gram in wide]
+        rest = sum(rows[: len(rows) - len(wide)])
+        if wide and rest:
+            moments.append(_Gram.apply(X[..., :rest, :].unsqueeze(-3), True))
+        matrices.append(_of_all(Z, reduce(torch.add, moments) if wide else None, totals))
     values = half_logdets(matrices)
     rates = list(values.pop().unbind(-1)) if totals else []
     if groups:
