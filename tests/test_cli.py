@@ -1,4 +1,4 @@
-"""The command line: a mistake is one line that names it, with status 2; help is quick."""
+"""The command line: a mistake is one line, exit status 2 and nothing written; help is quick."""
 
 import os
 import re
@@ -132,8 +132,8 @@ IN_A_STUDY = {
     "--dataset truncated.npz": "truncated.npz: cannot be read",
     "--dataset flat.npz": "flat.npz: x_train has shape (20, 64)",
     "--dataset uneven.npz": "uneven.npz: y_train has shape (19,)",
-    "--dataset float.npz": "float.npz: x_train has dtype float64; it must be uint8",
-    "--dataset objects.npz": "y_train is an object array",
+    "--dataset float.npz": "float.npz: x_train has dtype float64; allowed is uint8",
+    "--dataset objects.npz": "y_train",
     "--dataset part.npz": "y_train",
     "--data-root notes.txt": "the data root must be a folder, but notes.txt is a file",
     "--subset 100000": "subset is 100000; it must be between 10 and 1437",
@@ -179,7 +179,7 @@ IN_A_STUDY = {
     "--epochs -1": "epochs is -1; it must be at least 0",
     "--epochs ten": "--epochs",
     "--epochs 1.5": "['1.5']",
-    "--recipe slow": "'quick','cpu','paper'",
+    "--recipe slow": "invalid choice 'slow' for argument '--recipe'",
     "--set temperature=1": "unknown field 'temperature'; choose from accumulate",
     "--set training=all": "unknown field 'training'",
     "--set streams.weather=1": "unknown field 'streams.weather'",
@@ -194,7 +194,7 @@ IN_A_STUDY = {
     "--set projection=linear": "unknown projection 'linear'; choose from mlp, none",
     "--set feature_dim=1": "feature_dim is 1; it must be between 2 and",
     "--set shift=8": "shift is 8; the images have a side of 8",
-    "--set layers=stage9": "unknown layer 'stage9' of resnet10_w16; choose from",
+    "--set measured_layers=stage9": "unknown layer 'stage9' of resnet10_w16; choose from",
     "--set readout=oracle": "unknown readout 'oracle'; choose from",
     "--set readout=head": "readout is 'head', but mcr2 has no classifier of its own",
     "--set n_components=64": "n_components is 64; it must be between 1 and 63",
@@ -279,7 +279,7 @@ def test_a_mistaken_study(options, place, capsys):
                 ("table --out new --methods ce redunet --set redunet.", "redunet."),
             )
             for settings, fragment in (
-                ("store=foo", "unknown store 'foo'; choose from memory, disk, recompute"),
+                ("store=foo", "unknown store 'foo'; choose from memory, disk"),
                 ("lifting=4 kernel_size=9", "kernel_size is 9; the images, 8 × 8, are smaller"),
                 ("lifting=4 kernel_size=2", "kernel_size is 2; it must be odd"),
                 ("lifting=true", "lifting must be an integer, not bool True"),
@@ -319,9 +319,7 @@ def python(place, *arguments):
 
 def test_a_mistake_in_a_process_of_its_own(place):
     before = tree(place)
-    result = python(
-        place, "-m", "experiments.commands", *["table", "--out", "thesis", "--epochs", "1"]
-    )
+    result = python(place, "-m", "experiments.commands", "table", "--out", "thesis")
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.count("\n") == 1
     assert "--out thesis holds something else" in result.stderr
@@ -397,9 +395,7 @@ def test_help_imports_no_torch_and_names_what_there_is(tmp_path):
     assert all("usage: mcr2" in text for text in texts.values())
     assert all(f" {name} " in texts[""] for name in COMMANDS)
     assert all(f" {name} " in texts["study"] for name in STUDIES)
-    assert texts["table"].replace("table", "") == texts["study label_noise"].replace(
-        "study label_noise", ""
-    )
+    assert texts["table"] == texts["study label_noise"].replace("study label_noise", "table", 1)
     for name in ("table", "train", "redunet", "ablate"):
         assert f"--recipe {{{','.join(RECIPES)}}}" in texts[name]
         assert all(f"{kind}: " in texts[name] or f"{kind} (" in texts[name] for kind in RECIPES)
@@ -409,7 +405,7 @@ def test_help_imports_no_torch_and_names_what_there_is(tmp_path):
     assert re.split(r", | or ", presets) == list(ABLATIONS)
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
 def test_completion_is_written_where_the_shell_looks(shell, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(SystemExit) as stop:

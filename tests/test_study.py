@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from experiments.commands.cli import main, parse
-from experiments.report.tables import run_table
+from experiments.report.evaluation import run_table
 from experiments.runs import runner
 from experiments.runs.machine import Machine
 from experiments.runs.runner import evaluate_again, evaluate_fully, run
@@ -309,6 +309,7 @@ def test_what_is_damaged_or_of_an_older_version_is_done_again_and_nothing_else(s
 
 def test_an_epoch_that_several_rules_select_is_evaluated_once(monkeypatch, tmp_path):
     finals = []
+    layer = "stage2/train/noisy/-/nc1"
 
     def counting(*arguments, final, **options):
         finals.append(final)
@@ -317,7 +318,8 @@ def test_an_epoch_that_several_rules_select_is_evaluated_once(monkeypatch, tmp_p
     monkeypatch.setattr(runner, "evaluate_fully", counting)
     training = TrainingConfig(epochs=1, batch_size=50)
     spec = RunSpec("ce", subset=100, backbone="resnet10_w8", training=training)
-    selections = run(spec, tmp_path, Machine("cpu")).evaluation.selections
+    found = run(replace(spec, measured_layers=("stage2",)), tmp_path, Machine("cpu"))
+    selections = found.evaluation.selections
     assert list(selections) == list(SELECTIONS)
     assert len(finals) == len({chosen["epoch"] for chosen in selections.values()})
     # The classifiers that take longest are fitted at the last epoch alone.
@@ -325,6 +327,9 @@ def test_an_epoch_that_several_rules_select_is_evaluated_once(monkeypatch, tmp_p
     for chosen in selections.values():
         solved = "features/test/clean/linear_svm/accuracy" in chosen["measures"]
         assert solved == (chosen["epoch"] == 1)
+    # A layer that the spec names is measured along the run, too.
+    assert found.evaluation.layers == ["stage2"]
+    assert all(layer in e["measures"] for e in (*found.record.history, *selections.values()))
 
 
 # ------------------------------------------------------------------------------ code of one's own
@@ -547,12 +552,12 @@ def test_a_run_killed_in_its_middle_continues_to_the_same_record(method, tmp_pat
     with pytest.raises(KilledError):
         run(spec, killed, machine, progress=kill, checkpoint_seconds=0)
     assert not (killed / "record.json").exists()
-    assert (killed / "checkpoint.safetensors").exists()
+    assert (killed / runner.CHECKPOINT).exists()
     told = []
     resumed = run(spec, killed, machine, progress=lambda p: told.append(p.epoch))
     assert told == [4, 5]
     assert content(resumed) == content(whole)
-    assert not (killed / "checkpoint.safetensors").exists()
+    assert not (killed / runner.CHECKPOINT).exists()
     for kept in whole.record.weights.values():
         assert (killed / kept["file"]).read_bytes() == (whole.folder / kept["file"]).read_bytes()
 
@@ -602,7 +607,7 @@ def test_a_study_killed_in_its_middle_continues_to_the_same_rows(study, tmp_path
         until(in_the_middle, 60)
         process.kill()
         process.wait()
-        until(lambda: not living(process.pid), 5)
+        until(lambda: not living(process.pid), 20)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -622,6 +627,5 @@ def test_datasets_lists_what_is_there_and_what_is_missing(tmp_path, monkeypatch)
     assert status == 0
     rows = {line.split()[0]: line for line in printed.splitlines()[3:]}
     assert list(rows) == list(DATASETS)
-    for row in availability(tmp_path):
-        where = row.found or f"missing; looked in {tmp_path}"
-        assert f"  {where}" in rows[row.name]
+    for name, (found, _) in availability(tmp_path).items():
+        assert f"  {found or f'missing; looked in {tmp_path}'}" in rows[name]
