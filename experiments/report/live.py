@@ -31,12 +31,15 @@ def training_bar(name: str, epochs: int) -> Iterator[Callable[[Progress], None]]
         bars.TimeRemainingColumn(),
         bars.TextColumn("{task.fields[values]}", markup=False),
     )
-    with bars.Progress(*columns, console=Console(stderr=True)) as bar:
+    # Drawn once an epoch, and standard output left alone: breakpoint() in a loss has the terminal.
+    console = Console(stderr=True)
+    with bars.Progress(*columns, console=console, auto_refresh=False, redirect_stdout=False) as bar:
         task = bar.add_task(visible(name), total=epochs, values="")
 
         def show(progress: Progress) -> None:
             values = _values(asdict(progress))
             bar.update(task, completed=progress.epoch, total=progress.epochs, values=values)
+            bar.refresh()
 
         yield show
 
