@@ -9,6 +9,7 @@ cannot be written to is done without. Nothing in an entry is a pickle, and no li
 import contextlib
 import hashlib
 import re
+import shutil
 import stat
 import tempfile
 import zlib
@@ -79,6 +80,8 @@ def _load(entry: Path, fingerprint: str) -> Decoded:
 
 def _save(entry: Path, fingerprint: str, decoded: Decoded) -> None:
     entry.mkdir(parents=True, exist_ok=True)
+    for left in entry.glob(".writing-*"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
     rest: dict[str, Any] = {"classes": np.array(decoded.classes)}
     rest["digest"] = np.array(_digest(fingerprint, decoded))
     for which, split in (("train", decoded.train), ("test", decoded.test)):
