@@ -7,9 +7,9 @@ import contextlib
 import io
 import itertools
 import json
+import os
 import pickle
 import random
-import resource
 import shutil
 import subprocess
 import sys
@@ -27,9 +27,9 @@ from experiments.commands.cli import main
 from experiments.runs.machine import Machine
 from experiments.runs.runner import run
 from experiments.runs.signals import StopSignals
-from experiments.runs.specs import RunSpec, as_dict
+from experiments.runs.specs import RunSpec
 from mcr2.data import load_dataset
-from mcr2.records import content_key, load_run, save_tensors, write_signed
+from mcr2.records import load_run, write_signed
 from mcr2.training import Interrupted, TrainingConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -272,3 +272,248 @@ def test_two_hundred_altered_files_are_recognised_or_harmless(whole, tmp_path, m
     for (pattern, what), times in sorted(came.items()):
         print(f"{times:4d}  {what:9}  {pattern}")
     assert came.total() == 10 * len(READ)
+
+
+# --------------------------------------------------------------------------------- made to do harm
+
+#: What runs where something is executed that was only to be read.
+EVIL = "open({marker!r}, 'w').close()"
+
+
+class Evil:
+    """A pickle that leaves a marker where it is opened."""
+
+    def __init__(self, marker):
+        self.code = EVIL.format(marker=str(marker))
+
+    def __reduce__(self):
+        return exec, (self.code,)
+
+
+@pytest.fixture
+def place(whole, tmp_path, monkeypatch):
+    """A copy of everything, in a working folder of its own."""
+    shutil.copytree(whole.folder, tmp_path / "whole")
+    monkeypatch.chdir(tmp_path / "whole")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "whole" / "cache"))
+    return tmp_path / "whole"
+
+
+def assert_answered(status, out, err):
+    assert status in (1, 2), (out, err)
+    assert "Traceback" not in out + err
+    assert err.startswith("mcr2: ") or "not measured" in out, (out, err)
+
+
+def test_no_pickle_is_opened(place):
+    marker = place / "executed"
+    evil, objects = pickle.dumps(Evil(marker)), np.array([Evil(marker)] * 40, dtype=object)
+    good = dict(np.load(place / "data.npz"))
+    for name in good:
+        np.savez("evil.npz", **(good | {name: objects}))
+        assert_answered(*mcr2("train", "--dataset", "evil.npz", "--out", "new"))
+    for name in ("features", "labels", "weight"):
+        np.savez("evil.npz", **(dict(np.load("features.npz")) | {name: objects}))
+        assert_answered(*mcr2("measure", "evil.npz"))
+    np.save("evil.npy", objects)
+    torch.save(Evil(marker), "evil.pt")
+    for content in (evil, Path("evil.npy").read_bytes(), Path("evil.pt").read_bytes()):
+        Path("evil.npz").write_bytes(content)
+        assert_answered(*mcr2("measure", "evil.npz"))
+        assert_answered(*mcr2("train", "--dataset", "evil.npz", "--out", "new"))
+        for weights in Path("run").glob("*.safetensors"):
+            weights.write_bytes(content)
+        assert_answered(*mcr2("evaluate", "run"))
+        again("stopped")(place)
+        shutil.rmtree("stopped")
+        Whole.stop(SPEC, Path("stopped"))
+        Path("stopped/checkpoint.safetensors").write_bytes(content)
+        whole = load_dataset("images").content_hash()
+        for file in Path("cache").rglob("*.np[yz]"):
+            file.write_bytes(content)
+            assert load_dataset("images").content_hash() == whole
+    for file in ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5"):
+        for name in (file, "test_batch", "batches.meta"):
+            Path("cifar-10-batches-py").mkdir(exist_ok=True)
+            Path("cifar-10-batches-py", name).write_bytes(evil)
+    assert_answered(*mcr2("train", "--dataset", "cifar10", "--data-root", ".", "--out", "new"))
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("field", ["method", "backbone", "study", "methods", "set"])
+def test_nothing_is_imported_because_a_file_names_it(field, place):
+    Path("evil.py").write_text(EVIL.format(marker="executed") + "\nclass Loss: pass\n")
+    Path("package").mkdir()
+    Path("package/evil.py").write_text(EVIL.format(marker="executed"))
+    for name in ("evil.py:Loss", str(place / "evil.py:Loss"), "package.evil:Loss"):
+        if field in ("method", "backbone"):
+            record = asdict(load_run("run").record)
+            record["spec"] |= {field: name}
+            write_signed("run/record.json", record)
+            write_signed("run/spec.json", {"key": record["key"], "spec": record["spec"]})
+            for words in (["evaluate", "run"], ["reread", "run"]):
+                assert_answered(*mcr2(*words))
+            for folder in Path("study/runs").iterdir():
+                write_signed(folder / "record.json", record | {"key": folder.name})
+            assert_answered(*mcr2("reread", "study"))
+        else:
+            study = json.loads(Path("study/study.json").read_text())
+            del study["digest"]
+            if field == "study":
+                study["study"] = name
+            else:
+                study["options"][field] = [name] if field == "methods" else [f"backbone={name}"]
+            write_signed("study/study.json", study)
+            status, out, err = mcr2("reread", "study")
+            assert status == 0, err
+            assert "is not shown anew" in out
+    assert not Path("executed").exists()
+
+
+def test_nothing_leads_out_of_a_folder_or_an_archive(place):
+    outside = place.parent / "outside"
+    outside.mkdir()
+    shutil.copy("images/train/cat/0.png", outside)
+    before = sorted(place.parent.rglob("*"))
+    with zipfile.ZipFile("evil.npz", "w") as archive:
+        for name in ("../outside/x.npy", "/tmp/x.npy", "x_train.npy/../../y.npy", "C:\\x.npy"):
+            archive.writestr(name, b"x")
+    for words in (["measure", "evil.npz"], ["train", "--dataset", "evil.npz", "--out", "new"]):
+        assert_answered(*mcr2(*words))
+    Path("evil.npz").unlink()
+    assert sorted(place.parent.rglob("*")) == before
+
+    for link, target in (
+        ("images/train/cat/link.png", outside / "0.png"),
+        ("images/train/cat/link.png", Path("/dev/zero")),
+        ("images/train/cow", outside),
+        ("images/train/cat/link.png", Path("../../../../outside/0.png")),
+    ):
+        Path(link).symlink_to(target)
+        status, out, err = mcr2("train", "--dataset", "images", "--out", "new")
+        assert_answered(status, out, err)
+        assert "link out" in err
+        Path(link).unlink()
+
+    record = asdict(load_run("run").record)
+    record["weights"] = {
+        epoch: kept | {"file": f"../../outside/{kept['file']}"}
+        for epoch, kept in record["weights"].items()
+    }
+    for file in Path("run").glob("*.safetensors"):
+        file.rename(outside / file.name)
+    write_signed("run/record.json", record)
+    assert_answered(*mcr2("evaluate", "run"))
+
+
+#: Runs a command with bounded memory, and prints what it took.
+BOUNDED = """
+import resource, sys
+from experiments.commands.cli import main
+import torch, matplotlib, sklearn, experiments.runs.runner
+held = int(open("/proc/self/statm").read().split()[0]) * 4096
+limit = held + (3 << 30)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+statuses = []
+for line in sys.stdin:
+    statuses.append(main(line.split()))
+print(statuses, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
+"""
+
+
+def sparse(path, size, head=b""):
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "wb") as file:
+        file.write(head)
+        file.truncate(size)
+
+
+def header(shape, dtype="|u1", order="False"):
+    text = f"{{'descr': '{dtype}', 'fortran_order': {order}, 'shape': {shape}, }}"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and sparse files")
+def test_bombs_meet_limits_of_ours(place):
+    tera, lines = 1 << 40, []
+    good = dict(np.load("data.npz"))
+    for number, (shape, dtype) in enumerate(
+        [((1 << 40, 8, 8), "|u1"), ((1 << 62, 1 << 62, 4), "|u1"), ((40,), "<U1000000000")]
+    ):
+        with zipfile.ZipFile(f"claims{number}.npz", "w") as archive:
+            for name in ("x_train", "y_train", "x_test", "y_test", "features", "labels"):
+                archive.writestr(f"{name}.npy", header(shape, dtype) + bytes(100))
+    with zipfile.ZipFile("deflated.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        zeros = bytes(1 << 24)
+        for name in ("x_train", "features"):
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                member.write(header((1 << 26, 8, 8)))
+                for _ in range(256):
+                    member.write(zeros)
+        for name in ("y_train", "x_test", "y_test", "labels"):
+            archive.writestr(f"{name}.npy", header((0,)))
+    sparse("sparse.npz", tera, Path("data.npz").read_bytes())
+    for name in (*(f"claims{n}.npz" for n in range(3)), "deflated.npz", "sparse.npz"):
+        lines += [f"measure {name}", f"train --dataset {name} --out new"]
+    # Images that claim to be large, or are.
+    for name, size in (("large", 20000), ("many", 8000)):
+        shutil.copytree("images", name)
+        image = io.BytesIO()
+        Image.new("1", (size, size)).save(image, format="PNG")
+        for path in Path(name).glob("*/*/*.png"):
+            path.write_bytes(image.getvalue())
+        lines.append(f"train --dataset {name} --out new")
+    shutil.copytree("images", "sparse")
+    sparse("sparse/train/cat/0.png", tera, Path("images/train/cat/0.png").read_bytes()[:60])
+    lines.append("train --dataset sparse --out new")
+    # Records, tensors, named data.
+    for name in ("deep", "long"):
+        shutil.copytree("run", f"run_{name}")
+    Path("run_deep/record.json").write_text("[" * 10_000_000)
+    sparse("run_long/record.json", tera, b"{")
+    lines += ["evaluate run_deep", "evaluate run_long", "reread run_long"]
+    for number, head in enumerate([b"", b"\xff" * 8, (1 << 39).to_bytes(8, "little") + b"{"]):
+        shutil.copytree("run", f"run_{number}")
+        for weights in Path(f"run_{number}").glob("*.safetensors"):
+            sparse(weights, tera, head)
+        lines.append(f"evaluate run_{number}")
+    sparse("study/study.json", tera, b"{")
+    lines.append("reread study")
+    for name in ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5"):
+        sparse(f"cifar-10-batches-py/{name}", tera)
+    for name in ("test_batch", "batches.meta"):
+        sparse(f"cifar-10-batches-py/{name}", tera)
+    for name in ("train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin"):
+        sparse(f"stl10_binary/{name}", tera)
+    for file, ndim in (("images-idx3", 3), ("labels-idx1", 1)):
+        head = bytes((0, 0, 8, ndim)) + (b"\x7f\xff\xff\xff" + b"\0\0\0\x1c" * 2)[: 4 * ndim]
+        for split in ("train", "t10k"):
+            sparse(f"mnist/{split}-{file}-ubyte", tera, head)
+    for name in ("cifar10", "stl10", "mnist"):
+        lines.append(f"train --dataset {name} --data-root . --out new")
+    done = subprocess.run(
+        [sys.executable, "-c", BOUNDED],
+        input="\n".join(lines),
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Traceback" not in done.stderr
+    statuses, mib = done.stdout.splitlines()[-1].rsplit(" ", 1)
+    assert set(json.loads(statuses)) <= {1, 2}, list(zip(lines, json.loads(statuses), strict=True))
+    assert int(mib) < 2500
+    print(f"{len(lines)} bombs took {mib} MiB")
+    assert good
+
+
+def test_a_checkpoint_and_a_cache_are_no_bombs_either(place):
+    sparse("stopped/checkpoint.safetensors", 1 << 40, b"\xff" * 8)
+    assert again("stopped")(place) == again("run")(place)
+    found = load_dataset("images").content_hash()
+    for file in Path("cache").rglob("*.npy"):
+        sparse(file, 1 << 40, header((1 << 37, 8, 1, 1)))
+        assert load_dataset("images").content_hash() == found

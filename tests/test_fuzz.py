@@ -109,7 +109,17 @@ def place(tmp_path, finished_run, monkeypatch):
 NAMES = [
     *("data.npz", "features.npz", "notes.txt", "run", "gone", "results", "run/record.json", "/"),
     *("losses.py:Pull", "losses.py:Fails", "losses.py:nothing", "losses.py:gone", "no.module:X"),
-    *("ce", "mcr2", "vmcr2", "redunet", "head", "knn@5", "nearest_subspace@3", "class_mean", "last"),
+    *(
+        "ce",
+        "mcr2",
+        "vmcr2",
+        "redunet",
+        "head",
+        "knn@5",
+        "nearest_subspace@3",
+        "class_mean",
+        "last",
+    ),
     *("oracle", "symmetric", "symmetric_excluding_true", "quick", "cpu", "paper", "NCHW", "noisy"),
     *("auto", "cuda:99", "meta", "stage3", "layer2", "eps_sq", "components", "projection", "nc1"),
     *("", "-", "--", ":", "=", "../..", "\udcff", "a\x1b[31m", "$x$", "NaN", "{}", "@", "x" * 300),
@@ -199,8 +209,10 @@ def fuzz_command_line(place, monkeypatch, count):
             assert err.count("\n") == 1, (line, err)
             assert len(err) > len("mcr2: \n"), line
         for path in place.iterdir():
-            if path not in {p.relative_to(place).parts[0] and place / p.relative_to(place).parts[0]
-                            for p in before}:
+            if path not in {
+                p.relative_to(place).parts[0] and place / p.relative_to(place).parts[0]
+                for p in before
+            }:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     seen = fuzz(command_lines(), check, count)

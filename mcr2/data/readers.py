@@ -119,6 +119,10 @@ def read_cifar(folder: Path, torchvision_name: str, kind: str = "") -> Decoded:
     return Decoded(classes, *splits)
 
 
+#: No published file is larger.
+MOST_PUBLISHED = 1 << 30
+
+
 def _unpickle(path: Path, md5: str) -> Any:
     return pickle.loads(_published(path, md5), encoding="latin1")
 
@@ -126,6 +130,7 @@ def _unpickle(path: Path, md5: str) -> Any:
 def _published(path: Path, md5: str) -> bytes:
     """The bytes of a file, if they are the published ones: what is opened is what was checked."""
     try:
+        check_published(path)
         raw = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
@@ -136,6 +141,12 @@ def _published(path: Path, md5: str) -> bytes:
             f"{md5}; delete it to have it downloaded again"
         )
     return raw
+
+
+def check_published(path: Path) -> None:
+    """Refuse a file that is too large to be what was published."""
+    if path.stat().st_size > MOST_PUBLISHED:
+        raise ValueError(f"{path}: {path.stat().st_size:,} bytes are more than were published")
 
 
 def torchvision_class(name: str) -> Any:
@@ -177,6 +188,8 @@ def read_stl10(folder: Path) -> Decoded:
     for files in (STL10_FILES[:2], STL10_FILES[2:]):
         images_path, labels_path = (folder / file for file in files)
         try:
+            for path in (images_path, labels_path):
+                check_published(path)
             raw, labels = (np.fromfile(path, np.uint8) for path in (images_path, labels_path))
         except OSError as error:
             raise ValueError(f"{folder}: cannot be read ({error})") from error
