@@ -41,7 +41,21 @@ SPEC = RunSpec(
     feature_dim=8,
     training=TrainingConfig(epochs=4, batch_size=30, evaluate_every=2),
 )
-STUDY = "table --methods ce redunet --subset 60 --ratios 0.3 --epochs 1 --jobs 2 --set".split()
+STUDY = [
+    "table",
+    "--methods",
+    "ce",
+    "redunet",
+    "--subset",
+    "60",
+    "--ratios",
+    "0.3",
+    "--epochs",
+    "1",
+    "--jobs",
+    "2",
+    "--set",
+]
 STUDY += ["backbone=resnet10_w8", "feature_dim=8", "batch_size=30", "redunet.layers=2"]
 
 

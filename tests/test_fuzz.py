@@ -5,7 +5,6 @@
 
 import contextlib
 import io
-import json
 import os
 import shutil
 import time
@@ -16,7 +15,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays_of
 
 from experiments.bench import BENCHES
 from experiments.commands import cli
@@ -24,9 +22,7 @@ from experiments.runs.machine import Machine
 from experiments.runs.runner import run
 from experiments.runs.specs import RunSpec
 from experiments.studies import STUDIES, find_study
-from mcr2.data import DATASETS, load_dataset
-from mcr2.evaluation import read_features
-from mcr2.records import load_run, load_study, read_json, write_json, write_signed
+from mcr2.data import DATASETS
 from mcr2.training import TrainingConfig
 
 SECONDS = float(os.environ.get("MCR2_FUZZ_SECONDS", "60"))

@@ -26,9 +26,9 @@ SETTINGS = ["--set", "backbone=resnet10_w8", "batch_size=50", "evaluate_every=1"
 
 #: By name: the command, and its results.
 COMMANDS = {
-    "table": [*"table --ratios 0.3 --epochs 4".split(), *CHEAP, *SETTINGS],
-    "ablate": [*"ablate --vary eps_sq=0.5,1 --epochs 4".split(), *CHEAP, *SETTINGS],
-    "redunet": "redunet --subset 300 --set layers=30 lifting=4 eta=0.1".split(),
+    "table": [*["table", "--ratios", "0.3", "--epochs", "4"], *CHEAP, *SETTINGS],
+    "ablate": [*["ablate", "--vary", "eps_sq=0.5,1", "--epochs", "4"], *CHEAP, *SETTINGS],
+    "redunet": ["redunet", "--subset", "300", "--set", "layers=30", "lifting=4", "eta=0.1"],
 }
 
 #: Of a study of runs; a construction has neither checkpoints nor records.

@@ -84,6 +84,8 @@ def agreement(
         kept: the record's selections, by rule.
         again: measures taken again, by rule.
     """
+    if not again.keys() <= kept.keys():
+        return ["the run holds no evaluation of these selections to compare with"]
     differing = [
         f"{rule} {key}: {_shown(value)} now, {_shown(held)} in the record"
         for rule, measures in again.items()
