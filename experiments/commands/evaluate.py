@@ -143,15 +143,17 @@ class Reread(_Again):
         return int(failed or bool(missing))
 
     def _show(self, held: dict[str, object]) -> int:
+        from experiments.runs.user_code import only
         from experiments.studies import find_study
         from experiments.studies.engine import GridStudy, restore, show_again
 
         name, options = str(held.get("study")), held.get("options")
         try:
-            kind = find_study(name)
-        except ValueError:
-            print(f"the study {name} is your own: its command shows it anew")
+            with only(self.code):
+                kind = find_study(name)
+                if not (issubclass(kind, GridStudy) and isinstance(options, dict)):
+                    return 0
+                return show_again(restore(kind, options), self.out)
+        except (ValueError, TypeError) as error:
+            print(f"the study {name} is not shown anew ({error}); its own command does that")
             return 0
-        if not (issubclass(kind, GridStudy) and isinstance(options, dict)):
-            return 0
-        return show_again(restore(kind, options), self.out)

@@ -6,14 +6,30 @@ names such a class is read without it.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib
 import inspect
 import sys
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+#: Where not None, the only names that are imported.
+_ALLOWED: Collection[str] | None = None
+
+
+@contextlib.contextmanager
+def only(names: Collection[str]) -> Iterator[None]:
+    """Import nothing but these inside the block, where names come from files and not from a user."""
+    global _ALLOWED
+    before, _ALLOWED = _ALLOWED, names
+    try:
+        yield
+    finally:
+        _ALLOWED = before
 
 
 def is_user_code(name: str) -> bool:
@@ -34,6 +50,8 @@ def load_object(name: str) -> tuple[Any, str]:
     Raises:
         ValueError: no such file, module or name in it, or it cannot be imported.
     """
+    if _ALLOWED is not None and name not in _ALLOWED:
+        raise ValueError(f"{name} is code; name it (--code {name}) to run it")
     place, _, attribute = name.rpartition(":")
     if place.endswith(".py"):
         path = Path(place)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mcr2 import checks
+from mcr2.checks import Labels
 from mcr2.data.files import Array
 
 
@@ -68,9 +69,9 @@ class Split:
         clean = None if self.clean_labels is None else self.clean_labels.to(device)
         return Split(self.images.to(device), self.labels.to(device), clean)
 
-    def select(self, indices: Tensor) -> "Split":
+    def select(self, indices: Labels) -> "Split":
         """The samples at ``indices`` ((n,) integers in [0, N)), in that order."""
-        index = checks.labels(indices, count=indices.numel(), name="indices").to(self.device)
+        index = checks.labels(indices, count=len(indices), name="indices").to(self.device)
         if len(index) and int(index.max()) >= len(self):
             raise ValueError(f"indices go up to {int(index.max())}, but there are {len(self)}")
         clean = None if self.clean_labels is None else self.clean_labels.index_select(0, index)
