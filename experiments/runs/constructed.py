@@ -20,7 +20,7 @@ from mcr2.training import History, Interrupted, TrainingResult
 
 @dataclass(frozen=True)
 class Constructed:
-    """The method ``redunet``; see :class:`experiments.runs.method.Method`."""
+    """The method ``redunet``; see :data:`experiments.runs.methods.Method`."""
 
     name: str
     readout: str = "nearest_subspace"

@@ -14,13 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.runs.machine import Machine
-from experiments.runs.runner import (
-    ERROR,
-    PROGRESS,
-    PlannedRun,
-    complete,
-    run,
-)
+from experiments.runs.runner import ERROR, PROGRESS, PlannedRun, complete, run
 from experiments.runs.signals import STOP, Stopped
 from experiments.runs.specs import as_dict, from_dict
 from mcr2.records import Run, read_signed, write_signed, write_text
@@ -47,30 +41,20 @@ def run_planned(
     jobs: int,
     machine: Machine,
     watch: Callable[[list[Outcome], dict[PlannedRun, dict[str, Any]]], None] | None = None,
-    poll_seconds: float = 0.2,
 ) -> list[Outcome]:
-    """Run what is not complete, ``jobs`` at a time, and return how each ended.
-
-    A process for each run: what one does to its interpreter, and a crash, stays with it.
+    """Run what is not complete, each in a process of its own, and return how each ended.
 
     Args:
         planned: what to run; complete runs are only read.
         jobs: processes at a time.
         machine: device and threads of each.
         watch: called after every poll with the outcomes so far and each running one's progress.
-        poll_seconds: time between polls.
 
     Returns:
         One outcome a run, in the order of ``planned``.
     """
-    outcomes: dict[PlannedRun, Outcome] = {}
-    waiting: list[PlannedRun] = []
-    for one in planned:
-        held = complete(one)
-        if held is None:
-            waiting.append(one)
-        else:
-            outcomes[one] = Outcome(one, held)
+    outcomes = {one: Outcome(one, held) for one in planned if (held := complete(one))}
+    waiting = [one for one in planned if one not in outcomes]
     running: dict[PlannedRun, BaseProcess] = {}
     context = process_context()
     try:
@@ -81,7 +65,7 @@ def run_planned(
                 process = context.Process(target=_work, args=arguments, daemon=True)
                 process.start()
                 running[one] = process
-            time.sleep(poll_seconds)
+            time.sleep(0.2)
             STOP.raise_if_stopped()
             for one, process in list(running.items()):
                 if not process.is_alive():
@@ -112,15 +96,9 @@ def process_context() -> Any:
     context = multiprocessing.get_context("forkserver")
     # Imported once instead of in every run: torch.optim's first use imports torch._dynamo, which
     # takes as long as ten epochs on digits; the digits and some readouts are scikit-learn's.
-    context.set_forkserver_preload(
-        [
-            "experiments.runs.executors",
-            "torch._dynamo",
-            "sklearn.datasets",
-            "sklearn.linear_model",
-            "sklearn.svm",
-        ]
-    )
+    fitted = ("datasets", "linear_model", "svm")
+    modules = ["experiments.runs.executors", "torch._dynamo", *(f"sklearn.{m}" for m in fitted)]
+    context.set_forkserver_preload(modules)
     return context
 
 
@@ -174,9 +152,6 @@ def _outcome(one: PlannedRun, exitcode: int | None) -> Outcome:
     if error.exists():
         reason = error.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
         return Outcome(one, None, f"{reason} (traceback in {error})")
-    how = (
-        f"was killed by signal {-exitcode}"
-        if exitcode and exitcode < 0
-        else f"ended with {exitcode}"
-    )
+    killed = exitcode is not None and exitcode < 0
+    how = f"was killed by signal {-(exitcode or 0)}" if killed else f"ended with {exitcode}"
     return Outcome(one, None, f"its process {how} and left no record")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 from experiments.runs.methods import METHODS, find_method
@@ -60,28 +61,20 @@ def grid(
         # Raises where no method takes the field; where one does not, it is passed over below.
         takers = [found[owner]] if owner else list(found.values())
         vary(recipe.base, field, text, frozenset().union(*(m.options for m in takers)))
-    others = {
-        name: frozenset().union(*(m.options for m in found.values())) - found[name].options
-        for name in methods
-    }
-    specs = []
-    for seed in seeds:
-        for ratio in ratios:
-            for name, method in found.items():
-                spec = recipe.spec(
-                    name, additive=method.additive, ratio=ratio, seed=seed, **(fields or {})
-                )
-                for owner, field, text in parsed:
-                    if owner == name or (owner is None and field not in others[name]):
-                        spec = vary(spec, field, text, method.options)
-                set_here = {field for owner, field, _ in parsed if owner in (None, name)}
-                share = recipe.early_stopping_share
-                if share is None or set_here & {"validation", "selections"}:
-                    specs.append(spec)
-                    continue
-                rest = tuple(rule for rule in SELECTIONS if rule not in NEED_VALIDATION)
-                specs.append(replace(spec, validation=0.0, selections=rest))
-                specs.append(replace(spec, validation=share, selections=NEED_VALIDATION))
+    optional = frozenset().union(*(method.options for method in found.values()))
+    share, specs = recipe.early_stopping_share, []
+    rest = tuple(rule for rule in SELECTIONS if rule not in NEED_VALIDATION)
+    for seed, ratio, (name, method) in product(seeds, ratios, found.items()):
+        spec = recipe.spec(name, additive=method.additive, ratio=ratio, seed=seed, **(fields or {}))
+        own = [(owner, field, text) for owner, field, text in parsed if owner in (None, name)]
+        for owner, field, text in own:
+            if owner or field not in optional - method.options:
+                spec = vary(spec, field, text, method.options)
+        if share is None or {"validation", "selections"} & {field for _, field, _ in own}:
+            specs.append(spec)
+        else:
+            specs.append(replace(spec, validation=0.0, selections=rest))
+            specs.append(replace(spec, validation=share, selections=NEED_VALIDATION))
     return specs
 
 

@@ -1,25 +1,23 @@
-"""What a method is, and what all methods share: readouts, selection rules, evaluation along a run.
-
-A method is trained (:mod:`experiments.runs.trained`) or constructed
-(:mod:`experiments.runs.constructed`); what runs it never asks which.
-"""
+"""What all methods share: readouts, selection rules, evaluation along a run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
-from experiments.runs.prepare import Prepared, Sizes
+from experiments.runs.prepare import Prepared
 from experiments.runs.specs import RunSpec
 from mcr2.evaluation import Evaluation, ImageEncoder, evaluate, measure_key
 from mcr2.readouts import WITH_COMPONENTS, parse_readout
 from mcr2.selection import NEED_VALIDATION, SELECTIONS, Candidate, select
-from mcr2.training import Progress, TrainingResult, Watch
+from mcr2.training import Progress, Watch
+
+if TYPE_CHECKING:
+    from experiments.runs.methods import Method
 
 
 @dataclass(frozen=True)
@@ -36,41 +34,6 @@ class Workspace:
     progress: Callable[[Progress], None] | None = None
     log: Callable[[Mapping[str, Any]], None] | None = None
     stop: Callable[[], bool] | None = None
-
-
-class Method(Protocol):
-    """A named way to fit a spec.
-
-    Attributes:
-        name: as given on the command line.
-        readout: name of the classifier that its accuracy is reported with by default.
-        options: names of the keyword arguments that a spec's ``options`` may set.
-        additive: whether its loss is a mean over samples.
-        trained: whether it takes optimiser steps.
-        fingerprint: hash of a user's own file; empty for what is built in.
-    """
-
-    @property
-    def name(self) -> str: ...  # noqa: D102
-    @property
-    def readout(self) -> str: ...  # noqa: D102
-    @property
-    def options(self) -> frozenset[str]: ...  # noqa: D102
-    @property
-    def additive(self) -> bool: ...  # noqa: D102
-    @property
-    def trained(self) -> bool: ...  # noqa: D102
-    @property
-    def fingerprint(self) -> str: ...  # noqa: D102
-
-    def check(self, spec: RunSpec, sizes: Sizes) -> None:
-        """Raise ValueError or TypeError where the spec does not suit, before anything is spent."""
-
-    def fit(self, spec: RunSpec, data: Prepared, workspace: Workspace) -> TrainingResult:
-        """Fit the spec's network; for a constructed one, epochs are layers."""
-
-    def load(self, spec: RunSpec, sizes: Sizes, state: Mapping[str, Tensor]) -> ImageEncoder:
-        """Return the encoder whose tensors ``fit`` kept."""
 
 
 def readout_for(spec: RunSpec, method: Method) -> str:

@@ -2,18 +2,24 @@
 
 A method that is trained is an :class:`~mcr2.objectives.Objective` and nothing more: write the
 class, and ``path/to/file.py:Class`` or ``package.module:Class`` is a method wherever a name is
-asked for.
+asked for. What runs a method does not ask whether it is trained or constructed: either has a
+``name``, a default ``readout``, the names of its ``options``, whether its loss is ``additive`` over
+samples and whether it is ``trained`` by steps, a ``fingerprint`` of a user's own file; ``check``
+refuses a spec before anything is spent, ``fit`` fits one, ``load`` returns a kept encoder.
 """
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import ce_baseline
 import mcr2.objectives
 from experiments.runs.constructed import Constructed
-from experiments.runs.method import Method
 from experiments.runs.trained import Trained
 from experiments.runs.user_code import is_user_code, load_object
 from mcr2.objectives import Objective
+
+Method: TypeAlias = Trained | Constructed
 
 #: Methods by name: each objective that has one, and what is constructed.
 METHODS: dict[str, Method] = {

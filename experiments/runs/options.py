@@ -108,10 +108,8 @@ def check_file(path: Path | None, option: str = "--json") -> None:
         return
     if path.is_dir():
         raise ValueError(f"{option} {path} is a folder; give a file")
-    for parent in path.parents:
-        if parent.exists():
-            if not parent.is_dir():
-                raise ValueError(f"{option} {path}: {parent} is a file, not a folder")
-            if not os.access(parent, os.W_OK):
-                raise ValueError(f"{option} {path}: {parent} cannot be written to")
-            return
+    parent = next(parent for parent in path.parents if parent.exists())
+    if not parent.is_dir():
+        raise ValueError(f"{option} {path}: {parent} is a file, not a folder")
+    if not os.access(parent, os.W_OK):
+        raise ValueError(f"{option} {path}: {parent} cannot be written to")

@@ -20,15 +20,8 @@ import torch
 from filelock import FileLock, Timeout
 
 from experiments.runs.machine import Machine
-from experiments.runs.method import (
-    Method,
-    Workspace,
-    candidates,
-    readout_for,
-    rules_for,
-    rules_with,
-)
-from experiments.runs.methods import find_method
+from experiments.runs.method import Workspace, candidates, readout_for, rules_for, rules_with
+from experiments.runs.methods import Method, find_method
 from experiments.runs.prepare import Prepared, check_meant, load, prepare, source_of
 from experiments.runs.signals import StopSignals
 from experiments.runs.specs import RunSpec, as_dict, field_value, from_dict

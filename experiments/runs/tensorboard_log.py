@@ -7,8 +7,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-FOLDER = "tensorboard"
-
 
 def require_tensorboard() -> None:
     """Raise ValueError, with what to do, where TensorBoard is not installed."""
@@ -25,14 +23,10 @@ class TensorBoardLog:
 
     A run that continues from a checkpoint comes by epochs it had already written: what an earlier
     file holds from there on is dropped by the reader.
-
-    Args:
-        folder: the run's.
     """
 
     def __init__(self, folder: Path) -> None:
-        require_tensorboard()
-        self.folder = folder / FOLDER
+        self.folder = folder / "tensorboard"
         self.writer: Any = None
 
     def __call__(self, entry: Mapping[str, Any]) -> None:

@@ -26,7 +26,7 @@ GIVEN = ("num_classes", "feature_dim", "num_samples")
 
 @dataclass(frozen=True)
 class Trained:
-    """A method made of an objective; see :class:`experiments.runs.method.Method`."""
+    """A method made of an objective; see :data:`experiments.runs.methods.Method`."""
 
     name: str
     objective: type[Objective]
@@ -44,14 +44,9 @@ class Trained:
         return self.objective.additive
 
     @cached_property
-    def parameters(self) -> frozenset[str]:
-        """Names of the arguments that the objective's constructor takes."""
-        return _parameters(self.objective)
-
-    @property
     def options(self) -> frozenset[str]:
-        """Those of them that a spec may set."""
-        return self.parameters - set(GIVEN)
+        """Names of the arguments of the objective's constructor that a spec may set."""
+        return _parameters(self.objective) - set(GIVEN)
 
     def make_objective(self, spec: RunSpec, sizes: Sizes) -> Objective:
         """Return the objective with a spec's options.
@@ -63,13 +58,9 @@ class Trained:
             if option not in self.options:
                 known = ", ".join(sorted(self.options)) or "none"
                 raise ValueError(f"{self.name} has no option {option!r}; its options: {known}")
-        given = {
-            "num_classes": sizes.num_classes,
-            "feature_dim": spec.feature_dim,
-            "num_samples": sizes.num_samples,
-        }
-        arguments = {k: v for k, v in given.items() if k in self.parameters} | dict(spec.options)
-        made: Objective = _construct(self.name, self.objective, arguments)
+        given = (sizes.num_classes, spec.feature_dim, sizes.num_samples)
+        arguments = dict(zip(GIVEN, given, strict=True))
+        made: Objective = _construct(self.name, self.objective, arguments, dict(spec.options))
         return made
 
     def build(self, spec: RunSpec, sizes: Sizes) -> Encoder:
@@ -93,12 +84,11 @@ class Trained:
             )
         if readout_for(spec, self) == "head" and encoder.classifier() is None:
             raise ValueError(f"readout is 'head', but {self.name} has no classifier of its own")
-        unknown = [layer for layer in spec.measured_layers if layer not in encoder.layer_names()]
-        if unknown:
-            known = ", ".join(encoder.layer_names())
-            raise ValueError(
-                f"unknown layer {unknown[0]!r} of {spec.backbone}; choose from {known}"
-            )
+        names = encoder.layer_names()
+        for layer in spec.measured_layers:
+            if layer not in names:
+                known = f"{spec.backbone}; choose from {', '.join(names)}"
+                raise ValueError(f"unknown layer {layer!r} of {known}")
         check_accumulation(spec.training, encoder.objective)
 
     def load(self, spec: RunSpec, sizes: Sizes, state: Mapping[str, Tensor]) -> Encoder:
@@ -137,9 +127,7 @@ def make_backbone(spec: RunSpec, sizes: Sizes) -> nn.Module:
     }
     if not is_user_code(spec.backbone):
         return BACKBONES[spec.backbone](**arguments)
-    kind = load_object(spec.backbone)[0]
-    taken = _parameters(kind)
-    found = _construct(spec.backbone, kind, {k: v for k, v in arguments.items() if k in taken})
+    found = _construct(spec.backbone, load_object(spec.backbone)[0], arguments, {})
     if not isinstance(found, nn.Module):
         raise TypeError(f"{spec.backbone} is not a torch.nn.Module but {type(found).__name__}")
     return found
@@ -168,10 +156,12 @@ def _parameters(kind: Any) -> frozenset[str]:
     )
 
 
-def _construct(name: str, kind: Any, arguments: Mapping[str, Any]) -> Any:
-    """Call a class; a user's may raise anything, and on the command line it is still one line."""
+def _construct(name: str, kind: Any, given: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
+    """Call a class with what it takes of ``given``; a user's may raise anything, in one line."""
+    taken = _parameters(kind)
+    arguments = {k: v for k, v in given.items() if k in taken} | dict(options)
     try:
         return kind(**arguments)
     except (Exception, SystemExit) as error:
         raised = TypeError if isinstance(error, TypeError) else ValueError
-        raise raised(f"{name} cannot be constructed with {dict(arguments)}: {error}") from error
+        raise raised(f"{name} cannot be constructed with {arguments}: {error}") from error

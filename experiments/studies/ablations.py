@@ -29,7 +29,7 @@ from experiments.studies.engine import GridStudy, failures, finished, not_termin
 if TYPE_CHECKING:
     from experiments.report.results import Results
     from experiments.runs.executors import Outcome
-    from experiments.runs.method import Method
+    from experiments.runs.methods import Method
     from experiments.runs.specs import RunSpec
 
 #: What is never varied: options of their own span the grid by them, or name the one data set.
