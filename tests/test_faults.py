@@ -267,7 +267,7 @@ def alterations(whole, tmp_path, monkeypatch, count):
         try:
             found = go(place)
         except (ValueError, OSError) as error:  # what the command line makes a line of
-            assert str(error).strip()
+            assert str(error).strip()  # noqa: PT017
             came[pattern, "refused"] += 1
         else:
             assert found == expected[go], (number, pattern, kind, path)

@@ -3,7 +3,6 @@
 import copy
 import functools
 import hashlib
-import io
 import itertools
 import math
 import random

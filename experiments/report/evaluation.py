@@ -1,53 +1,115 @@
-"""A full evaluation as tables: what a person sees of some hundred measures."""
+"""One run as tables: what it reaches, some hundred measures, and the same measured again."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.report.table import Table
-from mcr2.evaluation import FAMILIES, MEASURES, Key
+from experiments.report.table import Table, entry, short
+from experiments.report.tables import MEMORIZATION
+from mcr2.evaluation import FAMILIES, MEASURES, Key, measure_key
 from mcr2.evaluation.results import FITTED_CLEAN
+from mcr2.records import Run
+
+#: Measures by key, of each selection rule.
+Selections = Mapping[str, Mapping[str, Any]]
+
+
+def run_table(run: Run) -> Table:
+    """Return what one run reaches by its own readout, a row a selection rule."""
+    record, by = run.record, run.record.readout
+    names = [measure_key("accuracy", split="test", labels="clean", readout=by)]
+    names += [measure_key(m, split="train", labels="noisy", readout=by) for m in MEMORIZATION]
+    rows = [
+        (rule, by, str(chosen["epoch"]), *(entry(chosen["measures"][name]) for name in names))
+        for rule, chosen in (run.evaluation.selections if run.evaluation else {}).items()
+    ]
+    took = f"{record.epochs} epochs, {record.steps} steps, {record.wall_seconds:.0f} s"
+    header = ("selection", "readout", "epoch", "test_accuracy", *MEMORIZATION)
+    return Table(f"{_run_name(run)}: {took}", header, tuple(rows))
+
+
+def measures_table(run: Run, again: Selections, contains: str) -> Table:
+    """Return a run's measures whose key contains a text, measured again, beside those it holds."""
+    rows = [
+        (rule, key, "same" if kept == value else "differs", entry(value), entry(kept))
+        for rule, key, value, kept in _compared(run, again)
+        if contains in key
+    ]
+    header = ("selection", "measure", "", "now", "held")
+    return Table(f"{_run_name(run)}: measured again from its weights", header, tuple(rows))
+
+
+def agreement(run: Run, again: Selections) -> list[str]:
+    """Return lines that say whether what was measured again is what the run holds."""
+    if not run.evaluation or not again.keys() <= run.evaluation.selections.keys():
+        return ["the run holds no evaluation of these selections to compare with"]
+    compared = _compared(run, again)
+    differing = [
+        f"{rule} {key}: {entry(value)} now, {entry(kept)} in the record"
+        for rule, key, value, kept in compared
+        if kept != value
+    ]
+    what = "measured again from the weights:"
+    if not differing:
+        return [f"{what} all {len(compared)} measures are the same as the record's"]
+    more = [f"... and {len(differing) - 10} more"] if len(differing) > 10 else []
+    head = f"{what} {len(differing)} of {len(compared)} measures differ from the record's"
+    return [head, *differing[:10], *more]
+
+
+def _compared(run: Run, again: Selections) -> list[tuple[str, str, Any, Any]]:
+    """Return rule, key, value measured again and value held of all that was measured again."""
+    held = run.evaluation.selections if run.evaluation else {}
+    return [
+        (rule, key, value, held.get(rule, {}).get("measures", {}).get(key))
+        for rule, measures in again.items()
+        for key, value in measures.items()
+    ]
+
+
+def _run_name(run: Run) -> str:
+    spec = run.record.spec
+    name = f"{short(spec['method'])} on {short(run.record.data['name'])}"
+    return f"{name} at ratio {spec['ratio']:g}, seed {spec['seed']}"
 
 
 def evaluation_tables(measures: Mapping[str, Any]) -> list[Table]:
-    """Return measures as tables: of each layer one for each family of the catalogue.
-
-    Args:
-        measures: by key, as in :attr:`mcr2.evaluation.Evaluation.measures`.
-    """
+    """Return measures by key as tables: of each layer one for each family of the catalogue."""
     found = {Key.parse(text): value for text, value in measures.items()}
+    found = {key: value for key, value in found.items() if key.measure in MEASURES}
     layers = list(dict.fromkeys(key.layer for key in found))
     tables = []
     for layer in layers:
         for family, title in FAMILIES.items():
-            own = {key: v for key, v in found.items() if key.layer == layer and _in(key, family)}
+            own = {
+                key: value
+                for key, value in found.items()
+                if key.layer == layer and MEASURES[key.measure].family == family
+            }
             by_readout = any(MEASURES[key.measure].per == "readout" for key in own)
+            named = title if len(layers) == 1 else f"{layer}: {title}"
             if own:
-                named = title if len(layers) == 1 else f"{layer}: {title}"
                 tables.append((_by_readout if by_readout else _by_measure)(named, own))
     return tables
-
-
-def _in(key: Key, family: str) -> bool:
-    return key.measure in MEASURES and MEASURES[key.measure].family == family
 
 
 def _by_readout(title: str, found: Mapping[Key, Any]) -> Table:
     """Return a row a readout, and beside it the same fitted on clean labels."""
     cells: dict[str, dict[tuple[str, ...], Any]] = {}
-    places: dict[str, set[tuple[str, str]]] = {}
+    places: dict[str, set[str]] = {}
     for key, value in found.items():
-        name, clean = key.readout.removesuffix(FITTED_CLEAN), key.readout.endswith(FITTED_CLEAN)
-        suffix = ", fitted on clean labels" if clean else ""
-        cells.setdefault(name, {})[key.measure, _place(key), suffix] = value
-        places.setdefault(key.measure, set()).add((key.split, key.labels))
-    columns = dict.fromkeys(c for row in cells.values() for c in row)
-    order = sorted(columns, key=lambda c: (c[2], list(MEASURES).index(c[0]), c[1] != "test"))
-    kept = [c for c in order if any(row.get(c) is not None for row in cells.values())]
+        name = key.readout.removesuffix(FITTED_CLEAN)
+        suffix = "" if name == key.readout else ", fitted on clean labels"
+        place = key.split if key.split == "test" else f"{key.split}, {key.labels}"
+        cells.setdefault(name, {})[key.measure, place, suffix] = value
+        places.setdefault(key.measure, set()).add(place)
+    kept = {c for row in cells.values() for c, value in row.items() if value is not None}
+    order = [c for c in dict.fromkeys(c for row in cells.values() for c in row) if c in kept]
+    order.sort(key=lambda c: (c[2], list(MEASURES).index(c[0]), c[1] != "test"))
     # What stands in one place only needs no place in its name.
-    heads = [m + (f" ({at})" if len(places[m]) > 1 else "") + suffix for m, at, suffix in kept]
-    rows = [(name, *(_shown(row.get(c)) for c in kept)) for name, row in cells.items()]
+    heads = [m + (f" ({at})" if len(places[m]) > 1 else "") + suffix for m, at, suffix in order]
+    rows = [(name, *(entry(row.get(c)) for c in order)) for name, row in cells.items()]
     return Table(title, ("readout", *heads), tuple(rows), left=1)
 
 
@@ -67,43 +129,5 @@ def _by_measure(title: str, found: Mapping[Key, Any]) -> Table:
         parts = (split, "-" if alone else labels, readout)
         header.append(", ".join(part for part in parts if part != "-"))
     names = [m for m in MEASURES if any(m in column for column in columns.values())]
-    rows = [(m, *(_shown(column.get(m)) for column in columns.values())) for m in names]
+    rows = [(m, *(entry(column.get(m)) for column in columns.values())) for m in names]
     return Table(title, tuple(header), tuple(rows), left=1)
-
-
-def _place(key: Key) -> str:
-    return key.split if key.split == "test" else f"{key.split}, {key.labels}"
-
-
-def agreement(
-    kept: Mapping[str, Mapping[str, Any]], again: Mapping[str, Mapping[str, Any]]
-) -> list[str]:
-    """Return lines that say whether what was measured again is what the record holds.
-
-    Args:
-        kept: the record's selections, by rule.
-        again: measures taken again, by rule.
-    """
-    if not again.keys() <= kept.keys():
-        return ["the run holds no evaluation of these selections to compare with"]
-    differing = [
-        f"{rule} {key}: {_shown(value)} now, {_shown(held)} in the record"
-        for rule, measures in again.items()
-        for key, value in measures.items()
-        if (held := kept[rule]["measures"].get(key)) != value
-    ]
-    what, total = "measured again from the weights:", sum(map(len, again.values()))
-    if not differing:
-        return [f"{what} all {total} measures are the same as the record's"]
-    more = [f"... and {len(differing) - 10} more"] if len(differing) > 10 else []
-    head = f"{what} {len(differing)} of {total} measures differ from the record's"
-    return [head, *differing[:10], *more]
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        small = value != 0 and abs(value) < 1e-3
-        return f"{value:.2e}" if small or abs(value) >= 1e5 else f"{value:.4f}"
-    return str(value)

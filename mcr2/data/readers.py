@@ -11,22 +11,23 @@ import io
 import math
 import os
 import pickle
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mcr2 import checks
-from mcr2.data.files import Array, check_size
-from mcr2.data.splits import Arrays, Decoded
+from mcr2.data.files import Array, check_size, naming
+from mcr2.data.splits import Decoded, Split, as_split
+
+DIGITS = tuple("0123456789")
 
 
-def _labelled(where: object, images: Array, labels: Array, num_classes: int) -> Arrays:
+def _labelled(where: object, images: Array, labels: Array, num_classes: int) -> Split:
     """A split of a named data set, whose labels are taken as clean, once they fit."""
     name = f"{where}: labels"
-    y = checks.labels(np.ravel(labels), num_classes, count=len(images), name=name).numpy()
-    return Arrays(images, y, y)
+    y = checks.labels(np.ravel(labels), num_classes, count=len(images), name=name)
+    return as_split(images, y, y)
 
 
 def read_digits(_: Path) -> Decoded:
@@ -40,27 +41,25 @@ def read_digits(_: Path) -> Decoded:
         np.arange(len(images)), test_size=360, random_state=0, stratify=digits.target
     )
     splits = [_labelled("digits", images[part], digits.target[part], 10) for part in parts]
-    return Decoded(tuple("0123456789"), *splits)
+    return Decoded(DIGITS, *splits)
 
 
 IDX_FILES = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
+    *("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    *("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 )
 
 
-def read_idx_folder(folder: Path, classes: tuple[str, ...]) -> Decoded:
+def read_idx_folder(folder: Path, classes: str) -> Decoded:
     """Read a folder laid out like MNIST's, 28×28 images, each file as it is or as ``.gz``."""
-    splits = []
+    names, splits = tuple(classes.split(", ")), []
     for files in (IDX_FILES[:2], IDX_FILES[2:]):
         images_path, labels_path = (plain_or_gz(folder, file) or folder / file for file in files)
         images, labels = _read_idx(images_path, 3), _read_idx(labels_path, 1)
         if images.shape[1:] != (28, 28) or len(images) == 0:
             raise ValueError(f"{images_path}: images must be N×28×28, not {images.shape}")
-        splits.append(_labelled(labels_path, images[..., None], labels, len(classes)))
-    return Decoded(classes, *splits)
+        splits.append(_labelled(labels_path, images[..., None], labels, len(names)))
+    return Decoded(names, *splits)
 
 
 def plain_or_gz(folder: Path, file: str) -> Path | None:
@@ -71,30 +70,22 @@ def plain_or_gz(folder: Path, file: str) -> Path | None:
 
 
 def _read_idx(path: Path, ndim: int) -> Array:
-    """Read LeCun's idx format: two zero bytes, the type, the number of sizes, sizes, data.
-
-    Only unsigned bytes (type 8); the sizes are big-endian.
-    """
-    magic = bytes((0, 0, 8, ndim))
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            header = stream.read(4 + 4 * ndim)
-            if len(header) < 4 + 4 * ndim:
-                raise ValueError(f"{path}: truncated, {len(header)} bytes are not an idx header")
-            if header[:4] != magic:
-                raise ValueError(
-                    f"{path}: starts with {header[:4].hex()}, not with {magic.hex()} as an idx "
-                    f"file of unsigned bytes in {ndim} dimensions"
-                )
-            shape = tuple(np.frombuffer(header, ">u4", offset=4).tolist())
-            size = math.prod(shape)
-            check_size(path, size, path.stat().st_size)
-            raw = stream.read(size + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: cannot be read ({error})") from error
-    if len(raw) != size:
-        follow = "more" if len(raw) > size else len(raw)
-        raise ValueError(f"{path}: its header says {shape}, {size} bytes, but {follow} follow")
+    """LeCun's idx format: two zero bytes, 8 for unsigned bytes, ndim, big-endian sizes, data."""
+    magic, length = bytes((0, 0, 8, ndim)), 4 + 4 * ndim
+    with naming(path), gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+        header = stream.read(length)
+        if header[:4] != magic or len(header) < length:
+            raise ValueError(
+                f"starts with {header.hex() or 'nothing'}, not with {magic.hex()} and {ndim} sizes "
+                f"as an idx file of unsigned bytes in {ndim} dimensions"
+            )
+        shape = tuple(np.frombuffer(header, ">u4", offset=4).tolist())
+        size = math.prod(shape)
+        check_size(size, path.stat().st_size)
+        raw = stream.read(size + 1)
+        if len(raw) != size:
+            follow = "more" if len(raw) > size else len(raw)
+            raise ValueError(f"its header says {shape}, {size} bytes, but {follow} follow")
     return np.frombuffer(raw, np.uint8).reshape(shape)
 
 
@@ -107,46 +98,43 @@ def read_cifar(folder: Path, torchvision_name: str, kind: str = "") -> Decoded:
 
     CIFAR-100 has labels of two kinds, ``fine_`` and ``coarse_``.
     """
+
+    def unpickled(file: str, md5: str) -> Any:
+        return pickle.loads(_published(folder / file, md5), encoding="latin1")
+
     published = torchvision_class(torchvision_name)
-    meta = _unpickle(folder / published.meta["filename"], published.meta["md5"])
+    meta = unpickled(published.meta["filename"], published.meta["md5"])
     classes = tuple(meta[f"{kind}label_names"])
     splits = []
     for listed in (published.train_list, published.test_list):
-        parts = [_unpickle(folder / file, md5) for file, md5 in listed]
+        parts = [unpickled(file, md5) for file, md5 in listed]
         planes = np.concatenate([part["data"] for part in parts]).reshape(-1, 3, 32, 32)
         labels = np.concatenate([part[f"{kind}labels"] for part in parts])
         splits.append(_labelled(folder, planes.transpose(0, 2, 3, 1), labels, len(classes)))
     return Decoded(classes, *splits)
 
 
-#: No published file is larger.
+#: No published file is larger, in bytes.
 MOST_PUBLISHED = 1 << 30
 
 
-def _unpickle(path: Path, md5: str) -> Any:
-    return pickle.loads(_published(path, md5), encoding="latin1")
+def _bounded(path: Path) -> bytes:
+    if path.stat().st_size > MOST_PUBLISHED:
+        raise ValueError(f"{path.stat().st_size:,} bytes are more than were published")
+    return path.read_bytes()
 
 
 def _published(path: Path, md5: str) -> bytes:
     """The bytes of a file, if they are the published ones: what is opened is what was checked."""
-    try:
-        check_published(path)
-        raw = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
-    given = hashlib.md5(raw, usedforsecurity=False).hexdigest()
-    if given != md5:
-        raise ValueError(
-            f"{path}: not opened, since its MD5 checksum is {given} and the published file's "
-            f"{md5}; delete it to have it downloaded again"
-        )
+    with naming(path):
+        raw = _bounded(path)
+        given = hashlib.md5(raw, usedforsecurity=False).hexdigest()
+        if given != md5:
+            raise ValueError(
+                f"not opened, since its MD5 checksum is {given} and the published file's {md5}; "
+                "delete it to have it downloaded again"
+            )
     return raw
-
-
-def check_published(path: Path) -> None:
-    """Refuse a file that is too large to be what was published."""
-    if path.stat().st_size > MOST_PUBLISHED:
-        raise ValueError(f"{path}: {path.stat().st_size:,} bytes are more than were published")
 
 
 def torchvision_class(name: str) -> Any:
@@ -172,14 +160,11 @@ def read_svhn(folder: Path) -> Decoded:
         content = loadmat(io.BytesIO(_published(folder / file, md5)), variable_names=("X", "y"))
         images = content["X"].transpose(3, 0, 1, 2)
         splits.append(_labelled(folder / file, images, content["y"] % 10, 10))
-    return Decoded(tuple("0123456789"), *splits)
+    return Decoded(DIGITS, *splits)
 
 
 STL10_FILES = ("train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin")
-_STL10_CLASSES = (
-    *("airplane", "bird", "car", "cat", "deer"),
-    *("dog", "horse", "monkey", "ship", "truck"),
-)
+_STL10_CLASSES = "airplane, bird, car, cat, deer, dog, horse, monkey, ship, truck"
 
 
 def read_stl10(folder: Path) -> Decoded:
@@ -187,14 +172,10 @@ def read_stl10(folder: Path) -> Decoded:
     splits = []
     for files in (STL10_FILES[:2], STL10_FILES[2:]):
         images_path, labels_path = (folder / file for file in files)
-        try:
-            for path in (images_path, labels_path):
-                check_published(path)
-            raw, labels = (np.fromfile(path, np.uint8) for path in (images_path, labels_path))
-        except OSError as error:
-            raise ValueError(f"{folder}: cannot be read ({error})") from error
-        if len(raw) % (3 * 96 * 96):
-            raise ValueError(f"{images_path}: {len(raw)} bytes are not whole images of 3×96×96")
-        images = raw.reshape(-1, 3, 96, 96).transpose(0, 3, 2, 1)
-        splits.append(_labelled(f"{labels_path}, less 1", images, labels.astype(int) - 1, 10))
-    return Decoded(_STL10_CLASSES, *splits)
+        with naming(images_path):
+            raw = np.frombuffer(_bounded(images_path), np.uint8)
+            images = raw.reshape(-1, 3, 96, 96).transpose(0, 3, 2, 1)
+        with naming(labels_path):
+            labels = np.frombuffer(_bounded(labels_path), np.uint8).astype(int) - 1
+        splits.append(_labelled(f"{labels_path}, less 1", images, labels, 10))
+    return Decoded(tuple(_STL10_CLASSES.split(", ")), *splits)
