@@ -106,7 +106,8 @@ def _condition(
 def _norm(X: Tensor) -> Tensor:
     # That of complex numbers takes ten times longer.
     numbers = torch.view_as_real(X).flatten(-3) if X.is_complex() else X.flatten(-2)
-    return torch.linalg.vector_norm(numbers, dim=-1)
+    norm: Tensor = torch.linalg.vector_norm(numbers, dim=-1)
+    return norm
 
 
 class _HalfLogdet(Function):
