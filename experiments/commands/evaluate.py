@@ -6,10 +6,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
 from experiments.runs.options import check_file
+
+if TYPE_CHECKING:
+    from mcr2.records import Run
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ class Evaluate(_Again):
                 print("\n".join(["", *now[rule]["notes"]]))
                 if again.evaluation and again.evaluation.data != again.record.data["hash"]:
                     print(f"measured on {self.dataset}, which is not the data of the run")
-                print("\n".join(agreement(saved, measured)))
+                print("\n".join(agreement(saved, _held(measured, saved))))
             if self.json is not None:
                 write_json(self.json, {"run": self.run, "selections": now})
             return 0
@@ -143,15 +147,38 @@ class Reread(_Again):
         return int(failed or bool(missing))
 
     def _show(self, held: dict[str, object]) -> int:
-        from experiments.studies import find_study
+        from experiments.studies import STUDIES, find_study
         from experiments.studies.engine import GridStudy, restore, show_again
 
         name, options = str(held.get("study")), held.get("options")
-        try:
-            kind = find_study(name)
-        except ValueError:
-            print(f"the study {name} is your own: its command shows it anew")
+        if not isinstance(options, dict):
             return 0
-        if not (issubclass(kind, GridStudy) and isinstance(options, dict)):
+        # What a study's file names is imported no more than what a record does.
+        if name not in STUDIES or not _code(options) <= set(self.code):
+            print(f"the study {name} has code of your own: its command shows it anew")
             return 0
+        kind = find_study(name)
+        if not issubclass(kind, GridStudy):
+            return 0
+        here = {"dataset": self.dataset, "data_root": self.data_root, "device": self.device}
+        options |= {option: value for option, value in here.items() if value is not None}
         return show_again(restore(kind, options), self.out)
+
+
+def _code(options: dict[str, Any]) -> set[str]:
+    """Return the names of a user's own code among a study's options."""
+    varied = [text for group in options.get("vary", ()) for text in group]
+    settings = [text.partition("=")[2] for text in (*options.get("set", ()), *varied)]
+    values = [value for text in settings for value in text.split(",")]
+    names = (*options.get("methods", ()), options.get("method", ""), *values)
+    return {name for name in names if ":" in name}
+
+
+def _held(measured: dict[str, Any], run: Run) -> dict[str, dict[str, Any]]:
+    """Return those measures that a run's evaluation holds too: further layers are not in it."""
+    kept = run.evaluation.selections if run.evaluation else {}
+    return {
+        rule: {key: v for key, v in measures.items() if key in kept[rule]["measures"]}
+        for rule, measures in measured.items()
+        if rule in kept
+    }
