@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from experiments.runs.methods import METHODS
-from experiments.runs.runner import load, prepare
+from experiments.runs.prepare import load, prepare
 from experiments.runs.specs import RunSpec, Streams
 from mcr2.data import Augmentation, Split, batches, mix_seed, stratified_subset
 from mcr2.noise import corrupt

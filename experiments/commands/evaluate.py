@@ -6,10 +6,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 
 from experiments.runs.options import check_file
+
+if TYPE_CHECKING:
+    pass
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ class Evaluate(_Again):
                 print("\n".join(["", *now[rule]["notes"]]))
                 if again.evaluation and again.evaluation.data != again.record.data["hash"]:
                     print(f"measured on {self.dataset}, which is not the data of the run")
-                print("\n".join(agreement(saved, measured)))
+                print("\n".join(agreement(saved, _held(measured, saved))))
             if self.json is not None:
                 write_json(self.json, {"run": self.run, "selections": now})
             return 0
@@ -153,7 +157,9 @@ class Reread(_Again):
                 kind = find_study(name)
                 if not (issubclass(kind, GridStudy) and isinstance(options, dict)):
                     return 0
-                return show_again(restore(kind, options), self.out)
+                here = {"dataset": self.dataset, "data_root": self.data_root, "device": self.device}
+                given = options | {name: value for name, value in here.items() if value is not None}
+                return show_again(restore(kind, given), self.out)
         except (ValueError, TypeError) as error:
             print(f"the study {name} is not shown anew ({error}); its own command does that")
             return 0
