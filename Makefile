@@ -9,7 +9,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
-OUT ?= results/quick
+OUT ?= results/quick-digits
 TABLE_ARGS ?=
 BIN := $(VENV)/bin
 
