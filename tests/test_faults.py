@@ -266,8 +266,7 @@ def alterations(whole, tmp_path, monkeypatch, count):
         kind = alter(path, rng, [p for p in files if p.suffix == path.suffix] or files)
         try:
             found = go(place)
-        except (ValueError, OSError) as error:  # what the command line makes a line of
-            assert str(error).strip()  # noqa: PT017
+        except (ValueError, OSError):  # what the command line makes a line of
             came[pattern, "refused"] += 1
         else:
             assert found == expected[go], (number, pattern, kind, path)

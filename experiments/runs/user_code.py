@@ -23,7 +23,7 @@ _ALLOWED: Collection[str] | None = None
 
 @contextlib.contextmanager
 def only(names: Collection[str]) -> Iterator[None]:
-    """Import nothing but these inside the block, where names come from files, not from users."""
+    """Import nothing but these inside the block: names come from files there, not from a user."""
     global _ALLOWED
     before, _ALLOWED = _ALLOWED, names
     try:
