@@ -93,7 +93,7 @@ class Evaluate(_Again):
                 print("\n".join(["", *now[rule]["notes"]]))
                 if again.evaluation and again.evaluation.data != again.record.data["hash"]:
                     print(f"measured on {self.dataset}, which is not the data of the run")
-                print("\n".join(agreement(saved, _held(measured, saved))))
+                print("\n".join(agreement(saved, measured)))
             if self.json is not None:
                 write_json(self.json, {"run": self.run, "selections": now})
             return 0

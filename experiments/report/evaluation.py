@@ -44,7 +44,9 @@ def agreement(run: Run, again: Selections) -> list[str]:
     """Return lines that say whether what was measured again is what the run holds."""
     if not run.evaluation or not again.keys() <= run.evaluation.selections.keys():
         return ["the run holds no evaluation of these selections to compare with"]
-    compared = _compared(run, again)
+    held = run.evaluation.selections
+    # Layers that were not measured before are not in the run.
+    compared = [c for c in _compared(run, again) if c[1] in held[c[0]]["measures"]]
     differing = [
         f"{rule} {key}: {entry(value)} now, {entry(kept)} in the record"
         for rule, key, value, kept in compared
