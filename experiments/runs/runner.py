@@ -162,8 +162,7 @@ def held(folder: Path, key: str) -> Run | None:
             run = load_run(folder)
             return run if run.record.key == key else None
         except ValueError as error:
-            named = EVALUATION if EVALUATION in str(error) else RECORD
-            set_aside(folder / named, error)
+            set_aside(folder / (EVALUATION if EVALUATION in str(error) else RECORD), error)
     return None
 
 

@@ -3,12 +3,7 @@
     mcr2 ablate --method mcr2 --vary eps_sq=0.1,0.5,1,2 --ratios 0.3 --seeds 0 1 2
     mcr2 ablate --preset components
 
-From Python:
-
-    from experiments.studies.ablations import ablate
-
-    for row in ablate("mcr2", ["eps_sq=0.1,0.5,1,2"], ratios=(0.3,), seeds=(0, 1, 2)):
-        print(row["eps_sq"], row["seed"], row["selection"], row["test_accuracy"])
+From Python, ``ablate("mcr2", ["eps_sq=0.1,0.5,1,2"], seeds=(0, 1, 2))`` returns the table's rows.
 
 Cost: a run of the recipe ``quick`` takes half a minute on one core.
 """
@@ -163,10 +158,8 @@ class Ablation(GridStudy):
         """Return failures, and how many runs were terminal: a line a run would bury the table."""
         of = len(finished(outcomes))
         reached = of - len(not_terminal(outcomes, self.describe))
-        return [
-            *failures(outcomes, self.describe),
-            f"{reached} of {of} finished runs reached the terminal phase of training",
-        ]
+        told = f"{reached} of {of} finished runs reached the terminal phase of training"
+        return [*failures(outcomes, self.describe), told]
 
     def facts(self, results: Results) -> dict[str, Any]:
         """Return what was varied."""

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from experiments.report.table import Table
     from experiments.runs.executors import Outcome
     from experiments.runs.machine import Machine
-    from experiments.runs.recipes import Recipe
     from experiments.runs.runner import PlannedRun
     from experiments.runs.specs import RunSpec
     from mcr2.records import Run
@@ -59,11 +58,6 @@ class Study:
         """
         raise NotImplementedError
 
-    @classmethod
-    def about(cls) -> str:
-        """Return what the study is about, in one line."""
-        return (cls.__doc__ or "").strip().partition("\n")[0]
-
 
 @dataclass(frozen=True)
 class GridStudy(GridOptions, Study):
@@ -90,11 +84,8 @@ class GridStudy(GridOptions, Study):
 
     def notes(self, outcomes: Sequence[Outcome], results: Results) -> list[str]:
         """Return lines beneath the tables."""
-        return [
-            *failures(outcomes, self.describe),
-            *not_terminal(outcomes, self.describe),
-            *evaluation_notes(outcomes),
-        ]
+        told = failures(outcomes, self.describe) + not_terminal(outcomes, self.describe)
+        return told + evaluation_notes(outcomes)
 
     def facts(self, results: Results) -> dict[str, Any]:
         """Return what ``table.json`` says of the study beside its rows."""
@@ -123,15 +114,9 @@ class GridStudy(GridOptions, Study):
 
     # What follows is the engine's.
 
-    def found_recipe(self) -> Recipe:
-        """Return the recipe."""
-        from experiments.runs.recipes import find_recipe
-
-        return find_recipe(self.recipe)
-
     def dataset_name(self) -> str:
         """Return what tables call the data set: its name, or its file's or folder's."""
-        return dataset_name(self.dataset or self.found_recipe().base.dataset)
+        return dataset_name(spec_fields(self)["dataset"])
 
     def grid(self, methods: Sequence[str]) -> list[RunSpec]:
         """Return the specs of methods at all ratios and seeds, with all settings."""
@@ -151,10 +136,8 @@ class GridStudy(GridOptions, Study):
         if out.exists() and not out.is_dir():
             raise ValueError(f"--out {out} is a file; give a new or an empty folder")
         specs = self.specs()
-        held = [
-            field for spec in specs[:1] for part in (spec, spec.training) for field in fields(part)
-        ]
-        names = {field.name for field in held} | {n for spec in specs for n, _ in spec.options}
+        names = {field.name for field in (*fields(specs[0]), *fields(specs[0].training))}
+        names |= {name for spec in specs for name, _ in spec.options}
         axes = [axis.name for axis in self.study_axes() if axis.name in names]
         planned = plan(specs, out / "runs", self.machine(), axes)
         for one in planned:
@@ -325,11 +308,8 @@ def claim_folder(
 
 def failures(outcomes: Sequence[Outcome], describe: Callable[[RunSpec], str]) -> list[str]:
     """Return a line for each run that failed, with the reason."""
-    return [
-        f"{describe(outcome.planned.spec)}: failed, {outcome.failure}"
-        for outcome in outcomes
-        if outcome.failure is not None
-    ]
+    failed = [(outcome.planned.spec, outcome.failure) for outcome in outcomes if outcome.failure]
+    return [f"{describe(spec)}: failed, {reason}" for spec, reason in failed]
 
 
 def finished(outcomes: Sequence[Outcome]) -> list[tuple[RunSpec, Run]]:

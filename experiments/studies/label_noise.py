@@ -75,7 +75,9 @@ class LabelNoise(GridStudy):
 
     def reference(self) -> Mapping[str, Mapping[str, Mapping[float, float]]]:
         """Return the paper's rows, for orientation, on the recipe's own data and noise only."""
-        own = self.dataset in (None, self.found_recipe().base.dataset)
+        from experiments.runs.recipes import find_recipe
+
+        own = self.dataset in (None, find_recipe(self.recipe).base.dataset)
         return {"CIFAR-10, ResNet-18": PAPER} if own and self.noise == "symmetric" else {}
 
     def notes(self, outcomes: Sequence[Outcome], results: Results) -> list[str]:
