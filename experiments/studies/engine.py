@@ -229,7 +229,8 @@ def spec_fields(options: DataOptions) -> dict[str, Any]:
     """Return the fields of a spec that options of data set."""
     from experiments.runs.recipes import find_recipe
 
-    dataset = options.dataset or find_recipe(options.recipe).base.dataset
+    base = find_recipe(options.recipe).base
+    dataset = base.dataset if options.dataset is None else options.dataset
     return {"dataset": dataset, **{name: getattr(options, name) for name in SHARED}}
 
 
@@ -308,8 +309,8 @@ def claim_folder(
 
 def failures(outcomes: Sequence[Outcome], describe: Callable[[RunSpec], str]) -> list[str]:
     """Return a line for each run that failed, with the reason."""
-    failed = [(outcome.planned.spec, outcome.failure) for outcome in outcomes if outcome.failure]
-    return [f"{describe(spec)}: failed, {reason}" for spec, reason in failed]
+    found = ((outcome.planned.spec, outcome.failure) for outcome in outcomes)
+    return [f"{describe(spec)}: failed, {why}" for spec, why in found if why is not None]
 
 
 def finished(outcomes: Sequence[Outcome]) -> list[tuple[RunSpec, Run]]:
