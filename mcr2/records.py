@@ -383,17 +383,11 @@ def save_evaluation(folder: Path, evaluation: RunEvaluation) -> None:
 
 
 class StudyFrames(NamedTuple):
-    """A study's runs as pandas frames.
+    """A study's runs as pandas frames; a measure's key is in parts."""
 
-    Attributes:
-        runs: a row a run: the spec's fields, status, sizes, seconds.
-        history: a row a run, epoch and measure, the measure's key in parts.
-        evaluations: a row a run, selection rule and measure, its key in parts.
-    """
-
-    runs: Any
-    history: Any
-    evaluations: Any
+    runs: Any  # a row a run: the spec's fields, status, sizes, seconds
+    history: Any  # a row a run, epoch and measure
+    evaluations: Any  # a row a run, selection rule and measure
 
 
 def load_study(out: str | Path) -> StudyFrames:

@@ -38,7 +38,12 @@ COMMANDS: dict[str, str] = {
 #: Options that may be given more than once.
 REPEATABLE = ("--vary",)
 
-SHELLS = ("bash", "zsh", "tcsh")
+#: Where a shell's completion script goes in the home folder, and what is left to do.
+SHELLS = {
+    "bash": (".local/share/bash-completion/completions/mcr2", "new shells complete mcr2"),
+    "zsh": (".zfunc/_mcr2", "put `fpath+=~/.zfunc; autoload -Uz compinit; compinit` into ~/.zshrc"),
+    "tcsh": (".mcr2-completion.tcsh", "put `source ~/.mcr2-completion.tcsh` into ~/.tcshrc"),
+}
 
 
 def find_command(name: str) -> type[Any]:
@@ -93,17 +98,14 @@ def _find(name: str, rest: list[str]) -> tuple[type[Any], str, list[str]]:
     if COMMANDS[name]:
         return find_command(name), f"mcr2 {name}", rest
     if not rest or rest[0] in ("-h", "--help"):
-        print(_group_guide(name))
-        raise SystemExit(0)
-    member, *rest = rest
-    if name == "study":
-        from experiments.studies import find_study
+        raise _printed(_group_guide(name))
+    from experiments.bench import BENCHES
+    from experiments.studies import find_study
 
-        return find_study(member), f"mcr2 study {member}", rest
-    members = _members(name)
-    if member not in members:
-        raise ValueError(f"unknown benchmark {member!r}; choose from {', '.join(members)}")
-    return members[member], f"mcr2 {name} {member}", rest
+    member, *rest = rest
+    if name == "bench" and member not in BENCHES:
+        raise ValueError(f"unknown benchmark {member!r}; choose from {', '.join(BENCHES)}")
+    return BENCHES[member] if name == "bench" else find_study(member), f"mcr2 {name} {member}", rest
 
 
 def install_completion(arguments: Sequence[str]) -> str:
@@ -113,24 +115,18 @@ def install_completion(arguments: Sequence[str]) -> str:
     if len(arguments) != 1 or arguments[0] not in SHELLS:
         raise ValueError(f"--install-completion takes one of {', '.join(SHELLS)}")
     (shell,) = arguments
-    place = {
-        "bash": Path.home() / ".local/share/bash-completion/completions/mcr2",
-        "zsh": Path.home() / ".zfunc/_mcr2",
-        "tcsh": Path.home() / ".mcr2-completion.tcsh",
-    }[shell]
+    file, how = SHELLS[shell]
+    place = Path.home() / file
     place.parent.mkdir(parents=True, exist_ok=True)
-    commands: dict[str, Any] = {n: find_command(n) for n, where in COMMANDS.items() if where}
-    for group in (name for name, where in COMMANDS.items() if not where):
-        commands |= {f"{group} {name}": kind for name, kind in _members(group).items()}
+    commands: dict[str, Any] = {}
+    for name, where in COMMANDS.items():
+        members = {} if where else _members(name)
+        commands |= {f"{name} {member}": kind for member, kind in members.items()}
+        commands |= {name: find_command(name)} if where else {}
     with contextlib.suppress(SystemExit):
         tyro.extras.subcommand_cli_from_dict(
             commands, prog="mcr2", args=["--tyro-write-completion", shell, str(place)]
         )
-    how = {
-        "bash": "new shells complete mcr2",
-        "zsh": "put `fpath+=~/.zfunc; autoload -Uz compinit; compinit` into ~/.zshrc",
-        "tcsh": f"put `source {place}` into ~/.tcshrc",
-    }[shell]
     return f"{place}: {how}"
 
 
@@ -150,6 +146,11 @@ def _one_line(boxed: str) -> str:
     return "; ".join(lines)
 
 
+def _printed(text: str) -> SystemExit:
+    print(text)
+    return SystemExit(0)
+
+
 def parse(arguments: Sequence[str]) -> Any:
     """Return the command that the arguments ask for.
 
@@ -157,20 +158,15 @@ def parse(arguments: Sequence[str]) -> Any:
         ValueError: arguments that make none, in one line.
         SystemExit: with status 0, after help was printed.
     """
-
-    def printed(text: str) -> SystemExit:
-        print(text)
-        return SystemExit(0)
-
     name, *rest = arguments or ("--help",)
     if name in ("-h", "--help"):
-        raise printed(guide())
+        raise _printed(guide())
     if name == "--version":
         from mcr2 import __version__
 
-        raise printed(f"mcr2 {__version__}")
+        raise _printed(f"mcr2 {__version__}")
     if name == "--install-completion":
-        raise printed(install_completion(rest))
+        raise _printed(install_completion(rest))
     kind, prog, rest = _find(name, rest)
     # Of an option given twice, tyro would keep the last without a word.
     options = [a.partition("=")[0].replace("_", "-") for a in rest if a.startswith("--")]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
@@ -34,9 +34,8 @@ class _Again:
     data_root: str | None = None
     """Where data sets are looked for first."""
 
-    def _options(self) -> dict[str, object]:
-        names = ("layers", "code", "dataset", "threads", "device", "data_root")
-        return {name: getattr(self, name) for name in names}
+    def _options(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(_Again)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +59,7 @@ class Evaluate(_Again):
         check_file(self.json)
         saved = load_run(self.run)
         other = self.dataset is not None
-        again = evaluate_again(self.run, other_data=other, **self._options())  # type: ignore[arg-type]
+        again = evaluate_again(self.run, other_data=other, **self._options())
         now = again.evaluation.selections if again.evaluation else {}
         for layer in self.layers:
             if again.evaluation is not None and layer not in again.evaluation.layers:
@@ -72,28 +71,23 @@ class Evaluate(_Again):
             raise ValueError(f"no measure of {self.run} has {self.measure!r} in its key")
 
         def go() -> int:
-            from experiments.report.evaluation import (
-                agreement,
-                evaluation_tables,
-                measures_table,
-                run_table,
-            )
+            from experiments.report import evaluation as report
             from mcr2.records import write_json
 
             measured = {rule: chosen["measures"] for rule, chosen in now.items()}
             if self.measure is not None:
-                print(measures_table(saved, measured, self.measure).text())
+                print(report.measures_table(saved, measured, self.measure).text())
             elif rule is None:
-                print(f"{run_table(again).text()}\nfailed: {again.record.reason}")
+                print(f"{report.run_table(again).text()}\nfailed: {again.record.reason}")
             else:
-                print(run_table(again).text())
+                print(report.run_table(again).text())
                 print(f"\nAt the selection {rule}, epoch {now[rule]['epoch']}:")
-                for table in evaluation_tables(now[rule]["measures"]):
+                for table in report.evaluation_tables(now[rule]["measures"]):
                     print(f"\n{table.text()}")
                 print("\n".join(["", *now[rule]["notes"]]))
                 if again.evaluation and again.evaluation.data != again.record.data["hash"]:
                     print(f"measured on {self.dataset}, which is not the data of the run")
-                print("\n".join(agreement(saved, measured)))
+                print("\n".join(report.agreement(saved, measured)))
             if self.json is not None:
                 write_json(self.json, {"run": self.run, "selections": now})
             return 0
@@ -132,7 +126,7 @@ class Reread(_Again):
         failed, missing = False, set(self.layers)
         for number, folder in enumerate(folders, start=1):
             try:
-                run = evaluate_again(folder, **self._options())  # type: ignore[arg-type]
+                run = evaluate_again(folder, **self._options())
             except ValueError as error:
                 failed, told = True, f"not measured, {error}"
             else:

@@ -13,7 +13,7 @@ from mcr2 import checks
 
 @dataclass(frozen=True)
 class Machine:
-    """How runs use the machine; nothing here changes what a run means.
+    """Where and how runs go on; nothing here changes what a run means.
 
     Attributes:
         device: ``"auto"`` (CUDA, then MPS, then CPU) or a torch device.

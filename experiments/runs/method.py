@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 
@@ -15,9 +15,6 @@ from mcr2.evaluation import Evaluation, ImageEncoder, evaluate, measure_key
 from mcr2.readouts import WITH_COMPONENTS, parse_readout
 from mcr2.selection import NEED_VALIDATION, SELECTIONS, Candidate, select
 from mcr2.training import Progress, Watch
-
-if TYPE_CHECKING:
-    from experiments.runs.methods import Method
 
 
 @dataclass(frozen=True)
@@ -36,7 +33,12 @@ class Workspace:
     stop: Callable[[], bool] | None = None
 
 
-def readout_for(spec: RunSpec, method: Method) -> str:
+class _HasReadout(Protocol):
+    @property
+    def readout(self) -> str: ...
+
+
+def readout_for(spec: RunSpec, method: _HasReadout) -> str:
     """Return the full name of the readout that a run's accuracy is reported with.
 
     Example:

@@ -29,11 +29,8 @@ class Sizes:
 class Prepared:
     """The data of one run, after corruption and with the validation share held out.
 
-    Attributes:
-        dataset: as loaded, before corruption.
-        corruption: what was done to all its training labels.
-        train, validation, test: the splits; validation is None where nothing is held out.
-        held_out: indices of the validation samples in the data set's training split.
+    ``dataset`` is as loaded; ``corruption`` what was done to all its training labels; ``held_out``
+    the indices of the validation samples in its training split.
     """
 
     dataset: Dataset

@@ -164,8 +164,7 @@ def held(folder: Path, key: str) -> Run | None:
             run = load_run(folder)
             return run if run.record.key == key else None
         except ValueError as error:
-            named = EVALUATION if EVALUATION in str(error) else RECORD
-            set_aside(folder / named, error)
+            set_aside(folder / (EVALUATION if EVALUATION in str(error) else RECORD), error)
     return None
 
 
@@ -222,12 +221,7 @@ def check_folder(folder: Path, key: str) -> None:
 
 
 def extra_readouts(spec: RunSpec, *, final: bool = True) -> tuple[str, ...]:
-    """Return the readouts that a selected epoch is evaluated with, beside the method's own.
-
-    Args:
-        spec: the run's.
-        final: the epoch is the last; the others go without :data:`SOLVED`.
-    """
+    """Return the readouts of a selected epoch beside the method's own; :data:`SOLVED` if final."""
     names = standard_readouts(spec.feature_dim, spec.n_components)
     return names if final else tuple(name for name in names if name not in SOLVED)
 
@@ -344,7 +338,7 @@ def _fit(
         save_tensors(folder / name, state, {"epoch": epoch})
         weights[str(epoch)] = {"file": name, "digest": tensors_digest(state)}
     dataset, corruption = data.dataset, data.corruption
-    wrong = corruption.wrong
+    wrong = None if corruption.wrong is None else corruption.wrong.nonzero().flatten().tolist()
     return Record(
         key=key,
         spec=as_dict(spec),
@@ -364,9 +358,9 @@ def _fit(
         noise={
             "kind": spec.noise,
             "redrawn": len(corruption.indices),
-            "wrong": None if wrong is None else int(wrong.sum()),
+            "wrong": None if wrong is None else len(wrong),
             "indices": corruption.indices.tolist(),
-            "wrong_indices": None if wrong is None else wrong.nonzero().flatten().tolist(),
+            "wrong_indices": wrong,
             "transition": corruption.transition.tolist(),
             "hash": corruption.hash,
         },

@@ -23,8 +23,6 @@ from mcr2.training import TrainingConfig
 #: Beyond it second moments of features, d × d, fit no machine.
 MOST_DIMENSIONS = 1 << 16
 
-STREAMS = ("noise", "validation", "backbone", "objective", "batches", "augmentation")
-
 
 @dataclass(frozen=True)
 class Streams:
@@ -50,13 +48,16 @@ class Streams:
             >>> seeds["noise"], seeds["augmentation"]
             (10, 7)
         """
-        derived = {"noise": seed} | {
-            name: int.from_bytes(hashlib.sha256(f"{name}:{seed}".encode()).digest()[:4], "big")
-            for name in STREAMS
-            if name != "noise"
-        }
-        given = {name: getattr(self, name) for name in STREAMS}
-        return {name: derived[name] if given[name] is None else given[name] for name in STREAMS}
+
+        def derived(name: str) -> int:
+            digest = hashlib.sha256(f"{name}:{seed}".encode()).digest()
+            return seed if name == "noise" else int.from_bytes(digest[:4], "big")
+
+        given = dataclasses.asdict(self).items()
+        return {name: derived(name) if value is None else value for name, value in given}
+
+
+STREAMS = tuple(field.name for field in dataclasses.fields(Streams))
 
 
 @dataclass(frozen=True)
@@ -128,13 +129,12 @@ class RunSpec:
             checks.integer(f"streams.{name}", getattr(self.streams, name) or 0, 0, 2**32 - 1)
         if not 0 <= checks.number("validation", self.validation) < 1:
             raise ValueError(f"validation is {self.validation}; it must be from 0 to below 1")
-        for name, low in (("subset", 1), ("image_size", 1), ("shift", 0)):
+        for name, low in (("subset", 1), ("image_size", 1), ("shift", 0), ("stem_stride", 1)):
             if getattr(self, name) is not None:
                 checks.integer(name, getattr(self, name), low)
         for name, allowed in (("axes", ("NCHW", "NHWC")), ("labels_are", ("clean", "noisy"))):
             if getattr(self, name) is not None:
                 checks.choice(name, getattr(self, name), allowed)
-        checks.integer("stem_stride", self.stem_stride, 1)
         checks.integer("feature_dim", self.feature_dim, 2, MOST_DIMENSIONS)
         checks.integer("n_components", self.n_components, 1, self.feature_dim - 1)
         if self.readout is not None:
@@ -161,18 +161,17 @@ def from_dict(value: Mapping[str, Any]) -> RunSpec:
         True
     """
     try:
-        parts = dict(value)
-        training: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in parts["training"].items()
-        }
-        parts["training"] = TrainingConfig(**training)
+        parts = _tuples(value)
+        parts["training"] = TrainingConfig(**_tuples(parts["training"]))
         parts["streams"] = Streams(**parts["streams"])
         parts["options"] = tuple((str(k), v) for k, v in parts["options"])
-        for name in ("selections", "measured_layers"):
-            parts[name] = None if parts[name] is None else tuple(parts[name])
         return RunSpec(**parts)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not a run's spec: {error}") from error
+
+
+def _tuples(value: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
 
 
 def _convert(name: str, text: str, kind: Any) -> Any:

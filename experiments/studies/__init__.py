@@ -31,8 +31,8 @@ def find_study(name: str) -> type[Study]:
         TypeError: it is not a :class:`~experiments.studies.engine.Study`.
 
     Example:
-        >>> find_study("label_noise").about()
-        'Train every method at every ratio and seed, and print the label-noise table.'
+        >>> find_study("label_noise").name
+        'label_noise'
     """
     if name in STUDIES:
         module, _, attribute = STUDIES[name].partition(":")

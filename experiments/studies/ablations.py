@@ -3,12 +3,7 @@
     mcr2 ablate --method mcr2 --vary eps_sq=0.1,0.5,1,2 --ratios 0.3 --seeds 0 1 2
     mcr2 ablate --preset components
 
-From Python:
-
-    from experiments.studies.ablations import ablate
-
-    for row in ablate("mcr2", ["eps_sq=0.1,0.5,1,2"], ratios=(0.3,), seeds=(0, 1, 2)):
-        print(row["eps_sq"], row["seed"], row["selection"], row["test_accuracy"])
+From Python, ``ablate("mcr2", ["eps_sq=0.1,0.5,1,2"], seeds=(0, 1, 2))`` returns the table's rows.
 
 Cost: a run of the recipe ``quick`` takes half a minute on one core.
 """
@@ -19,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 import tyro
 
@@ -51,34 +46,26 @@ TITLES = {
 }
 
 
-@dataclass(frozen=True)
-class Preset:
-    """A ready-made ablation: what it asks, which fields it varies, and what that needs."""
+class Preset(NamedTuple):
+    """A ready-made ablation: which fields it varies, and what that needs."""
 
-    about: str
     vary: tuple[str, ...]
     settings: tuple[str, ...] = ()
 
 
 #: Ready-made ablations by name.
 ABLATIONS: dict[str, Preset] = {
-    "eps_sq": Preset("the distortion ε²", ("eps_sq=0.1,0.25,0.5,1,2",)),
-    "gamma": Preset(
-        "γ₁ in the total rate against γ₂ before it", ("gamma1=0.5,1,2", "gamma2=1,2,4")
-    ),
-    "batch_size": Preset(
-        "samples a step: rates see a batch, not the data set", ("batch_size=128,256,512,1024,1437",)
-    ),
-    "feature_dim": Preset("dimensions of the features", ("feature_dim=16,32,64,128",)),
-    "components": Preset(
-        "dimensions of a class's subspace in the readout; trains nothing anew",
-        (f"{COMPONENTS}=1,2,3,5,10",),
-    ),
+    "eps_sq": Preset(("eps_sq=0.1,0.25,0.5,1,2",)),
+    # In the total rate, and before it.
+    "gamma": Preset(("gamma1=0.5,1,2", "gamma2=1,2,4")),
+    # Rates see a batch, not the data set.
+    "batch_size": Preset(("batch_size=128,256,512,1024,1437",)),
+    "feature_dim": Preset(("feature_dim=16,32,64,128",)),
+    # Of a class's subspace in the readout: trains nothing anew.
+    "components": Preset((f"{COMPONENTS}=1,2,3,5,10",)),
     # Without a projection the features are the pooled ones, 8 times the width.
-    "projection": Preset(
-        "the two layers before the features", ("projection=mlp,none",), ("feature_dim=128",)
-    ),
-    "width": Preset("channels", ("backbone=resnet10_w8,resnet10_w16,resnet10_w32",)),
+    "projection": Preset(("projection=mlp,none",), ("feature_dim=128",)),
+    "width": Preset(("backbone=resnet10_w8,resnet10_w16,resnet10_w32",)),
 }
 
 
@@ -112,7 +99,7 @@ class Ablation(GridStudy):
         from mcr2 import checks
 
         if self.preset is None:
-            return Preset("", ())
+            return Preset(())
         return ABLATIONS[checks.choice("preset", self.preset, ABLATIONS)]
 
     @cached_property
@@ -160,23 +147,19 @@ class Ablation(GridStudy):
 
         if COMPONENTS not in self.varied:
             return rows_of(outcome, self.study_axes())
-        rows = []
-        for count in map(int, self.varied[COMPONENTS]):
-            run = outcome.run
-            readout = None if run is None else f"{run.record.readout.partition('@')[0]}@{count}"
-            rows += [
-                row | {COMPONENTS: count} for row in rows_of(outcome, self.study_axes(), readout)
-            ]
-        return rows
+        name = "" if outcome.run is None else outcome.run.record.readout.partition("@")[0]
+        return [
+            row | {COMPONENTS: count}
+            for count in map(int, self.varied[COMPONENTS])
+            for row in rows_of(outcome, self.study_axes(), name and f"{name}@{count}")
+        ]
 
     def notes(self, outcomes: Sequence[Outcome], results: Results) -> list[str]:
         """Return failures, and how many runs were terminal: a line a run would bury the table."""
         of = len(finished(outcomes))
         reached = of - len(not_terminal(outcomes, self.describe))
-        return [
-            *failures(outcomes, self.describe),
-            f"{reached} of {of} finished runs reached the terminal phase of training",
-        ]
+        told = f"{reached} of {of} finished runs reached the terminal phase of training"
+        return [*failures(outcomes, self.describe), told]
 
     def facts(self, results: Results) -> dict[str, Any]:
         """Return what was varied."""
@@ -184,11 +167,7 @@ class Ablation(GridStudy):
         return {"method": self.method, "varied": values}
 
 
-def ablate(
-    method: str,
-    varied: Sequence[str],
-    **options: Any,
-) -> list[dict[str, Any]]:
+def ablate(method: str, varied: Sequence[str], **options: Any) -> list[dict[str, Any]]:
     """Run an ablation and return its rows, one for each run and selection rule.
 
     Args:
@@ -208,10 +187,8 @@ def ablate(
 
     study = Ablation(method=method, vary=(tuple(varied),), **options)
     study.prepare()()
-    rows: list[dict[str, Any]] = read_json((study.out or study.default_out()) / "table.json")[
-        "rows"
-    ]
-    return rows
+    table: dict[str, Any] = read_json((study.out or study.default_out()) / "table.json")
+    return list(table["rows"])
 
 
 def _parse(varied: Sequence[str], settings: Sequence[str]) -> dict[str, list[str]]:

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from experiments.report.table import Table
     from experiments.runs.executors import Outcome
     from experiments.runs.machine import Machine
-    from experiments.runs.recipes import Recipe
     from experiments.runs.runner import PlannedRun
     from experiments.runs.specs import RunSpec
+    from mcr2.records import Run
 
 STUDY = "study.json"
 
@@ -58,11 +58,6 @@ class Study:
         """
         raise NotImplementedError
 
-    @classmethod
-    def about(cls) -> str:
-        """Return what the study is about, in one line."""
-        return (cls.__doc__ or "").strip().partition("\n")[0]
-
 
 @dataclass(frozen=True)
 class GridStudy(GridOptions, Study):
@@ -89,11 +84,8 @@ class GridStudy(GridOptions, Study):
 
     def notes(self, outcomes: Sequence[Outcome], results: Results) -> list[str]:
         """Return lines beneath the tables."""
-        return [
-            *failures(outcomes, self.describe),
-            *not_terminal(outcomes, self.describe),
-            *evaluation_notes(outcomes),
-        ]
+        told = failures(outcomes, self.describe) + not_terminal(outcomes, self.describe)
+        return told + evaluation_notes(outcomes)
 
     def facts(self, results: Results) -> dict[str, Any]:
         """Return what ``table.json`` says of the study beside its rows."""
@@ -115,36 +107,20 @@ class GridStudy(GridOptions, Study):
         """Return what tells a run from the others, on a line."""
         from experiments.report.rows import axis_value
 
-        values = [
-            f"{axis.name} {_plain(axis_value(spec, axis.name))}" for axis in self.study_axes()
-        ]
+        found = ((axis.name, axis_value(spec, axis.name)) for axis in self.study_axes())
+        values = [f"{name} {f'{v:g}' if isinstance(v, float) else v}" for name, v in found]
         served = f", for {' and '.join(spec.selections)}" if spec.selections else ""
         return ", ".join([spec.method, *values, f"seed {spec.seed}"]) + served
 
     # What follows is the engine's.
 
-    def found_recipe(self) -> Recipe:
-        """Return the recipe."""
-        from experiments.runs.recipes import find_recipe
-
-        return find_recipe(self.recipe)
-
     def dataset_name(self) -> str:
         """Return what tables call the data set: its name, or its file's or folder's."""
-        return dataset_name(self.dataset or self.found_recipe().base.dataset)
+        return dataset_name(spec_fields(self)["dataset"])
 
     def grid(self, methods: Sequence[str]) -> list[RunSpec]:
         """Return the specs of methods at all ratios and seeds, with all settings."""
-        from experiments.runs.grid import grid
-
-        return grid(
-            self.found_recipe(),
-            methods,
-            sorted(self.ratios),
-            sorted(self.seeds),
-            fields=spec_fields(self),
-            settings=self.settings(),
-        )
+        return specs_of(self, methods, sorted(self.ratios), sorted(self.seeds))
 
     def machine(self) -> Machine:
         """Return the device and threads of each run."""
@@ -160,10 +136,9 @@ class GridStudy(GridOptions, Study):
         if out.exists() and not out.is_dir():
             raise ValueError(f"--out {out} is a file; give a new or an empty folder")
         specs = self.specs()
-        fields_of = {field.name for spec in specs[:1] for field in fields(spec)}
-        fields_of |= {field.name for spec in specs[:1] for field in fields(spec.training)}
-        fields_of |= {name for spec in specs for name, _ in spec.options}
-        axes = [axis.name for axis in self.study_axes() if axis.name in fields_of]
+        names = {field.name for field in (*fields(specs[0]), *fields(specs[0].training))}
+        names |= {name for spec in specs for name, _ in spec.options}
+        axes = [axis.name for axis in self.study_axes() if axis.name in names]
         planned = plan(specs, out / "runs", self.machine(), axes)
         for one in planned:
             complete(one)  # sets damaged files aside before anything is run
@@ -183,7 +158,7 @@ class GridStudy(GridOptions, Study):
             "data": planned[0].data[:12],
             **self.identity(),
         }
-        claim_folder(out, identity, options_of(self))
+        claim_folder(out, identity, asdict(self))
         return lambda: self.run(planned, out, jobs)
 
     def run(self, planned: Sequence[PlannedRun], out: Path, jobs: int) -> int:
@@ -255,22 +230,25 @@ def spec_fields(options: DataOptions) -> dict[str, Any]:
     from experiments.runs.recipes import find_recipe
 
     base = find_recipe(options.recipe).base
-    return {
-        "dataset": base.dataset if options.dataset is None else options.dataset,
-        **{name: getattr(options, name) for name in SHARED},
-    }
+    dataset = base.dataset if options.dataset is None else options.dataset
+    return {"dataset": dataset, **{name: getattr(options, name) for name in SHARED}}
 
 
-def one_spec(options: DataOptions, method: str, ratio: float, seed: int) -> RunSpec:
-    """Return the spec of a single run of a method."""
+def specs_of(
+    options: DataOptions, methods: Sequence[str], ratios: Sequence[float], seeds: Sequence[int]
+) -> list[RunSpec]:
+    """Return the specs of methods at ratios and seeds, as options of data or training say."""
     from experiments.runs.grid import grid
     from experiments.runs.recipes import find_recipe
 
     settings = options.settings() if isinstance(options, TrainingOptions) else options.set
-    recipe = find_recipe(options.recipe)
-    return grid(recipe, [method], [ratio], [seed], fields=spec_fields(options), settings=settings)[
-        0
-    ]
+    recipe, given = find_recipe(options.recipe), spec_fields(options)
+    return grid(recipe, methods, ratios, seeds, fields=given, settings=settings)
+
+
+def one_spec(options: DataOptions, method: str, ratio: float, seed: int) -> RunSpec:
+    """Return the spec of a single run of a method."""
+    return specs_of(options, [method], [ratio], [seed])[0]
 
 
 def dataset_name(dataset: str) -> str:
@@ -283,16 +261,8 @@ def dataset_name(dataset: str) -> str:
     return Path(dataset).resolve().name.removesuffix(".npz")
 
 
-def options_of(study: Any) -> dict[str, Any]:
-    """Return a study's options as plain values."""
-    from mcr2.records import plain
-
-    found: dict[str, Any] = plain(asdict(study))
-    return found
-
-
 def restore(kind: type[Any], options: Mapping[str, Any]) -> Any:
-    """Return a study from its options as :func:`options_of` made them."""
+    """Return a study from its options in ``study.json``."""
 
     def value(held: Any) -> Any:
         return tuple(map(value, held)) if isinstance(held, list) else held
@@ -311,12 +281,12 @@ def claim_folder(
         ValueError: the folder holds something else, or a study of something else.
     """
     from experiments.runs.runner import set_aside
-    from mcr2.records import is_free, read_signed, temporary_files, write_signed
+    from mcr2.records import is_free, plain, read_signed, temporary_files, write_signed
 
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; give a new or an empty folder")
     marker = out / STUDY
-    content = {**identity, "options": dict(options or {})}
+    content = {**identity, "options": plain(options or {})}
     if marker.exists():
         try:
             held = read_signed(marker)
@@ -344,16 +314,14 @@ def claim_folder(
 
 def failures(outcomes: Sequence[Outcome], describe: Callable[[RunSpec], str]) -> list[str]:
     """Return a line for each run that failed, with the reason."""
-    return [
-        f"{describe(outcome.planned.spec)}: failed, {outcome.failure}"
-        for outcome in outcomes
-        if outcome.failure is not None
-    ]
+    found = ((outcome.planned.spec, outcome.failure) for outcome in outcomes)
+    return [f"{describe(spec)}: failed, {why}" for spec, why in found if why is not None]
 
 
-def finished(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Return the outcomes of runs that finished."""
-    return [o for o in outcomes if o.run is not None and o.run.record.status == "finished"]
+def finished(outcomes: Sequence[Outcome]) -> list[tuple[RunSpec, Run]]:
+    """Return the specs and runs that finished."""
+    held = ((outcome.planned.spec, outcome.run) for outcome in outcomes)
+    return [(spec, run) for spec, run in held if run and run.record.status == "finished"]
 
 
 def not_terminal(outcomes: Sequence[Outcome], describe: Callable[[RunSpec], str]) -> list[str]:
@@ -365,34 +333,24 @@ def not_terminal(outcomes: Sequence[Outcome], describe: Callable[[RunSpec], str]
     from mcr2.evaluation import measure_key
 
     lines = []
-    for outcome in finished(outcomes):
-        run = outcome.run
-        if run is None or run.evaluation is None or run.evaluation.terminal_epoch is not None:
-            continue
-        record = run.record
-        key = measure_key("fit_noisy", split="train", labels="noisy", readout=record.readout)
-        fit = record.history[-1]["measures"][key]
-        lines.append(
-            f"{describe(outcome.planned.spec)}: terminal phase not reached ("
-            f"fit_noisy {fit:.3f} after {record.epochs} epochs)"
-        )
+    for spec, run in finished(outcomes):
+        if run.evaluation is not None and run.evaluation.terminal_epoch is None:
+            by = run.record.readout
+            key = measure_key("fit_noisy", split="train", labels="noisy", readout=by)
+            fit, after = run.record.history[-1]["measures"][key], run.record.epochs
+            told = f"terminal phase not reached (fit_noisy {fit:.3f} after {after} epochs)"
+            lines.append(f"{describe(spec)}: {told}")
     return lines
 
 
 def evaluation_notes(outcomes: Sequence[Outcome]) -> list[str]:
     """Return what evaluations say of themselves, absent classes say, with how many runs say it."""
-    runs = [outcome.run for outcome in finished(outcomes)]
-    said = [
-        note
-        for run in runs
-        if run is not None and run.evaluation is not None
-        for note in dict.fromkeys(n for c in run.evaluation.selections.values() for n in c["notes"])
-    ]
+    runs = [run for _, run in finished(outcomes)]
+    said: list[str] = []
+    for run in runs:
+        chosen = run.evaluation.selections.values() if run.evaluation else ()
+        said += dict.fromkeys(note for each in chosen for note in each["notes"])
     return [f"{note} ({said.count(note)} of {len(runs)} runs)" for note in dict.fromkeys(said)]
-
-
-def _plain(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _print_estimate(planned: Sequence[PlannedRun], jobs: int, machine: Machine) -> int:

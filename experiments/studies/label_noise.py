@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from experiments.studies.engine import COMPETENCE, GridStudy
@@ -68,15 +69,15 @@ class LabelNoise(GridStudy):
         """Return the specs, in a reader's order: seed by seed, ratio by ratio."""
         return self.grid(self.methods)
 
-    def default_out(self) -> Any:
+    def default_out(self) -> Path:
         """Return the folder of the study where none is given."""
-        from pathlib import Path
-
         return Path("results") / f"{self.recipe}-{self.dataset_name()}"
 
     def reference(self) -> Mapping[str, Mapping[str, Mapping[float, float]]]:
         """Return the paper's rows, for orientation, on the recipe's own data and noise only."""
-        own = self.dataset in (None, self.found_recipe().base.dataset)
+        from experiments.runs.recipes import find_recipe
+
+        own = self.dataset in (None, find_recipe(self.recipe).base.dataset)
         return {"CIFAR-10, ResNet-18": PAPER} if own and self.noise == "symmetric" else {}
 
     def notes(self, outcomes: Sequence[Outcome], results: Results) -> list[str]:
