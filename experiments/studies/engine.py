@@ -190,7 +190,7 @@ class GridStudy(GridOptions, Study):
         if notes:
             print("\n" + "\n".join(map(visible, notes)))
         machine = self.machine()
-        used = {**environment(), "device": str(machine.torch_device()), **asdict(machine)}
+        used = {**environment(), **asdict(machine), "device": str(machine.torch_device())}
         facts = {"dataset": results.dataset, "recipe": self.recipe, "environment": used}
         failed = any(row["status"] == "failed" for row in results.rows)
         try:
