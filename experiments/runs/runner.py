@@ -394,6 +394,7 @@ def _evaluate(
     begin = time.perf_counter()
     record, readout = run.record, run.record.readout
     points = candidates(record.history, readout)
+    measured: dict[str, None] = {}
     evaluations: dict[int, Evaluation] = {}  # several rules may choose the same epoch
     selections: dict[str, dict[str, Any]] = {}
     for rule in rules_with(spec, points):
@@ -406,10 +407,11 @@ def _evaluate(
             except RuntimeError as error:
                 where = run.folder / kept["file"]
                 raise ValueError(f"{where} holds the weights of another network") from error
-            layers = [layer for layer in layers if layer in layers_of(encoder)]
+            own = [layer for layer in layers if layer in layers_of(encoder)]  # by depth, of ReduNet
+            measured |= dict.fromkeys(own)
             final = chosen.epoch == points[-1].epoch
             evaluations[chosen.epoch] = evaluate_fully(
-                encoder, spec, data, readout, device, final=final, layers=layers
+                encoder, spec, data, readout, device, final=final, layers=own
             )
         found = evaluations.get(chosen.epoch)  # a rule of later date may choose what was not kept
         selections[rule] = {
@@ -427,7 +429,7 @@ def _evaluate(
         readout=readout,
         terminal_epoch=_terminal_epoch(record),
         data=data.dataset.content_hash(),
-        layers=list(layers),
+        layers=list(measured),
         selections=selections,
         seconds=time.perf_counter() - begin,
         environment=_environment(device, threads),
