@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import tyro
 from experiments.runs.options import check_file
 
 if TYPE_CHECKING:
-    from mcr2.records import Run
+    pass
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,8 @@ class _Again:
     data_root: str | None = None
     """Where data sets are looked for first."""
 
-    def _options(self) -> dict[str, object]:
-        names = ("layers", "code", "dataset", "threads", "device", "data_root")
-        return {name: getattr(self, name) for name in names}
+    def _options(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(_Again)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +59,7 @@ class Evaluate(_Again):
         check_file(self.json)
         saved = load_run(self.run)
         other = self.dataset is not None
-        again = evaluate_again(self.run, other_data=other, **self._options())  # type: ignore[arg-type]
+        again = evaluate_again(self.run, other_data=other, **self._options())
         now = again.evaluation.selections if again.evaluation else {}
         for layer in self.layers:
             if again.evaluation is not None and layer not in again.evaluation.layers:
@@ -72,28 +71,23 @@ class Evaluate(_Again):
             raise ValueError(f"no measure of {self.run} has {self.measure!r} in its key")
 
         def go() -> int:
-            from experiments.report.evaluation import (
-                agreement,
-                evaluation_tables,
-                measures_table,
-                run_table,
-            )
+            from experiments.report import evaluation as report
             from mcr2.records import write_json
 
             measured = {rule: chosen["measures"] for rule, chosen in now.items()}
             if self.measure is not None:
-                print(measures_table(saved, measured, self.measure).text())
+                print(report.measures_table(saved, measured, self.measure).text())
             elif rule is None:
-                print(f"{run_table(again).text()}\nfailed: {again.record.reason}")
+                print(f"{report.run_table(again).text()}\nfailed: {again.record.reason}")
             else:
-                print(run_table(again).text())
+                print(report.run_table(again).text())
                 print(f"\nAt the selection {rule}, epoch {now[rule]['epoch']}:")
-                for table in evaluation_tables(now[rule]["measures"]):
+                for table in report.evaluation_tables(now[rule]["measures"]):
                     print(f"\n{table.text()}")
                 print("\n".join(["", *now[rule]["notes"]]))
                 if again.evaluation and again.evaluation.data != again.record.data["hash"]:
                     print(f"measured on {self.dataset}, which is not the data of the run")
-                print("\n".join(agreement(saved, _held(measured, saved))))
+                print("\n".join(report.agreement(saved, measured)))
             if self.json is not None:
                 write_json(self.json, {"run": self.run, "selections": now})
             return 0
@@ -132,7 +126,7 @@ class Reread(_Again):
         failed, missing = False, set(self.layers)
         for number, folder in enumerate(folders, start=1):
             try:
-                run = evaluate_again(folder, **self._options())  # type: ignore[arg-type]
+                run = evaluate_again(folder, **self._options())
             except ValueError as error:
                 failed, told = True, f"not measured, {error}"
             else:
@@ -147,38 +141,19 @@ class Reread(_Again):
         return int(failed or bool(missing))
 
     def _show(self, held: dict[str, object]) -> int:
-        from experiments.studies import STUDIES, find_study
+        from experiments.runs.user_code import only
+        from experiments.studies import find_study
         from experiments.studies.engine import GridStudy, restore, show_again
 
         name, options = str(held.get("study")), held.get("options")
-        if not isinstance(options, dict):
+        try:
+            with only(self.code):
+                kind = find_study(name)
+                if not (issubclass(kind, GridStudy) and isinstance(options, dict)):
+                    return 0
+                here = {"dataset": self.dataset, "data_root": self.data_root, "device": self.device}
+                given = options | {name: value for name, value in here.items() if value is not None}
+                return show_again(restore(kind, given), self.out)
+        except (ValueError, TypeError) as error:
+            print(f"the study {name} is not shown anew ({error}); its own command does that")
             return 0
-        # What a study's file names is imported no more than what a record does.
-        if name not in STUDIES or not _code(options) <= set(self.code):
-            print(f"the study {name} has code of your own: its command shows it anew")
-            return 0
-        kind = find_study(name)
-        if not issubclass(kind, GridStudy):
-            return 0
-        here = {"dataset": self.dataset, "data_root": self.data_root, "device": self.device}
-        options |= {option: value for option, value in here.items() if value is not None}
-        return show_again(restore(kind, options), self.out)
-
-
-def _code(options: dict[str, Any]) -> set[str]:
-    """Return the names of a user's own code among a study's options."""
-    varied = [text for group in options.get("vary", ()) for text in group]
-    settings = [text.partition("=")[2] for text in (*options.get("set", ()), *varied)]
-    values = [value for text in settings for value in text.split(",")]
-    names = (*options.get("methods", ()), options.get("method", ""), *values)
-    return {name for name in names if ":" in name}
-
-
-def _held(measured: dict[str, Any], run: Run) -> dict[str, dict[str, Any]]:
-    """Return those measures that a run's evaluation holds too: further layers are not in it."""
-    kept = run.evaluation.selections if run.evaluation else {}
-    return {
-        rule: {key: v for key, v in measures.items() if key in kept[rule]["measures"]}
-        for rule, measures in measured.items()
-        if rule in kept
-    }
