@@ -146,6 +146,8 @@ class GridStudy(GridOptions, Study):
 
     def prepare(self) -> Callable[[], int]:
         """Plan the study and claim its folder; return what runs it."""
+        from mcr2.records import plain
+
         machine = self.machine()
         jobs = machine.jobs(self.jobs)
         planned, out = self.plan()
@@ -158,7 +160,7 @@ class GridStudy(GridOptions, Study):
             "data": planned[0].data[:12],
             **self.identity(),
         }
-        claim_folder(out, identity, asdict(self))
+        claim_folder(out, identity, plain(asdict(self)))
         return lambda: self.run(planned, out, jobs)
 
     def run(self, planned: Sequence[PlannedRun], out: Path, jobs: int) -> int:
@@ -280,12 +282,12 @@ def claim_folder(
     Raises:
         ValueError: the folder holds something else, or a study of something else.
     """
-    from mcr2.records import plain, read_json, temporary_files, write_json
+    from mcr2.records import read_json, temporary_files, write_json
 
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; give a new or an empty folder")
     marker = out / STUDY
-    content = {**identity, "options": plain(options or {})}
+    content = {**identity, "options": dict(options or {})}
     if marker.exists():
         held = read_json(marker)
         known = (
