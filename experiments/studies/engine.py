@@ -146,6 +146,8 @@ class GridStudy(GridOptions, Study):
 
     def prepare(self) -> Callable[[], int]:
         """Plan the study and claim its folder; return what runs it."""
+        from mcr2.records import plain
+
         machine = self.machine()
         jobs = machine.jobs(self.jobs)
         planned, out = self.plan()
@@ -158,7 +160,7 @@ class GridStudy(GridOptions, Study):
             "data": planned[0].data[:12],
             **self.identity(),
         }
-        claim_folder(out, identity, asdict(self))
+        claim_folder(out, identity, plain(asdict(self)))
         return lambda: self.run(planned, out, jobs)
 
     def run(self, planned: Sequence[PlannedRun], out: Path, jobs: int) -> int:
