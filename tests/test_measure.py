@@ -4,6 +4,7 @@ import json
 import pickle
 import re
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def test_a_simplex_with_its_classifier_prints_zeros(place, capsys):
     y = np.arange(40) % 4
     np.savez("etf.npz", features=corners[y], labels=y, weight=3 * corners)
     printed, value = measured(capsys, "etf.npz")
-    assert "40 samples of 4 classes in 4 dimensions" in printed
+    assert "40 samples of 4 classes, 4 dimensions" in printed
     means = ("nc1", "nc1_ratio", "cdnv", "nc2_equinorm", "nc2_equiangular", "nc2_maxangle")
     keys = [f"features/train/noisy/-/{name}" for name in (*means, "nc2_etf")]
     for name in ("nc2_equinorm_w", "nc2_equiangular_w", "nc2_maxangle_w", "nc3", "nc3_etf", "nc4"):
@@ -120,15 +121,22 @@ def edited(array, place, value):
 
 BAD = {
     "no labels": (bad(labels=None), "no array labels; needed are features, labels"),
-    "negative": (bad(labels=edited(LABELS, 3, -1)), "labels must not be negative; got -1"),
+    "negative": (
+        bad(labels=edited(LABELS, 3, -1)),
+        "labels run from -1 to 2; they must not be negative",
+    ),
     "beyond the weight": (
         bad(labels=edited(LABELS, 3, 3)),
-        "labels must be in 0 ... 2 (the rows of weight); got 3",
+        "labels run from 0 to 3; with 3 classes they must be in 0 ... 2",
     ),
-    "clean labels": (bad(clean_labels=CLEAN + 1), "clean_labels must be in 0 ... 2"),
-    "test labels": (bad(test_labels=CLEAN[:30] + 9), "test_labels must be in 0 ... 2"),
-    "float labels": (bad(labels=LABELS.astype(float)), "labels has dtype float64"),
-    "codes": (bad(labels=LABELS + 10**9), "labels must be classes from 0 on"),
+    "clean labels": (bad(clean_labels=CLEAN + 1), "clean_labels run from 1 to 3"),
+    "test labels": (bad(test_labels=CLEAN[:30] + 9), "test_labels run from 9 to 11"),
+    "float labels": (bad(labels=LABELS.astype(float)), "labels must be integers"),
+    "codes": (
+        bad(labels=LABELS + 10**9, weight=None, bias=None),
+        "the largest label plus one makes 1000000003 classes; there must be at least 2, and "
+        "without a weight at most 1000",
+    ),
     "one class": (
         bad(
             labels=0 * LABELS,
@@ -138,26 +146,21 @@ BAD = {
             test_features=None,
             test_labels=None,
         ),
-        "at least two classes are needed",
+        "makes 1 classes; there must be at least 2",
     ),
-    "one sample": (
-        bad(labels=np.where(np.arange(60) == 7, 2, LABELS % 2)),
-        "labels hold one sample of class 2 of 3; every class needs at least two",
-    ),
-    "no sample": (bad(labels=LABELS % 2), "labels hold no sample of class 2 of 3"),
     "NaN": (bad(features=edited(FEATURES, (0, 0), np.nan)), "features must be finite"),
     "infinite weight": (bad(weight=edited(FINE["weight"], (0, 0), np.inf)), "weight must be fin"),
-    "integers": (bad(features=FEATURES.astype(int)), "features has dtype int64; allowed are floa"),
-    "three axes": (bad(features=FEATURES[None]), "features has shape (1, 60, 5); allowed is (N, d"),
+    "integers": (bad(features=FEATURES.astype(int)), "features must be a floating tensor or array"),
+    "three axes": (bad(features=FEATURES[None]), "features has shape (1, 60, 5); it must be (N, d"),
     "no samples": (bad(features=FEATURES[:0], labels=LABELS[:0]), "features has shape (0, 5)"),
-    "fewer labels": (bad(labels=LABELS[:-1]), "labels has shape (59,); allowed is (60,)"),
-    "narrow weight": (bad(weight=np.eye(3)), "weight has shape (3, 3); allowed is (K, 5)"),
-    "long bias": (bad(bias=np.zeros(4)), "bias has shape (4,); allowed is (3,)"),
-    "bias alone": (bad(weight=None), "a bias without a weight"),
+    "fewer labels": (bad(labels=LABELS[:-1]), "labels has shape (59,); it must be (60,)"),
+    "narrow weight": (bad(weight=np.eye(3)), "weight has shape (3, 3); it must be (K, 5)"),
+    "long bias": (bad(bias=np.zeros(4)), "bias has shape (4,); it must be (3,)"),
+    "bias alone": (bad(weight=None), "bias without weight"),
     "narrow test": (bad(test_features=FEATURES[:30, :4]), "test_features has shape (30, 4)"),
     "test alone": (bad(test_labels=None), "test_features without test_labels"),
-    "objects": (bad(features=FEATURES.astype(object)), "features is an object array"),
-    "complex": (bad(features=FEATURES + 0j), "features has dtype complex64"),
+    "objects": (bad(features=FEATURES.astype(object)), "array features: Object arrays cannot be loaded"),
+    "complex": (bad(features=FEATURES + 0j), "not a complex64 array"),
 }
 
 
@@ -204,12 +207,16 @@ def test_a_damaged_file_is_refused_and_nothing_in_it_is_run(damage, place, capsy
 @pytest.mark.parametrize(
     ("arguments", "fragment"),
     [
-        ("--num-classes 2", "labels must be in 0 ... 1 (the number of classes given); got 2"),
-        ("--num-classes 1", "at least two classes are needed; the number of classes given makes 1"),
-        ("--num-classes 4", "labels hold no sample of class 3 of 4"),
+        ("--num-classes 2", "labels run from 0 to 2; with 2 classes"),
+        (
+            "--num-classes 1",
+            "the number of classes given makes 1 classes; there must be at least 2",
+        ),
+        ("--num-classes 99999999999", "weight has shape (3, 5); it must be (99999999999, 5)"),
         ("--readouts svm", "unknown readout 'svm'"),
         ("--readouts head", "'head' is the weight in the file"),
         ("--threads 0", "threads is 0"),
+        ("--threads 100000", "threads is 100000; it must be between 1 and"),
         ("--json .", "--json . is a folder"),
     ],
 )
@@ -218,13 +225,35 @@ def test_mistaken_options_are_refused_in_a_line(arguments, fragment, place, caps
     assert_mistake(["measure", "fine.npz", *arguments.split()], fragment, capsys)
 
 
+def test_what_is_missing_is_measured_around_and_said(place, capsys):
+    few = np.where(np.arange(60) == 7, 2, LABELS % 2)
+    np.savez("few.npz", features=FEATURES, labels=few, weight=np.eye(9, 5))
+    printed, value = measured(capsys, "few.npz", "--readouts", "knn@9999")
+    assert value["num_classes"] == 9
+    assert value["measures"]["features/train/noisy/-/classes_present"] == 3
+    assert value["measures"]["features/train/noisy/head/nc3"] > 0
+    assert value["measures"]["features/train/noisy/knn@9999/fit_noisy"] is None
+    for line in (
+        "knn@9999 could not be fitted: k of 60 samples is 9999; it must be between 1 and 59",
+        "train, noisy labels: no sample of 6 of 9 classes (3, 4, 5, 6, 7, 8)",
+        "train, noisy labels: one sample only, hence no variance, of 1 of 9 classes (2)",
+    ):
+        assert line in printed.splitlines()
+    alone = {"features": FEATURES, "labels": few}
+    np.savez("alone.npz", **alone)
+    assert read_features("alone.npz", num_classes=1000).num_classes == 1000
+    with pytest.raises(ValueError, match=r"makes 99999999999 classes; .* at most 1000"):
+        read_features("alone.npz", num_classes=99999999999)
+
+
 def test_agreement_names_what_differs_and_not_all_of_it():
     kept = {"last": {"measures": {f"k{i}": float(i) for i in range(30)}}}
     same = {"last": dict(kept["last"]["measures"])}
-    (line,) = agreement(kept, same)
+    run = SimpleNamespace(evaluation=SimpleNamespace(selections=kept))
+    (line,) = agreement(run, same)
     assert "all 30 measures are the same" in line
     moved = {"last": {key: value + (value > 14) for key, value in same["last"].items()}}
-    first, *rest = agreement(kept, moved)
+    first, *rest = agreement(run, moved)
     assert "15 of 30 measures differ" in first
     assert rest[0] == "last k15: 16.0000 now, 15.0000 in the record"
     assert len(rest) == 11

@@ -9,12 +9,15 @@ import pytest
 import torch
 from scipy import stats
 
-from experiments.commands.cli import _settings, parse
-from experiments.runs.methods import METHODS, Sizes, augmentation_for, readout_for, rules_for
+from experiments.commands.cli import parse
+from experiments.runs.grid import grid
+from experiments.runs.method import readout_for, rules_for
+from experiments.runs.methods import METHODS
+from experiments.runs.prepare import Sizes, load, prepare
 from experiments.runs.recipes import PAPER
-from experiments.runs.runner import extra_readouts, load, prepare
-from experiments.studies.label_noise import grid
-from mcr2.data import Split, batches, num_batches
+from experiments.runs.runner import extra_readouts
+from experiments.runs.trained import feed_for
+from mcr2.data import Augmentation, Split, batches, num_batches
 from mcr2.noise import corrupt
 from mcr2.objectives import Context
 from mcr2.selection import SELECTIONS
@@ -27,7 +30,7 @@ CIFAR10 = SHARED / "cifar10-12k.npz"
 SIZES = Sizes(num_classes=10, in_channels=3, num_samples=50_000, height=32, width=32)
 
 # The others are constructed: they have no backbone and take no steps.
-TRAINED = [name for name, method in METHODS.items() if method.build is not None]
+TRAINED = [name for name, method in METHODS.items() if method.trained]
 
 
 def spec(method, *settings, **changes):
@@ -94,7 +97,7 @@ def orders(run, epochs=3):
 
 @pytest.mark.parametrize("command", ["table", "train"])
 def test_without_shuffling_every_epoch_has_the_same_thousands_in_their_order(command):
-    (setting,) = _settings(parse([command, "--recipe", "paper", "--no-shuffle"]))
+    (setting,) = parse([command, "--recipe", "paper", "--no-shuffle"]).settings()
     for epoch in orders(spec("mcr2", setting)):
         assert len(epoch) == 50
         for number, batch in enumerate(epoch):
@@ -133,7 +136,7 @@ def test_shifts_are_uniform_over_the_padding_of_eight_and_half_the_images_are_mi
         epoch=0,
         sampling_seed=0,
         augmentation_seed=run.streams.seeds(run.seed)["augmentation"],
-        augmentation=augmentation_for(run, None),
+        augmentation=Augmentation(run.shift, run.flip),
     )
     place = batch.images.flatten(1).argmax(1)
     rows, columns = place // 32, place % 32
@@ -193,7 +196,7 @@ def one_batch(*settings):
             epoch=0,
             sampling_seed=0,
             augmentation_seed=1,
-            augmentation=augmentation_for(run, data.dataset),
+            augmentation=feed_for(run, data).augmentation,
             shuffle=run.shuffle,
         )
     )

@@ -8,15 +8,22 @@ import pytest
 import torch
 
 from experiments.commands.cli import main
-from experiments.report import accuracy_table
+from experiments.report.axis import RATIO
+from experiments.report.results import Results
+from experiments.report.rows import rows_of
+from experiments.report.tables import TABLES
+from experiments.runs.executors import Outcome
+from experiments.runs.grid import grid
+from experiments.runs.machine import Machine
 from experiments.runs.memory import peak_memory, restart_peak_memory
-from experiments.runs.methods import METHODS, Workspace, find_method, readout_for
+from experiments.runs.method import Workspace, readout_for
+from experiments.runs.methods import METHODS, find_method
+from experiments.runs.prepare import load, prepare
 from experiments.runs.recipes import QUICK
 from experiments.runs.redunet import make_encoder, read_options
-from experiments.runs.runner import Machine, Outcome, load, plan, prepare, read_run, run
+from experiments.runs.runner import evaluate_again, plan, run
 from experiments.runs.specs import vary
 from experiments.studies import construction, gaussians, shifts
-from experiments.studies.label_noise import cells_of, grid
 from mcr2.data import to_float
 from mcr2.evaluation import measure_key
 from mcr2.records import load_tensors
@@ -83,23 +90,23 @@ def test_the_table_has_a_row_whose_records_prove_a_fair_comparison(small, tmp_pa
     specs = grid(
         QUICK, ["ce", "redunet"], [0.0, 0.4], [0], fields={"dataset": small}, settings=settings
     )
-    cells = plan(specs, tmp_path, Machine())
-    outcomes = [Outcome(cell, run(cell.spec, cell.folder), None) for cell in cells]
-    rows = [row for outcome in outcomes for row in cells_of(outcome)]
-    shown = accuracy_table(rows, "small", {}).text()
+    planned = plan(specs, tmp_path, Machine())
+    outcomes = [Outcome(one, run(one.spec, one.folder), None) for one in planned]
+    rows = [row for outcome in outcomes for row in rows_of(outcome, (RATIO,))]
+    shown = TABLES["accuracy"](Results("small", (RATIO,), rows, [])).text()
     for rule in SELECTIONS:
         assert f"redunet  {rule:16}  nearest_subspace@3" in shown
     for ce, built in (outcomes[:2], outcomes[2:]):
+        ours, theirs = built.run.record, ce.run.record
         for name in ("labels", "held_out"):
-            assert built.record.proof[name] == ce.record.proof[name]
-        assert built.record.noise == ce.record.noise
-        assert built.record.data == ce.record.data
-        assert built.record.epochs == built.record.steps == 4
-        assert dict(built.record.spec["options"]) == {"layers": 4, "eps_sq": 0.5}
-        again, readings = read_run(built.cell.folder, device="cpu")
+            assert ours.proof[name] == theirs.proof[name]
+        assert (ours.noise, ours.data) == (theirs.noise, theirs.data)
+        assert ours.epochs == ours.steps == 4
+        assert dict(ours.spec["options"]) == {"layers": 4, "eps_sq": 0.5}
+        again = evaluate_again(built.planned.folder, device="cpu").evaluation
         key = measure_key("accuracy", split="test", labels="clean", readout=again.readout)
-        for rule, reading in readings.items():
-            assert reading.measures[key] == again.selections[rule]["measures"][key]
+        for rule, chosen in built.run.evaluation.selections.items():
+            assert again.selections[rule]["measures"][key] == chosen["measures"][key]
 
 
 def test_what_the_method_is_given_is_checked(small):
@@ -146,7 +153,7 @@ def test_the_command_prints_rates_and_leaves_figures(small, tmp_path, capsys):
     # Another network does not overwrite it, mistakes are a line and exit status 2.
     for wrong, message in (
         (["--ratio", "0.3"], "holds the study"),
-        (["--ratio", "0.2", "--set", "depth=3"], "'depth' is no field of a run"),
+        (["--ratio", "0.2", "--set", "depth=3"], "unknown field 'depth'"),
         (["--ratio", "0.2", "--patience", "0"], "patience is 0"),
     ):
         assert main([*command, *wrong]) == 2
@@ -185,21 +192,31 @@ def test_figures_show_a_few_samples_of_each_class(small):
 @pytest.mark.parametrize("d", [2, 3])
 def test_gaussian_clusters_end_as_orthogonal_directions(d):
     found = gaussians.construct(d, per_class=60, layers=600)
-    before, after, test = found.cosines
-    assert before > 0.5
-    assert after < 0.05
-    assert test < 0.05
-    assert found.recovered == 1
+    assert found.figures["cosine_before"] > 0.5
+    assert found.figures["cosine_after"] < 0.05
+    assert found.figures["cosine_test"] < 0.05
+    assert found.figures["recovered"] == 1
     # Each class ends as one direction.
     for k in range(d):
         own = found.test_features[found.labels == k]
         assert float((own @ own.T).abs().min()) > 0.99
 
 
-def test_the_figure_of_clusters_is_drawn(tmp_path):
-    found = [gaussians.construct(d, per_class=10, layers=5) for d in (2, 3)]
-    gaussians.plot(found, tmp_path / "figure.png")
-    assert (tmp_path / "figure.png").stat().st_size > 10_000
+def test_the_study_of_clusters_leaves_rows_and_a_figure(tmp_path, capsys):
+    study = gaussians.Gaussians(out=tmp_path, seeds=(3, 4), layers=5)
+    assert study.prepare()() == 0
+    rows = json.loads((tmp_path / "gaussians.json").read_text())["rows"]
+    assert [(row["seed"], row["dimensions"]) for row in rows] == [(3, 2), (3, 3), (4, 2), (4, 3)]
+    assert f"{rows[0]['cosine_test']:.4f}" in capsys.readouterr().out
+    assert (tmp_path / "gaussians.png").stat().st_size > 10_000
+    for wrong, message in (
+        ({"layers": 0}, "layers is 0"),
+        ({"seeds": (-1,)}, "seeds is -1"),
+        ({"seeds": ()}, "number of seeds is 0"),
+        ({"threads": 0}, "threads is 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            gaussians.Gaussians(**wrong).prepare()
 
 
 def test_shift_subspaces_are_spanned_by_all_shifts():
@@ -207,9 +224,9 @@ def test_shift_subspaces_are_spanned_by_all_shifts():
     Z = torch.randn(5, 2, 3, 4, generator=generator, dtype=torch.float64)
     labels = torch.tensor([0, 0, 1, 1, 1])
     X = torch.randn(4, 2, 3, 4, generator=generator, dtype=torch.float64)
-    readout = shifts.ShiftSubspaces.fit(Z, labels, 2)
+    spectra = shifts.shift_spectra(Z, labels, 2)
     for dimensions in (1, 6, 13, 20, 24):
-        found = readout.residuals(X, dimensions)
+        found = shifts.residuals(X, spectra, dimensions)
         for k in range(2):
             rows = torch.cat([z.flatten(1) for z in shifts.all_shifts(Z[labels == k])])
             _, values, V = torch.linalg.svd(rows, full_matrices=False)
@@ -219,26 +236,31 @@ def test_shift_subspaces_are_spanned_by_all_shifts():
                 n = min(n, int((values > 1e-9).sum()))
                 inside = X.flatten(1) @ V[:n].T
                 options.append(X.flatten(1).square().sum(1) - inside.square().sum(1))
-            near = [bool((found[:, k] - option).abs().max() < 1e-9) for option in options]
+            near = [bool((found[:, k] - option).abs().max() < 1e-8) for option in options]
             assert any(near), (dimensions, k)
-        moved = readout.residuals(X.roll((1, 2), (2, 3)), dimensions)
+        moved = shifts.residuals(X.roll((1, 2), (2, 3)), spectra, dimensions)
         torch.testing.assert_close(moved, found, atol=1e-9, rtol=0)
 
 
-@pytest.fixture(scope="module")
-def compared():
-    settings = ("lifting=12", "layers=12", "eta=0.5", "eps_sq=0.1", "lam=500")
-    return shifts.compare(settings=settings, epochs=3, every=13)
-
-
-def test_the_network_tells_shifted_digits_apart_where_pixels_and_a_plain_network_do_not(compared):
-    plain, pixels, lifted, early, network = compared
+def test_the_network_tells_shifted_digits_apart_where_pixels_and_a_plain_network_do_not(tmp_path):
+    settings = ("lifting=12", "layers=12")
+    shifts.Shifts(out=tmp_path, set=settings, epochs=3, every=13).prepare()()
+    rows = json.loads((tmp_path / "shifts.json").read_text())["rows"]
+    plain, pixels, lifted, early, network = rows
     # The readout is invariant, on pixels too.
-    for reading in (pixels, lifted, early, network):
-        assert reading.worst == pytest.approx(reading.unshifted, abs=0.01)
-    assert early.shifted > 0.95
-    assert network.shifted > 0.9
-    assert pixels.shifted < 0.7
-    assert plain.shifted < 0.5 < plain.unshifted
+    for row in (pixels, lifted, early, network):
+        assert row["worst_shift"] == pytest.approx(row["as_they_are"], abs=0.01)
+    assert early["shifted"] > 0.95
+    assert network["shifted"] > 0.9
+    assert pixels["shifted"] < 0.7
+    assert plain["shifted"] < 0.5 < plain["as_they_are"]
     # What the layers add: as many digits told apart by far fewer directions.
-    assert network.dimensions < lifted.dimensions
+    assert network["dimensions"] < lifted["dimensions"]
+    assert (tmp_path / "shifts.png").stat().st_size > 5000
+    for wrong, message in (
+        ({"set": ("depth=3",)}, "unknown field 'depth'"),
+        ({"set": ("lifting=0",)}, "needs lifted channels"),
+        ({"every": 0}, "every is 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            shifts.Shifts(**wrong).prepare()
