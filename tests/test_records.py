@@ -1,6 +1,5 @@
 """What is written is whole or absent, plain, and read back as it was; the rest is refused."""
 
-import json
 import math
 import pickle
 from dataclasses import asdict, replace
@@ -16,7 +15,6 @@ from mcr2.records import (
     Run,
     RunEvaluation,
     content_key,
-    environment,
     load_run,
     load_study,
     load_tensors,
@@ -100,9 +98,7 @@ class Unwritable:
 WRITERS = {
     "json": lambda path: write_json(path, {"fine": 1, "bad": Unwritable()}),
     "text": lambda path: write_text(path, "half \ud800"),  # a lone surrogate: UTF-8 refuses it
-    "bytes": lambda path: write_bytes(path, "no bytes"),  # type: ignore[arg-type]
     "tensors": lambda path: save_tensors(path, {"x": torch.ones(2)}, {"bad": Unwritable()}),
-    "sparse": lambda path: save_tensors(path, {"x": torch.eye(2).to_sparse()}),
 }
 
 
@@ -133,12 +129,10 @@ def test_a_file_appears_only_when_it_is_whole(tmp_path, monkeypatch):
     assert entries(path.parent) == ["file"]
 
 
-@pytest.mark.parametrize("wrap", [float, np.float32, torch.tensor, lambda v: np.array([v])])
-def test_numbers_that_are_not_finite_become_null(wrap, tmp_path):
-    write_json(tmp_path / "x", [wrap(v) for v in (math.nan, math.inf, -math.inf)])
-    for constant in ("NaN", "Infinity"):
-        assert constant not in (tmp_path / "x").read_text()
-    assert read_json(tmp_path / "x") in ([None] * 3, [[None]] * 3)
+def test_numbers_that_are_not_finite_become_null(tmp_path):
+    values = (math.nan, math.inf, -math.inf)
+    write_json(tmp_path / "x", [*values, *map(np.float32, values), torch.tensor(values)])
+    assert (tmp_path / "x").read_text() == f"[{', '.join(6 * ['null'])}, [null, null, null]]\n"
 
 
 def test_plain_values_keep_value_and_type():
@@ -256,40 +250,29 @@ def test_tensors_are_read_back_bit_for_bit_with_their_metadata(tmp_path):
         torch.testing.assert_close(tensors[name], tensor.detach(), rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "noise", "pickle", "foreign", "header"])
-def test_a_damaged_or_foreign_tensor_file_is_refused_by_name(damage, tmp_path):
+def test_a_damaged_or_foreign_tensor_file_is_refused_by_name(tmp_path):
     path = tmp_path / "weights.safetensors"
     save_tensors(path, {"x": torch.arange(100.0)})
-    contents = {
-        "empty": b"",
-        "cut": path.read_bytes()[:-8],
-        "noise": bytes(range(256)) * 4,
-        "pickle": pickle.dumps({"x": [1.0]}),
-    }
-    if damage in contents:
-        path.write_bytes(contents[damage])
-    else:
-        header = {"json": "{"} if damage == "header" else None
+    whole = path.read_bytes()
+    contents = [b"", whole[:-8], bytes(range(256)) * 4, pickle.dumps({"x": [1.0]})]
+    for header in (None, {"json": "{"}):
         save_file({"x": torch.ones(2)}, str(path), metadata=header)
-    with pytest.raises(ValueError, match=r"weights\.safetensors is not a checkpoint of ours"):
-        load_tensors(path)
+        contents.append(path.read_bytes())
+    for content in contents:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"weights\.safetensors is not a checkpoint of ours"):
+            load_tensors(path)
 
 
 def test_nothing_that_is_written_is_pickled(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("pickled")
 
-    for name in ("dump", "dumps", "load", "loads", "Pickler", "Unpickler"):
-        monkeypatch.setattr(pickle, name, refuse)
-    for name in ("save", "load"):
-        monkeypatch.setattr(torch, name, refuse)
+    for module, names in ((pickle, ("dump", "dumps", "load", "loads")), (torch, ("save", "load"))):
+        for name in names:
+            monkeypatch.setattr(module, name, refuse)
     save_tensors(tmp_path / "x", TENSORS, {"epoch": 1})
-    load_tensors(tmp_path / "x")
-    # A safetensors file says in its first bytes how long its JSON header is.
-    raw = (tmp_path / "x").read_bytes()
-    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
-    assert header["__metadata__"] == {"json": '{"epoch": 1}'}
-    assert header.keys() - {"__metadata__"} == TENSORS.keys()
+    assert load_tensors(tmp_path / "x")[0].keys() == TENSORS.keys()
 
 
 def test_a_tensors_digest_sees_names_shapes_types_and_values_and_nothing_else():
@@ -313,9 +296,3 @@ def test_a_key_depends_on_every_part_and_not_on_the_order_of_names():
     others += [(1, {"a": 1, "b": (2, 3)}, ""), (1, {"a": "1", "b": (2, 3)}, "x")]
     assert key not in [content_key(*parts) for parts in others]
     assert len(key) == 64
-
-
-def test_the_environment_is_plain_and_names_the_versions():
-    got = environment()
-    assert plain(got) == got
-    assert (got["torch"], got["numpy"]) == (torch.__version__, np.__version__)
