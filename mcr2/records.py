@@ -336,6 +336,21 @@ class Run:
     evaluation: RunEvaluation | None
 
 
+_MEASURED = {"epoch": int, "measures": dict[str, float | None]}
+
+#: What fields that are free otherwise hold at the least, and what each part of others holds.
+_HOLD: dict[str, dict[str, Any]] = {
+    "data": {"name": str, "hash": str},
+    "noise": {"wrong": int | None},
+    "environment": {"threads": int},
+}
+_PARTS_HOLD: dict[str, dict[str, Any]] = {
+    "history": {**_MEASURED, "step": int},
+    "selections": {**_MEASURED, "validation_accuracy": float | None, "notes": list[str]},
+    "weights": {"file": str, "digest": str},
+}
+
+
 def _fits(value: Any, kind: Any) -> bool:
     """Whether a value is of a type as dataclasses of ours annotate it."""
     outer, parts = get_origin(kind), get_args(kind)
@@ -353,8 +368,16 @@ def _read(path: Path, kind: type[Any]) -> Any:
     if set(value) != set(expected):
         raise ValueError(f"{path} is damaged: it does not hold the fields of a {kind.__name__}")
     for field in fields(kind):
-        if not _fits(value[field.name], expected[field.name]):
+        held = value[field.name]
+        if not _fits(held, expected[field.name]):
             raise ValueError(f"{path} is damaged: {field.name} is not of type {field.type}")
+        parts = [held] if isinstance(held, dict) else []
+        if field.name in _PARTS_HOLD:
+            parts = list(held.values()) if isinstance(held, dict) else held
+        needed = _HOLD.get(field.name) or _PARTS_HOLD.get(field.name, {})
+        for name, wanted in needed.items():
+            if not all(name in part and _fits(part[name], wanted) for part in parts):
+                raise ValueError(f"{path} is damaged: {field.name} lacks {name}, or holds another")
     return kind(**value)
 
 

@@ -184,7 +184,9 @@ def command(*words, result):
         status, out, err = mcr2(*(str(w).replace("FOLDER", str(folder)) for w in words))
         assert "Traceback" not in out + err, err
         if status:
-            assert err.startswith("mcr2: ") or "not measured" in out or "failed, " in out, out + err
+            assert err.strip().startswith("mcr2: ") or "not measured" in out or "failed, " in out, (
+                out + err
+            )
             raise ValueError(err or out)
         return result(folder)
 

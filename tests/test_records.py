@@ -37,10 +37,10 @@ RECORD = Record(
     status="finished",
     reason=None,
     seeds={"noise": 10},
-    data={"name": "digits", "train": 90},
+    data={"name": "digits", "hash": "h", "train": 90},
     noise={"wrong": 2, "indices": [3, 1], "transition": [[0.9, 0.1], [0.0, 1.0]]},
     proof={"sampling": "00"},
-    environment={"torch": "2"},
+    environment={"torch": "2", "threads": 1},
     readout="head",
     epochs=4,
     steps=40,
@@ -59,9 +59,16 @@ EVALUATION = RunEvaluation(
     terminal_epoch=None,
     data="d0",
     layers=["stage2"],
-    selections={"last": {"epoch": 4, "measures": {KEYS[0]: 0.1 + 0.2, KEYS[1]: 2.5}}},
+    selections={
+        "last": {
+            "epoch": 4,
+            "validation_accuracy": None,
+            "measures": {KEYS[0]: 0.1 + 0.2, KEYS[1]: 2.5},
+            "notes": [],
+        }
+    },
     seconds=0.25,
-    environment={"torch": "2"},
+    environment={"torch": "2", "threads": 1},
 )
 TENSORS = {
     "double": torch.tensor([[math.pi, -0.0]], dtype=torch.float64),

@@ -449,7 +449,7 @@ def _read_weights(folder: Path, kept: dict[str, str]) -> dict[str, torch.Tensor]
 
 def _terminal_epoch(record: Record) -> int | None:
     key = measure_key("fit_noisy", split="train", labels="noisy", readout=record.readout)
-    began = terminal_phase([entry["measures"][key] for entry in record.history])
+    began = terminal_phase([entry["measures"].get(key) or 0.0 for entry in record.history])
     return None if began is None else int(record.history[began]["epoch"])
 
 

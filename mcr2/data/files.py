@@ -52,11 +52,11 @@ def read_arrays(path: Path, needed: Sequence[str], allowed: Sequence[str]) -> di
             raise ValueError("not a file")
         with zipfile.ZipFile(path) as archive:
             names = set(archive.namelist())
-            for name in names:  # an array under a damaged name would be missed without a word
-                archive.open(name).close()
             keys = [key for key in (*needed, *allowed) if f"{key}.npy" in names]
             claimed = sum(archive.getinfo(f"{key}.npy").file_size for key in keys)
             check_size(claimed, path.stat().st_size)
+            for name in names:  # an array under a damaged name would be missed without a word
+                archive.open(name).close()
             arrays = {key: _member(archive, key) for key in keys}
         if missing := [key for key in needed if key not in arrays]:
             raise ValueError(
