@@ -250,6 +250,7 @@ def test_reread_measures_layers_of_a_finished_study_without_training(study, tmp_
         if found.record.spec["ratio"] == 0:
             shutil.rmtree(found.folder)
     before, files = runs(out), stamps(out, ".safetensors")
+    (next(iter(before.values())).folder / "evaluation.json").write_text("damaged")
     status, printed, _ = mcr2("reread", out, "--layers", "stage2")
     assert status == 0
     assert printed.count("measured again in") == 2
