@@ -409,7 +409,7 @@ def test_reread_imports_only_code_that_is_named(own, tmp_path):
     status, printed, _ = mcr2("reread", out, "--code", file.parent / "moved" / "loss.py:Pull")
     assert status == 0
     assert printed.count("measured again in") == 2
-    assert "its command shows it anew" in printed
+    assert "its own command does that" in printed
 
 
 STUDY = """
