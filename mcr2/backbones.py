@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from mcr2.checks import choice, describe, integer
 
@@ -203,6 +204,8 @@ def check_backbone(
     ``(m, feature_dim)``, in training and in evaluation; two images are tried.
     """
     name, shape = type(module).__name__, (2, in_channels, height, width)
+    if any(map(is_lazy, [*module.parameters(), *module.buffers()])):
+        raise ValueError(f"{name} has lazy layers; give them their sizes (images are {shape})")
     trial = copy.deepcopy(module)
     device = next((p.device for p in trial.parameters()), None)
     for training in (True, False):

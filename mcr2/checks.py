@@ -32,7 +32,8 @@ def describe(value: object) -> str:
         layout = dense if value.layout == torch.strided else f"{value.layout} ".split(".")[-1]
         return f"a {layout}{value.dtype} tensor of shape {tuple(value.shape)}"
     if isinstance(value, np.ndarray):
-        return f"a {value.dtype} array of shape {value.shape}"
+        kind = f"{value.dtype} array of shape {value.shape}"
+        return f"an {kind}" if kind.startswith("int") else f"a {kind}"
     text = f"{type(value).__name__} {value!r}"
     return text if len(text) <= 80 else text[:77] + "..."
 
@@ -113,7 +114,7 @@ def floating(name: str, value: object, *shape: int | str, finite: bool = True) -
         # The extremes are NaN where any entry is, and cost one read and no memory.
         low, high = torch.stack(torch.aminmax(tensor.detach())).tolist()
         if not (math.isfinite(low) and math.isfinite(high)):
-            raise ValueError(f"{name} must be finite; it holds NaN or infinity")
+            raise ValueError(f"{name} must be finite, without NaN or infinity")
     return tensor
 
 

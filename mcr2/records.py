@@ -107,7 +107,7 @@ def plain(value: Any) -> Any:
 def write_json(path: str | Path, value: Any, *, indent: int | None = 1) -> None:
     """Write ``value`` as JSON, atomically; numbers that are not finite become null.
 
-    With an ``indent``, a list without mappings in it takes one line: a spectrum is no page.
+    With an ``indent``, a list without mappings in it takes one line, however long.
     """
     text = _json(plain(value), indent, "\n") + "\n"
     # File names need not be Unicode; their lone surrogates become JSON's escapes.
@@ -381,8 +381,8 @@ def _read(path: Path, kind: type[Any]) -> Any:
     return kind(**value)
 
 
-def load_run(folder: str | Path) -> Run:
-    """Read a finished run's folder; nothing that it names is imported.
+def load_run(folder: str | Path, *, evaluated: bool = True) -> Run:
+    """Read a finished run's folder, perhaps without its evaluation; nothing it names is imported.
 
     Raises:
         ValueError: there is no record, or a file of it is damaged; the message names it.
@@ -391,8 +391,9 @@ def load_run(folder: str | Path) -> Run:
     if not (folder / RECORD).is_file():
         raise ValueError(f"{folder} holds no finished run: there is no {RECORD} in it")
     record = _read(folder / RECORD, Record)
-    found = [_read(path, RunEvaluation) for path in [folder / EVALUATION] if path.is_file()]
-    return Run(folder, record, found[0] if found and found[0].key == record.key else None)
+    path = folder / EVALUATION
+    found = _read(path, RunEvaluation) if evaluated and path.is_file() else None
+    return Run(folder, record, found if found and found.key == record.key else None)
 
 
 def save_record(folder: Path, record: Record) -> None:

@@ -207,6 +207,7 @@ def test_a_backbone_that_fits_passes_and_is_left_as_it_was():
         (torch.nn.Flatten(), r"Flatten makes a torch.float32 tensor of shape \(2, 64\) of images"),
         (torch.nn.Linear(7, 5), "Linear cannot take images .*: RuntimeError"),
         (torch.nn.Sequential(torch.nn.Flatten(0)), r"must be floating features \(2, 5\)"),
+        (torch.nn.Sequential(torch.nn.LazyLinear(5)), "Sequential has lazy layers"),
         (torch.nn.LSTM(8, 5), "LSTM cannot take images"),
         (BACKBONES["resnet10_w8"](in_channels=3, feature_dim=5), "ResNet cannot take images"),
     ],

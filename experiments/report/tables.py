@@ -22,7 +22,9 @@ from mcr2.readouts import READOUTS, parse_readout
 from mcr2.records import write_json, write_text
 
 #: Measures of memorization, which rows hold under their names, in the order of columns and panels.
-MEMORIZATION = ("fit_noisy", "fit_corrupted", "recovered")
+MEMORIZATION = tuple(
+    m.name for m in MEASURES.values() if m.family == "accuracy" and m.shown and m.name != "accuracy"
+)
 
 #: What is counted against in training: labels as they were trained on; in test, the true ones.
 LABELS = {"train": "noisy", "test": "clean"}

@@ -484,7 +484,7 @@ def evaluate_again(
         ValueError: the folder holds no finished run, or its data, weights or code are not those
             that the record was made from.
     """
-    run = load_run(folder)
+    run = load_run(folder, evaluated=False)  # the old one may be damaged
     record = run.record
     own = record.environment.get("threads", 1) if threads is None else threads
     machine = Machine(device, own, data_root)

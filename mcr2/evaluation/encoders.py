@@ -59,7 +59,7 @@ def encode_layers(
     Returned are ``(N, d_l)`` by name, ``features`` first, at least float32, on the images' device.
 
     Raises:
-        ValueError: a stage that the encoder does not have.
+        ValueError: a stage that the encoder does not have, or not one feature an image.
     """
     names = tuple(dict.fromkeys((FEATURES, *layers)))
     for name in names:
@@ -76,6 +76,9 @@ def encode_layers(
     finally:
         encoder.train(mode)
     whole = {name: torch.cat([part[name] for part in parts]) for name in names}
+    if len(whole[FEATURES]) != len(images):
+        count = len(whole[FEATURES])
+        raise ValueError(f"{len(images)} images make {count} features; one each is needed")
     return {n: H.to(torch.promote_types(H.dtype, torch.float32)) for n, H in whole.items()}
 
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from mcr2 import checks
-from mcr2.checks import Array, Labels
+from mcr2.checks import Array, Labels, describe
 from mcr2.evaluation.catalogue import MEASURES, QUANTILES, Value, View
 from mcr2.evaluation.results import (
     COMMON_READOUT,
@@ -121,8 +121,9 @@ def evaluate_features(
         layer: what the features are called in keys.
 
     Raises:
-        TypeError, ValueError: as :func:`mcr2.checks.samples`; fewer than two classes, an unknown
-            readout, or a default readout that cannot be fitted (``head`` without a head).
+        TypeError, ValueError: as :func:`mcr2.checks.samples`; a split that is not ``Labelled``,
+            fewer than two classes, an unknown readout, or a default readout that cannot be fitted
+            (``head`` without a head).
 
     Example:
         >>> corners = torch.eye(3).repeat(4, 1)
@@ -136,6 +137,9 @@ def evaluate_features(
     for name in names:
         parse_readout(name)
     given = {"train": train, "validation": validation, "test": test}
+    for split, each in given.items():
+        if not isinstance(each, Labelled) and (each is not None or split == "train"):
+            raise TypeError(f"{split} must be Labelled(features, labels), not {describe(each)}")
     splits = {name: _by_labels(name, split, K) for name, split in given.items() if split}
     widths = {views["-"].features.shape[1] for views in splits.values()}
     if len(widths) > 1:

@@ -198,7 +198,7 @@ def evaluate(
                 rates = grouped_rates(X, membership, eps_sq, totals)
         except ArithmeticError as error:
             if not bool(X.isfinite().all()):
-                raise ValueError("Z must be finite; it holds NaN or infinity") from None
+                raise ValueError("Z must be finite, without NaN or infinity") from None
             largest = float(torch.linalg.vector_norm(X.detach(), dim=-1).max())
             size = f"features of norm up to {largest:.3g}"
             raise ValueError(f"eps_sq={eps_sq} is too small for {size}: {error}") from None
