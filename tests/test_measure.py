@@ -159,7 +159,10 @@ BAD = {
     "bias alone": (bad(weight=None), "bias without weight"),
     "narrow test": (bad(test_features=FEATURES[:30, :4]), "test_features has shape (30, 4)"),
     "test alone": (bad(test_labels=None), "test_features without test_labels"),
-    "objects": (bad(features=FEATURES.astype(object)), "array features: Object arrays cannot be loaded"),
+    "objects": (
+        bad(features=FEATURES.astype(object)),
+        "array features: Object arrays cannot be loaded",
+    ),
     "complex": (bad(features=FEATURES + 0j), "not a complex64 array"),
 }
 

@@ -133,7 +133,9 @@ def make_run(method, where, seed, failed=False):
         measures[f"features/test/clean/{readout}/accuracy"] -= number / 1000
         chosen = {"epoch": epochs[-1], "validation_accuracy": None, "standard_error": None}
         rules[rule] = {**chosen, "measures": measures, "profiles": profiles(method, where, seed)}
-    evaluation = RunEvaluation("0", 1, readout, 5 if method == "ce" else None, "h", (), rules, 0.1, {})
+    evaluation = RunEvaluation(
+        "0", 1, readout, 5 if method == "ce" else None, "h", (), rules, 0.1, {}
+    )
     name = "-".join(map(str, (Path(method).name, *where.values(), seed)))
     return Run(Path(name), record, None if failed else evaluation)
 
