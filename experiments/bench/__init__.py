@@ -66,7 +66,7 @@ class RecipeBench(Bench, DataOptions):
     """Options of a benchmark of a recipe's steps."""
 
     methods: tuple[str, ...] = ("ce", "mcr2")
-    """Names, or path/to/file.py:Class, or package.module:Class of an Objective."""
+    """ce, mcr2, vmcr2, tcr, ole, redunet, or path/to/file.py:Class, package.module:Class."""
 
 
 class Step(RecipeBench):

@@ -116,23 +116,33 @@ class Reread(_Again):
         if not folders:
             raise ValueError(f"{self.out} holds no finished run")
         marker = self.out / STUDY
-        held = read_signed(marker) if marker.is_file() else {}
+        try:
+            held = read_signed(marker) if marker.is_file() else {}
+        except ValueError as error:  # its runs can still be measured
+            print(f"mcr2: {error}; the study is not shown anew", file=sys.stderr)
+            held = {}
         return lambda: self._runs(folders) or self._show(held)
 
     def _runs(self, folders: list[Path]) -> int:
+        from filelock import FileLock, Timeout
+
         from experiments.runs.runner import evaluate_again
         from mcr2.records import save_evaluation
 
         failed, missing = False, set(self.layers)
         for number, folder in enumerate(folders, start=1):
+            told = "its training failed, nothing to measure"
             try:
-                run = evaluate_again(folder, **self._options())
+                with FileLock(folder / ".lock", timeout=0):
+                    run = evaluate_again(folder, **self._options())
+                    if run.evaluation is not None:
+                        save_evaluation(folder, run.evaluation)
+            except Timeout:
+                failed, told = True, "not measured, it is being run"
             except ValueError as error:
                 failed, told = True, f"not measured, {error}"
             else:
-                told = "its training failed, nothing to measure"
                 if run.evaluation is not None:
-                    save_evaluation(folder, run.evaluation)
                     missing -= set(run.evaluation.layers)
                     told = f"measured again in {run.evaluation.seconds:.1f} s"
             print(f"[{number}/{len(folders)}] {folder.name}: {told}", flush=True)

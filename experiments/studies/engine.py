@@ -63,8 +63,8 @@ class Study:
 class GridStudy(GridOptions, Study):
     """A grid of runs over named axes, and what their records say."""
 
-    #: Names of ``TABLES`` and ``FIGURES``, or functions of :class:`Results` of the study's own. The
-    #: first table is shown while runs go on.
+    #: Names of ``TABLES`` and ``FIGURES``, or functions of :class:`Results` of the study's own;
+    #: ``"families"`` are the tables of all families. The first table is shown while runs go on.
     tables: ClassVar[tuple[Any, ...]] = ("accuracy",)
     figures: ClassVar[tuple[Any, ...]] = ("accuracy",)
 
@@ -219,11 +219,16 @@ class GridStudy(GridOptions, Study):
         )
 
     def _tables(self, results: Results) -> list[Table]:
-        from experiments.report.tables import TABLES
+        from experiments.report.tables import TABLES, family_tables
 
         if all(row["status"] == "failed" for row in results.rows):
             return []  # the reasons stand in the notes
-        makers = [TABLES[name] if isinstance(name, str) else name for name in self.tables]
+        makers: list[Any] = []
+        for name in self.tables:
+            if name == "families":  # every family with a shown measure, those of today and later
+                makers += family_tables().values()
+            else:
+                makers.append(TABLES[name] if isinstance(name, str) else name)
         return [table for table in (make(results) for make in makers) if table is not None]
 
 

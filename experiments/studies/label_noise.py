@@ -40,15 +40,14 @@ class LabelNoise(GridStudy):
     """
 
     methods: tuple[str, ...] = ("ce", "mcr2")
-    """Names, or path/to/file.py:Class, or package.module:Class of an Objective."""
+    """ce, mcr2, vmcr2, tcr, ole, redunet, or path/to/file.py:Class, package.module:Class."""
 
     name: ClassVar[str] = "label_noise"
     tables = (
         "accuracy",
         "differences",
         "memorization",
-        "diversity",
-        "collapse",
+        "families",
         "readouts",
         "readouts_clean",
     )
