@@ -35,18 +35,18 @@ SMALL += ["evaluate_every=1"]
 GRID = [*SMALL, "--epochs", "2", "--ratios", "0", "0.5"]
 
 
-def mcr2(*arguments):
+def mcr2(*arguments, figures=("accuracy",)):
     """Run the command line here; return its status, what it printed and what it complained of."""
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = main([str(a) for a in arguments])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LabelNoise, "figures", figures)  # all of them take longer than the runs
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            status = main([str(a) for a in arguments])
     return status, out.getvalue(), err.getvalue()
 
 
-def table(out, *arguments, figures=("accuracy",)):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LabelNoise, "figures", figures)
-        status, printed, _ = mcr2("table", "--out", out, "--jobs", 2, *arguments)
+def table(out, *arguments, **options):
+    status, printed, _ = mcr2("table", "--out", out, "--jobs", 2, *arguments, **options)
     return status, printed, json.loads((out / "table.json").read_text())
 
 
@@ -260,9 +260,7 @@ def test_what_is_damaged_or_of_an_older_version_is_done_again_and_nothing_else(s
         with pytest.raises(ValueError, match=f"{folder.name}/{name} is "):
             load_run(folder)
     assert parse(["study", "label_noise", *GRID]) == parse(["table", *GRID])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LabelNoise, "figures", ())
-        status, _, complaints = mcr2("study", "label_noise", "--out", out, "--jobs", 2, *GRID)
+    status, _, complaints = mcr2("study", "label_noise", "--out", out, "--jobs", 2, *GRID)
     assert status == 0
     assert complaints.count("set aside as") == complaints.count("\n") == 2
     assert f"{evaluated / 'evaluation.json'} is not a JSON file" in complaints
