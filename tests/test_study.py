@@ -3,12 +3,7 @@
 import contextlib
 import io
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -27,26 +22,24 @@ from mcr2.records import load_run, save_evaluation
 from mcr2.selection import SELECTIONS
 from mcr2.training import TrainingConfig
 
-ROOT = Path(__file__).resolve().parents[1]
-
 #: What makes a run of a second; the methods' batch sizes differ, as in the recipe.
 SMALL = ["--subset", "100", "--set", "backbone=resnet10_w8", "batch_size=50", "mcr2.batch_size=90"]
 SMALL += ["evaluate_every=1"]
 GRID = [*SMALL, "--epochs", "2", "--ratios", "0", "0.5"]
 
 
-def mcr2(*arguments):
+def mcr2(*arguments, figures=("accuracy",)):
     """Run the command line here; return its status, what it printed and what it complained of."""
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = main([str(a) for a in arguments])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LabelNoise, "figures", figures)  # all of them take longer than the runs
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            status = main([str(a) for a in arguments])
     return status, out.getvalue(), err.getvalue()
 
 
-def table(out, *arguments, figures=("accuracy",)):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LabelNoise, "figures", figures)
-        status, printed, _ = mcr2("table", "--out", out, "--jobs", 2, *arguments)
+def table(out, *arguments, **options):
+    status, printed, _ = mcr2("table", "--out", out, "--jobs", 2, *arguments, **options)
     return status, printed, json.loads((out / "table.json").read_text())
 
 
@@ -260,9 +253,7 @@ def test_what_is_damaged_or_of_an_older_version_is_done_again_and_nothing_else(s
         with pytest.raises(ValueError, match=f"{folder.name}/{name} is "):
             load_run(folder)
     assert parse(["study", "label_noise", *GRID]) == parse(["table", *GRID])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LabelNoise, "figures", ())
-        status, _, complaints = mcr2("study", "label_noise", "--out", out, "--jobs", 2, *GRID)
+    status, _, complaints = mcr2("study", "label_noise", "--out", out, "--jobs", 2, *GRID)
     assert status == 0
     assert complaints.count("set aside as") == complaints.count("\n") == 2
     assert f"{evaluated / 'evaluation.json'} is not a JSON file" in complaints
@@ -517,56 +508,6 @@ def test_a_run_killed_in_its_middle_continues_to_the_same_record(tmp_path):
     assert not (killed / runner.CHECKPOINT).exists()
     for kept in whole.record.weights.values():
         assert (killed / kept["file"]).read_bytes() == (whole.folder / kept["file"]).read_bytes()
-
-
-def living(group):
-    """Members of a process group that are not zombies; those may wait for a lazy init."""
-    listing = ["ps", "-A", "-o", "pgid=,stat="]
-    lines = subprocess.run(listing, capture_output=True, text=True, check=True).stdout.splitlines()
-    return [ln for ln in lines if int(ln.split()[0]) == group and "Z" not in ln]
-
-
-def until(condition, seconds):
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, "waited in vain"
-        time.sleep(0.02)
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
-def test_a_study_killed_in_its_middle_continues_to_the_same_rows(study, tmp_path):
-    out = tmp_path / "killed"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "experiments.commands", "table", "--out", out, "--jobs", "2", *GRID],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-
-        def in_the_middle():
-            assert process.poll() is None, "the study ended before it could be killed"
-            done = {path.parent for path in out.glob("runs/*/record.json")}
-            begun = {path.parent for path in out.glob("runs/*/spec.json")}
-            return done and begun - done
-
-        until(in_the_middle, 60)
-        process.kill()
-        process.wait()
-        until(lambda: not living(process.pid), 20)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    assert not (out / "table.json").exists()
-    finished = {p: s for p, s in stamps(out).items() if p.name == "record.json"}
-    assert 1 <= len(finished) < 4
-    status, _, resumed = table(out, *GRID)
-    assert status == 0
-    assert {path: stamps(out)[path] for path in finished} == finished
-    whole = json.loads((study[0] / "table.json").read_text())
-    assert timeless(resumed["rows"]) == timeless(whole["rows"])
 
 
 def test_datasets_lists_what_is_there_and_what_is_missing(tmp_path, monkeypatch):
