@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from experiments.commands.cli import main
+from experiments.runs.signals import Stopped, StopSignals
 
 ROOT = Path(__file__).resolve().parents[1]
 CHEAP = ["--subset", "200", "--jobs", "2"]
@@ -89,7 +90,7 @@ def left(out):
     return timeless(found.get("rows", found)), files
 
 
-#: Runs write a checkpoint after every step, on a slow disk: what takes no time is never hit.
+#: Runs write checkpoints often, on a slow disk: what takes no time is never hit.
 SLOWLY = """
 import os, sys, tempfile, time
 import mcr2.records
@@ -104,7 +105,7 @@ def slowly(act):
         return done
     return acting
 
-run.__kwdefaults__["checkpoint_seconds"] = 0
+run.__kwdefaults__["checkpoint_seconds"] = 0.3
 os.replace, tempfile.mkstemp = slowly(os.replace), slowly(tempfile.mkstemp)
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
@@ -237,3 +238,33 @@ def test_many_killed_studies_go_on_to_the_same_results(name, tmp_path):
     for (met, sent), count in sorted(Counter((met, sent) for _, met, sent in lines).items()):
         print(f"{name:8} {met:10} SIG{sent:4} {count:3d}")
     assert {met for _, met, _ in lines} >= set(phases)
+
+
+def test_a_signal_waits_only_for_who_asks_and_never_twice():
+    stop = StopSignals()
+    with stop:
+        assert not stop()
+        signal.raise_signal(signal.SIGTERM)
+        assert stop()
+        with pytest.raises(Stopped, match="SIGINT"):
+            signal.raise_signal(signal.SIGINT)
+    with stop:
+        assert not stop()
+        stop.nobody_asks()
+        with pytest.raises(Stopped, match="SIGTERM"):
+            signal.raise_signal(signal.SIGTERM)
+    with stop:
+        assert not stop()
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Stopped, match="SIGTERM"):
+            stop.nobody_asks()
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with StopSignals() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop()
+    finally:
+        signal.signal(signal.SIGHUP, before)
