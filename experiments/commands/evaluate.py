@@ -139,7 +139,7 @@ class Reread(_Again):
                         save_evaluation(folder, run.evaluation)
             except Timeout:
                 failed, told = True, "not measured, it is being run"
-            except ValueError as error:
+            except (ValueError, OSError) as error:
                 failed, told = True, f"not measured, {error}"
             else:
                 if run.evaluation is not None:
