@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 RATIOS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 
 #: Test accuracy after Chan et al. (2021), "ReduNet", the table on label corruption: CIFAR-10,
-#: ResNet-18, ratios 0 to 0.5. The code behind the cross-entropy row was never published.
+#: ResNet-18, ratios 0 to 0.5; docs/table.md says what is known of how its rows were made.
 PAPER: dict[str, dict[float, float]] = {
     "ce": dict(zip(RATIOS, (0.939, 0.909, 0.861, 0.791, 0.724, 0.603), strict=True)),
     "mcr2": dict(zip(RATIOS, (0.940, 0.911, 0.897, 0.881, 0.866, 0.843), strict=True)),
