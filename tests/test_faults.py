@@ -239,7 +239,7 @@ READ = [
     ("data.npz", of_training("npz")),
     ("features.npz", MEASURE),
     ("images/*/*/*", of_training("images")),
-    ("cache/mcr2/decoded/*/*", of_training("images")),
+    ("cache/mcr2/decoded/*", of_training("images")),
 ]
 
 

@@ -194,7 +194,7 @@ TWO = torch.arange(4) % 2
         (lambda: shift_invariant_rate(Z3[:0]), ValueError, "(0, 2, 3)"),
         (lambda: shift_invariant_rate(Z3.long()), TypeError, "int64"),
         (lambda: shift_invariant_rate(Z3, eps_sq=0), ValueError, "eps_sq is 0"),
-        (lambda: shift_invariant_rate(Z3 * np.nan), ValueError, "it holds NaN"),
+        (lambda: shift_invariant_rate(Z3 * np.nan), ValueError, "without NaN"),
         (lambda: shift_invariant_rate_reduction(Z3, TWO[:3]), ValueError, "3 labels for 4"),
         (
             lambda: shift_invariant_class_rates(Z3, TWO + 1, num_classes=2),

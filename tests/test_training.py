@@ -836,4 +836,4 @@ def test_a_config_that_cannot_be_meant_is_refused(changes, message):
 @pytest.mark.parametrize("n", [0, 1])
 def test_a_split_with_nothing_to_learn_from_is_refused(n):
     with pytest.raises(ValueError, match=f"at least two samples; the split has {n}"):
-        train(flat(), Spy(), SPLIT.select(range(n)), config())
+        train(flat(), Spy(), SPLIT.select(torch.arange(n)), config())
