@@ -172,7 +172,8 @@ def strike(name, wanted, sent, out, rng):
                 time.sleep(0.02)
         finally:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+                if living(process.pid):
+                    os.killpg(process.pid, signal.SIGKILL)
     said = (out.parent / "log").read_text(errors="replace")
     return met, instant, status, said
 
