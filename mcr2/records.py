@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 #: Files in a run's folder.
@@ -179,9 +179,10 @@ def _check_file(path: str | Path, most: float = math.inf) -> None:
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Any = None) -> None:
     """Write named tensors and a JSON-able ``metadata`` into one safetensors file, atomically."""
     header = {"json": json.dumps(plain(metadata), ensure_ascii=False)}
-    # save_file wants every tensor contiguous and alone in its memory.
+    # Safetensors wants every tensor contiguous and alone in its memory, and its save_file has
+    # temporary files of its own.
     whole = {k: v.detach().contiguous().clone() for k, v in tensors.items()}
-    _replace(Path(path), lambda name: save_file(whole, name, metadata=header))
+    write_bytes(path, save(whole, metadata=header))
 
 
 def load_tensors(

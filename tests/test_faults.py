@@ -519,7 +519,7 @@ def test_bombs_meet_limits_of_ours(place):
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Traceback" not in done.stderr
     statuses, mib = done.stdout.splitlines()[-1].rsplit(" ", 1)
-    assert set(json.loads(statuses)) <= {1, 2}, list(zip(lines, json.loads(statuses), strict=True))
+    assert not [f for f in zip(lines, json.loads(statuses), strict=True) if f[1] not in {1, 2}]
     assert int(mib) < 2500
     print(f"{len(lines)} bombs took {mib} MiB")
     assert good
@@ -529,6 +529,7 @@ def test_a_checkpoint_and_a_cache_are_no_bombs_either(place):
     sparse("stopped/checkpoint.safetensors", 1 << 40, b"\xff" * 8)
     assert again("stopped")(place) == again("run")(place)
     found = load_dataset("images").content_hash()
-    for file in Path("cache").rglob("*.npy"):
-        sparse(file, 1 << 40, header((1 << 37, 8, 1, 1)))
+    (entry,) = (path for path in Path("cache").rglob("*.safetensors") if "images" in path.name)
+    for head in (b"", b"\xff" * 8, entry.read_bytes()):
+        sparse(entry, 1 << 40, head)
         assert load_dataset("images").content_hash() == found

@@ -116,11 +116,13 @@ class Reread(_Again):
         if not folders:
             raise ValueError(f"{self.out} holds no finished run")
         marker = self.out / STUDY
+        if not marker.exists():
+            return lambda: self._runs(folders)
         try:
-            held = read_signed(marker) if marker.is_file() else {}
+            held = read_signed(marker)
         except ValueError as error:  # its runs can still be measured
             print(f"mcr2: {error}; the study is not shown anew", file=sys.stderr)
-            held = {}
+            return lambda: self._runs(folders) or 1
         return lambda: self._runs(folders) or self._show(held)
 
     def _runs(self, folders: list[Path]) -> int:
