@@ -140,7 +140,7 @@ IN_A_STUDY = {
     "--seeds 1 1": "seeds has repetitions: 1 1",
     "--set streams.noise=-1": "streams.noise is -1",
     # methods
-    "--methods svm": "unknown method 'svm'; choose from ce, mcr2",
+    "--methods svm": "unknown method 'svm'; choose from ce, ls, mse, fixed_etf, mcr2",
     "--methods": "methods is empty",
     "--methods ce ce": "methods has repetitions: ce ce",
     "--methods losses.py:Stranger": "losses.py:Stranger is not an mcr2.objectives.Objective",
