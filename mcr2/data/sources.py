@@ -231,9 +231,9 @@ def _download(source: Source, download: Callable[[Path], object], root: Path) ->
                 path.replace(root / source.folders[0] / path.name)
 
 
-def _torchvision(name: str, *splits: str) -> Callable[[Path], object]:
+def _torchvision(name: str, **parts: tuple[Any, ...]) -> Callable[[Path], object]:
     """A download by torchvision, which compares what it fetched with published checksums."""
-    options: list[dict[str, Any]] = [{"split": split} for split in splits] or [{}]
+    options = [{key: value} for key, values in parts.items() for value in values] or [{}]
     return lambda root: [torchvision_class(name)(root, download=True, **each) for each in options]
 
 
@@ -287,7 +287,7 @@ DATASETS: dict[str, Source] = {
         shift=2,  # a neighbouring digit lies close on either side
         files=readers.SVHN_FILES,
         folders=("svhn", "SVHN", "."),
-        download=_torchvision("SVHN", "train", "test"),
+        download=_torchvision("SVHN", split=("train", "test")),
     ),
     "stl10": Source(
         "13,000 photographs, 96×96 colour, 10 classes",
@@ -297,5 +297,14 @@ DATASETS: dict[str, Source] = {
         files=readers.STL10_FILES,
         folders=("stl10_binary",),
         download=_torchvision("STL10"),
+    ),
+    "omniglot": Source(
+        "32,460 hand-drawn characters, 28×28 grey, 1,623 classes",
+        readers.read_omniglot,
+        flip=False,
+        shift=2,
+        files=readers.OMNIGLOT_FILES,
+        folders=("omniglot-py",),
+        download=_torchvision("Omniglot", background=(True, False)),
     ),
 }
