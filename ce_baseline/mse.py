@@ -23,7 +23,7 @@ class MSE(LinearObjective):
 
     Reference: Hui & Belkin, "Evaluation of neural architectures trained with square loss vs
     cross-entropy in classification tasks", ICLR 2021; Tirer & Bruna, "Extended unconstrained
-    features model for exploring deep neural collapse", ICML 2022, Section 3, for the minima.
+    features model for exploring deep neural collapse", ICML 2022, for the minima.
 
     Example:
         >>> import torch

@@ -215,7 +215,9 @@ def test_the_layer_peeled_optimum_is_that_of_a_convex_solver(counts):
     Z = cvxpy.Variable((K, K))
     losses = cvxpy.hstack([cvxpy.log_sum_exp(Z[k]) - Z[k, k] for k in range(K)])
     limit = [cvxpy.normNuc(Z) <= K * math.sqrt(5)]
-    cvxpy.Problem(cvxpy.Minimize(shares @ losses), limit).solve(solver="SCS", eps=1e-8)
+    cvxpy.Problem(cvxpy.Minimize(shares @ losses), limit).solve(
+        solver="SCS", eps_abs=1e-8, eps_rel=1e-8
+    )
     found = layer_peeled(counts)
     predictions = (found.features @ found.weight.T).numpy()
     np.testing.assert_allclose(predictions, Z.value, atol=1e-3)

@@ -71,7 +71,7 @@ def closed_form(model: str, K: int, n: int, decay_w: float, decay_h: float) -> C
 
     Reference: Zhu et al., "A geometric analysis of neural collapse with unconstrained features",
     NeurIPS 2021, Theorem 3.1; Tirer & Bruna, "Extended unconstrained features model for exploring
-    deep neural collapse", ICML 2022, Theorems 3.1 and 3.2.
+    deep neural collapse", ICML 2022, Section 3.
 
     Example:
         >>> found = closed_form("mse, no bias", K=2, n=4, decay_w=0.1, decay_h=0.1)
@@ -272,7 +272,7 @@ def layer_peeled(
         TypeError, ValueError: fewer than two classes, sizes or energies that are not positive.
 
     Reference: Fang, He, Long & Su, "Exploring deep neural networks via layer-peeled model:
-    minority collapse in imbalanced training", PNAS 2021, equations 6 and 9.
+    minority collapse in imbalanced training", PNAS 2021.
 
     Example:
         >>> W = functional.normalize(layer_peeled([10, 10, 1, 1]).weight)

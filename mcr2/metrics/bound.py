@@ -77,8 +77,7 @@ def cdnv_bound(
         TypeError, ValueError: as :func:`mcr2.checks.samples`; features of other widths.
 
     Reference: the bound is that of Galanti, György & Hutter, "On the role of neural collapse in
-    transfer learning", ICLR 2022, Proposition 1 and its proof, before the deviations are bounded in
-    turn.
+    transfer learning", ICLR 2022, before the deviations of means and norms are bounded in turn.
 
     Example:
         >>> H, y = torch.tensor([[0.0, 1.0], [0.0, -1.0], [3.0, 1.0], [3.0, -1.0]]), [0, 0, 1, 1]

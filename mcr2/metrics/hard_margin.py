@@ -1,7 +1,7 @@
 """The linear classifier of widest margin on separable features, exactly.
 
 Gradient descent on the cross-entropy of separable features moves the direction of ``(W, b)`` ever
-closer to the solution of the multiclass hard-margin problem (Soudry et al. 2018, Section 4),
+closer to the solution of the multiclass hard-margin problem (Soudry et al. 2018),
 
     min ‖W‖_F² + ‖b‖²   such that   (w_y − w_j)ᵀh + b_y − b_j ≥ 1   for every sample and j ≠ y.
 """
@@ -58,8 +58,8 @@ def hard_margin(
         TypeError, ValueError: as :func:`mcr2.checks.samples`.
 
     Reference: Crammer & Singer, "On the algorithmic implementation of multiclass kernel-based
-    vector machines", JMLR 2001, equation 6; Soudry et al., "The implicit bias of gradient descent
-    on separable data", JMLR 2018, Section 4.
+    vector machines", JMLR 2001, in its separable case; Soudry et al., "The implicit bias of gradient descent
+    on separable data", JMLR 2018, for several classes.
 
     Example:
         >>> found = hard_margin(2 * torch.eye(3), [0, 1, 2], num_classes=3, bias=False)

@@ -104,7 +104,7 @@ def margin_distribution(
     Arguments and errors are those of :func:`margins`.
 
     Reference: Banburski, De La Torre, Pant, Shastri & Poggio, "Distribution of classification
-    margins: are all data equal?", 2021, Section 3.
+    margins: are all data equal?", 2021.
 
     Example:
         >>> H = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
