@@ -27,8 +27,8 @@ class FixedETF(LinearObjective):
         ValueError: fewer than K − 1 dimensions, in which there is no such frame.
 
     Reference: Zhu et al., "A geometric analysis of neural collapse with unconstrained features",
-    NeurIPS 2021, on fixing the classifier; Yang et al., "Inducing neural collapse in imbalanced learning",
-    NeurIPS 2022, equation 1.
+    NeurIPS 2021, on fixing the classifier; Yang et al., "Inducing neural collapse in imbalanced
+    learning", NeurIPS 2022, equation 1.
 
     Example:
         >>> W, _ = FixedETF(num_classes=3, feature_dim=8).classifier()

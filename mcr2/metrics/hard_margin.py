@@ -58,8 +58,8 @@ def hard_margin(
         TypeError, ValueError: as :func:`mcr2.checks.samples`.
 
     Reference: Crammer & Singer, "On the algorithmic implementation of multiclass kernel-based
-    vector machines", JMLR 2001, in its separable case; Soudry et al., "The implicit bias of gradient descent
-    on separable data", JMLR 2018, for several classes.
+    vector machines", JMLR 2001, in its separable case; Soudry et al., "The implicit bias of
+    gradient descent on separable data", JMLR 2018, for several classes.
 
     Example:
         >>> found = hard_margin(2 * torch.eye(3), [0, 1, 2], num_classes=3, bias=False)
