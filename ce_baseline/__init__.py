@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from ce_baseline.cross_entropy import CrossEntropy
+from ce_baseline.cross_entropy import CrossEntropy, LabelSmoothing
+from ce_baseline.fixed_etf import FixedETF
+from ce_baseline.mse import MSE
 from mcr2.objectives import Objective
 
-__all__ = ["OBJECTIVES", "CrossEntropy"]
+__all__ = ["MSE", "OBJECTIVES", "CrossEntropy", "FixedETF", "LabelSmoothing"]
 
-OBJECTIVES: dict[str, type[Objective]] = {"ce": CrossEntropy}
+OBJECTIVES: dict[str, type[Objective]] = {
+    "ce": CrossEntropy,
+    "ls": LabelSmoothing,
+    "mse": MSE,
+    "fixed_etf": FixedETF,
+}
+"""Objectives by the names that studies know them by."""

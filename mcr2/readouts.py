@@ -168,7 +168,7 @@ def class_bases(
     """Diagonalise the second moment of every class, ``S_k = (1/n_k) Σ (h - μ_k)(h - μ_k)ᵀ``.
 
     About class means where ``centred`` (PCA); otherwise about the origin, μ_k = 0. Returned are all
-    d directions of every class, by falling energy, zero past its rank, so that one decomposition
+    directions of every class, by falling energy, zero past its rank, so that one decomposition
     serves every number of components that :meth:`ClassSubspaces.leading` takes.
 
     Example:
@@ -186,13 +186,19 @@ def class_bases(
     else:
         means = torch.zeros_like(means)
     by_class = torch.split(H[torch.argsort(y)], counts.tolist())
-    moments = torch.stack([block.T @ block for block in by_class])
-    rising, bases = torch.linalg.eigh(moments / counts.clamp(min=1).view(-1, 1, 1))
-    energies, bases = rising.flip(1).clamp_(min=0), bases.flip(2)
+    sizes = counts.clamp(min=1).unsqueeze(1)
+    if int(counts.max()) < d:  # a few shots: most of the second moment is null
+        blocks = torch.nn.utils.rnn.pad_sequence(list(by_class), batch_first=True)
+        _, sigma, rows = torch.linalg.svd(blocks, full_matrices=False)
+        energies, bases = sigma.square() / sizes, rows.mT
+    else:
+        moments = torch.stack([block.T @ block for block in by_class])
+        rising, bases = torch.linalg.eigh(moments / sizes.unsqueeze(2))
+        energies, bases = rising.flip(1).clamp_(min=0), bases.flip(2)
     # Past the rank of a class the eigenvectors are arbitrary and would absorb test samples.
     floor = d * torch.finfo(energies.dtype).eps * energies[:, :1]
     rank = (counts - int(centred)).view(-1, 1)
-    real = (energies > floor) & (torch.arange(d, device=H.device) < rank)
+    real = (energies > floor) & (torch.arange(energies.shape[1], device=H.device) < rank)
     return ClassSubspaces(means, bases * real.unsqueeze(1), counts > 0)
 
 

@@ -126,6 +126,12 @@ IN_A_STUDY = {
     "--subset 100000": "subset is 100000; it must be between 10 and 1437",
     "--subset 0": "subset is 0; it must be at least 1",
     "--subset 12 --set validation=0.001": "leaves 12 to train on and 0 to validate on",
+    "--set classes=0+10": "a class of digits is 10; it must be between 0 and 9",
+    "--set classes=1": "classes is 1; it must be at least 2",
+    "--set classes=": "the number of classes is 0; it must be at least 1",
+    "--set classes=0+zero": "classes='zero' is not a value of type int",
+    "--set classes=2+2": "class 2 of digits is named twice",
+    "--set imbalance=0.5": "imbalance is 0.5; it must be at least 1",
     "--set validation=1": "validation is 1.0; it must be from 0 to below 1",
     "--image-size 8": "image_size resizes the images of a folder, and digits is not one",
     # noise
@@ -140,7 +146,7 @@ IN_A_STUDY = {
     "--seeds 1 1": "seeds has repetitions: 1 1",
     "--set streams.noise=-1": "streams.noise is -1",
     # methods
-    "--methods svm": "unknown method 'svm'; choose from ce, mcr2",
+    "--methods svm": "unknown method 'svm'; choose from ce, ls, mse, fixed_etf, mcr2",
     "--methods": "methods is empty",
     "--methods ce ce": "methods has repetitions: ce ce",
     "--methods losses.py:Stranger": "losses.py:Stranger is not an mcr2.objectives.Objective",

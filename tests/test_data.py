@@ -16,6 +16,7 @@ from mcr2.data import (
     batches,
     load_dataset,
     num_batches,
+    step_imbalance,
     stratified_subset,
     to_float,
 )
@@ -169,6 +170,76 @@ def test_a_subset_changes_training_images_only():
     assert torch.equal(part.test.images, whole.test.images)
     index = stratified_subset(whole.train.labels, 200, 3)
     assert torch.equal(part.train.images, whole.train.images[index])
+
+
+# ----------------------------------------------------------------------------------------- classes
+
+
+@given(kept=st.permutations(range(4)).map(lambda order: order[:3]), seed=st.integers(0, 9))
+@settings(deadline=None, max_examples=20)
+def test_classes_are_kept_in_their_order_with_their_images(kept, seed):
+    train, test = random_split(seed=seed), random_split(n=20, seed=seed + 10)
+    whole = Dataset("x", train, test, tuple("abcd"), False, 0, "")
+    part = whole.of_classes(kept)
+    assert part.classes == tuple("abcd"[k] for k in kept)
+    for before, after in ((train, part.train), (test, part.test)):
+        pairs = zip(before.labels.tolist(), before.clean_labels.tolist(), strict=True)
+        rows = [i for i, (given, true) in enumerate(pairs) if given in kept and true in kept]
+        assert torch.equal(after.images, before.images[rows])
+        assert [kept[k] for k in after.labels] == before.labels[rows].tolist()
+        assert [kept[k] for k in after.clean_labels] == before.clean_labels[rows].tolist()
+
+
+def test_the_first_classes_are_the_same_as_those_named_and_a_subset_is_of_them():
+    first = load_dataset("digits", classes=4)
+    assert first.content_hash() == load_dataset("digits", classes=(0, 1, 2, 3)).content_hash()
+    assert first.content_hash() != load_dataset("digits", classes=(1, 0, 2, 3)).content_hash()
+    part = load_dataset("digits", classes=(9, 2), subset=50)
+    assert part.train.labels.bincount().tolist() == [25, 25]
+    assert load_dataset("digits", classes=4, labels_are="noisy").train.clean_labels is None
+
+
+@given(
+    st.lists(st.integers(0, 4), min_size=1, max_size=80), st.floats(1, 200), st.floats(1, 200),
+    st.integers(0, 99),
+)  # fmt: skip
+@settings(deadline=None)
+def test_imbalance_has_exact_counts_and_is_nested(labels, ratio, other, seed):
+    small, large = sorted([ratio, other])
+    few, more = (step_imbalance(torch.tensor(labels), 5, r, seed).tolist() for r in (large, small))
+    assert set(few) <= set(more)
+    assert few == sorted(set(few))
+    counts = Counter(labels)
+    got = Counter(labels[i] for i in few)
+    for k, n in counts.items():  # classes 3 and 4 are the later half of five
+        assert got[k] == (n if k < 3 else max(1, round(n / large)))
+
+
+def test_an_imbalanced_training_set_leaves_the_test_set_alone():
+    whole, uneven = load_dataset("digits"), load_dataset("digits", imbalance=10)
+    n = whole.train.labels.bincount().tolist()
+    assert uneven.train.labels.bincount().tolist() == n[:5] + [round(k / 10) for k in n[5:]]
+    assert torch.equal(uneven.test.labels, whole.test.labels)
+    again = load_dataset("digits", imbalance=10, subset_seed=1)
+    assert again.content_hash() != uneven.content_hash()
+
+
+@pytest.mark.parametrize(
+    "wrong, error, message",
+    [
+        ({"classes": 11}, ValueError, "classes is 11; it must be between 2 and 10"),
+        ({"classes": 1}, ValueError, "classes is 1; it must be between 2 and 10"),
+        ({"classes": 2.0}, TypeError, "classes must be an integer, not float"),
+        ({"classes": (0, 10)}, ValueError, "a class of digits is 10; it must be between 0 and 9"),
+        ({"classes": (0, 3, 3)}, ValueError, "class 3 of digits is named twice"),
+        ({"classes": (3,)}, ValueError, "digits: 1 classes; at least 2 are needed"),
+        ({"classes": ("3", "4")}, TypeError, "a class of digits must be an integer, not str"),
+        ({"imbalance": 0.5}, ValueError, "imbalance is 0.5; it must be at least 1"),
+    ],
+)
+def test_impossible_classes_are_refused(wrong, error, message):
+    with pytest.raises(error, match=message):
+        load_dataset("digits", **wrong)
 
 
 # ----------------------------------------------------------------------------------------- batches

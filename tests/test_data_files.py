@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import hashlib
+import io
 import os
 import pickle
 import re
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image
 from scipy.io import savemat
 
 from mcr2.data import DATASETS, availability, files, load_dataset, sources
@@ -24,6 +26,7 @@ from mcr2.data.readers import CIFAR10_FILES
 
 ROOT = Path(__file__).parents[1]
 CIFAR_SUBSET = ROOT.parent / "shared/data/cifar10-12k.npz"
+OMNIGLOT = CIFAR_SUBSET.with_name("omniglot-small.npz")
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 TORCHVISION = {
     "mnist": "MNIST",
@@ -34,6 +37,7 @@ TORCHVISION = {
     "cifar100_coarse": "CIFAR100",
     "svhn": "SVHN",
     "stl10": "STL10",
+    "omniglot": "Omniglot",
 }
 
 
@@ -513,6 +517,84 @@ def test_svhn_and_stl10_are_downloaded_by_torchvision_without_what_is_unused(no_
         *(f"stl10_binary/{which}_{x}.bin" for which in ("test", "train") for x in "Xy"),
         *("svhn/test_32x32.mat", "svhn/train_32x32.mat"),
     ]
+
+
+# ---------------------------------------------------------------------------------------- omniglot
+
+
+def write_omniglot(root, monkeypatch):
+    """Two zip files as published, one character an alphabet and two, black ink on white."""
+    folder, drawings, published = root / "omniglot-py", {}, {}
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for part, characters in (
+        ("images_evaluation", ("Zulu/character02", "Zulu/character01")),
+        ("images_background", ("Greek/character01",)),
+    ):
+        with zipfile.ZipFile(folder / f"{part}.zip", "w") as archive:
+            archive.writestr(f"{part}/", "")
+            archive.writestr("__MACOSX/Zulu/character01/._0001_01.png", b"no picture")
+            for character in characters:
+                for person in range(1, 21):
+                    ink = rng.integers(0, 2, (105, 105), dtype=np.uint8)
+                    drawings[character, person] = ink
+                    png = io.BytesIO()
+                    Image.fromarray(255 * (1 - ink)).convert("1").save(png, "PNG")
+                    archive.writestr(f"{part}/{character}/0001_{person:02}.png", png.getvalue())
+        published[part] = hashlib.md5((folder / f"{part}.zip").read_bytes()).hexdigest()
+    monkeypatch.setattr("torchvision.datasets.Omniglot.zips_md5", published)
+    return folder, drawings
+
+
+def test_omniglot_is_shrunk_by_areas_and_split_by_person(no_roots, monkeypatch):
+    folder, drawings = write_omniglot(no_roots, monkeypatch)
+    omniglot = load_dataset("omniglot", data_root=no_roots)
+    assert omniglot.classes == ("Greek/character01", "Zulu/character01", "Zulu/character02")
+    assert omniglot.train.labels.tolist() == [0] * 14 + [1] * 14 + [2] * 14
+    assert omniglot.test.labels.tolist() == [0] * 6 + [1] * 6 + [2] * 6
+    for split, people in ((omniglot.train, range(1, 15)), (omniglot.test, range(15, 21))):
+        order = [(name, person) for name in omniglot.classes for person in people]
+        for image, key in zip(split.images[:, 0].numpy(), order, strict=True):
+            fine = drawings[key].repeat(28, 0).repeat(28, 1)  # 2940 pixels a side: 105 each
+            means = fine.reshape(28, 105, 28, 105).mean(axis=(1, 3))
+            assert np.abs(image - 255 * means).max() <= 0.5 + 1e-9
+    assert (omniglot.flip, omniglot.shift, omniglot.source) == (False, 2, str(folder))
+
+
+def test_another_omniglot_than_the_published_one_is_refused(no_roots, monkeypatch):
+    folder, _ = write_omniglot(no_roots, monkeypatch)
+    with zipfile.ZipFile(folder / "images_background.zip", "a") as archive:
+        archive.writestr("images_background/Greek/character01/0001_21.png", b"")
+    with pytest.raises(ValueError, match=r"images_background.zip: not opened, since its MD5"):
+        load_dataset("omniglot", data_root=no_roots)
+
+
+def test_omniglot_is_downloaded_by_torchvision_in_two_parts(no_roots, monkeypatch):
+    asked = []
+
+    def download(self):
+        asked.append(self.background)
+        if len(asked) == 1:
+            write_omniglot(Path(self.root).parent, monkeypatch)
+        (Path(self.root) / "images_background" / "Greek").mkdir(parents=True, exist_ok=True)
+        (Path(self.root) / "images_evaluation").mkdir(exist_ok=True)
+
+    monkeypatch.setattr("torchvision.datasets.Omniglot.download", download)
+    root = no_roots / "given"
+    assert len(load_dataset("omniglot", data_root=root).train) == 42
+    assert asked == [True, False]
+    assert sorted(p.name for p in root.rglob("*.*")) == [
+        *("images_background.zip", "images_evaluation.zip"),
+    ]
+
+
+@pytest.mark.skipif(not OMNIGLOT.exists(), reason="needs ../shared/data (Omniglot's small sets)")
+def test_the_small_omniglot_has_14_and_6_drawings_of_each_character():
+    small = load_dataset(OMNIGLOT)
+    assert small.num_classes == 242
+    assert small.train.images.shape == (3388, 1, 28, 28)
+    assert set(small.train.labels.bincount().tolist()) == {14}
+    assert set(small.test.labels.bincount().tolist()) == {6}
 
 
 # ---------------------------------------------------------------------------------------------- npz

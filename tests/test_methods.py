@@ -10,7 +10,7 @@ import torch
 
 from experiments.runs.method import Workspace, readout_for, rules_for
 from experiments.runs.methods import METHODS, find_method
-from experiments.runs.prepare import Sizes, load, prepare
+from experiments.runs.prepare import Sizes, load, prepare, unused_classes
 from experiments.runs.recipes import RECIPES, Recipe
 from experiments.runs.runner import run_key
 from experiments.runs.specs import (
@@ -235,6 +235,8 @@ OTHER = {
     "seed": 3,
     "noise": "symmetric_excluding_true",
     "subset": 30,
+    "classes": (3, 0, 7),
+    "imbalance": 10.0,
     "image_size": 16,
     "axes": "NHWC",
     "labels_are": "noisy",
@@ -328,6 +330,8 @@ def test_vary_sets_one_field_from_its_text_and_field_value_reads_it(name):
         ("subset", "none", None),
         ("milestones", "3", (3,)),
         ("milestones", "", ()),
+        ("classes", "none", None),
+        ("classes", "5", (5,)),
         ("streams.batches", "77", 77),
         ("streams.noise", "none", None),
         ("eps_sq", "1e-3", 0.001),
@@ -356,6 +360,36 @@ def test_setting_a_stream_changes_that_stream_only_and_streams_differ():
     derived = [s[name] for s in seeds for name in STREAMS if name != "noise"]
     assert len(set(derived)) == len(derived)
     assert all(0 <= seed < 2**32 for seed in derived)
+
+
+# ------------------------------------------------------------------------------------------ classes
+
+
+DIGITS = RunSpec("ce", dataset="digits")
+
+
+def test_classes_and_imbalance_are_applied_before_anything_is_drawn():
+    spec = replace(DIGITS, classes=(8, 1), imbalance=2.0, ratio=0.4)
+    data, whole = prepare(spec, load(spec)), load(DIGITS)
+    assert data.sizes.num_classes == 2
+    counts = whole.train.labels.bincount().tolist()
+    kept = counts[8] + round(counts[1] / 2)
+    assert len(data.train) + len(data.held_out) == len(data.corruption.labels) == kept
+    assert data.test.labels.bincount().tolist() == whole.test.labels.bincount()[[8, 1]].tolist()
+    assert load(spec).classes == ("8", "1")
+
+
+@pytest.mark.parametrize("classes, left", [((8,), (8, 9)), ((9, 0, 5), (1, 2, 3, 4, 6, 7, 8))])
+def test_the_classes_that_a_spec_leaves_out_are_there_in_full(classes, left):
+    found = unused_classes(replace(DIGITS, classes=classes, imbalance=3.0, subset=40))
+    assert found.classes == tuple(map(str, left))
+    assert found.content_hash() == load(DIGITS).of_classes(left).content_hash()
+
+
+def test_there_are_classes_that_leave_too_few():
+    for classes, count in (((9,), 1), (None, 0), (tuple(range(10)), 0)):
+        with pytest.raises(ValueError, match=f"classes leaves {count} of 10"):
+            unused_classes(replace(DIGITS, classes=classes))
 
 
 # -------------------------------------------------------------------------------------------- keys

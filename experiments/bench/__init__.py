@@ -66,7 +66,8 @@ class RecipeBench(Bench, DataOptions):
     """Options of a benchmark of a recipe's steps."""
 
     methods: tuple[str, ...] = ("ce", "mcr2")
-    """ce, mcr2, vmcr2, tcr, ole, redunet, or path/to/file.py:Class, package.module:Class."""
+    """ce, ls, mse, fixed_etf, mcr2, vmcr2, tcr, ole, redunet, or path/to/file.py:Class,
+    package.module:Class."""
 
 
 class Step(RecipeBench):

@@ -15,7 +15,8 @@ class Train(TrainingOptions):
     """Train one run in a folder, and print what was measured."""
 
     method: str = "mcr2"
-    """ce, mcr2, vmcr2, tcr, ole, redunet, or path/to/file.py:Class, package.module:Class."""
+    """ce, ls, mse, fixed_etf, mcr2, vmcr2, tcr, ole, redunet, or path/to/file.py:Class,
+    package.module:Class."""
     ratio: float = 0.0
     """Share of the training labels to redraw."""
     seed: int = 0

@@ -59,7 +59,31 @@ def load(spec: RunSpec, data_root: str | None = None) -> Dataset:
 
 def source_of(spec: RunSpec) -> dict[str, Any]:
     """Return the fields of a spec that say what is taken from its data set, and how."""
-    return {name: getattr(spec, name) for name in ("subset", "image_size", "axes", "labels_are")}
+    names = ("subset", "image_size", "axes", "labels_are", "imbalance")
+    kept = spec.classes
+    classes = kept[0] if kept is not None and len(kept) == 1 else kept
+    return {"classes": classes, **{name: getattr(spec, name) for name in names}}
+
+
+def unused_classes(spec: RunSpec, data_root: str | None = None) -> Dataset:
+    """Return the data of the classes that a spec does not use, whole, relabelled 0, 1, ….
+
+    Raises:
+        ValueError: it leaves fewer than two.
+
+    Example:
+        >>> unused_classes(RunSpec("ce", classes=(8,))).classes
+        ('8', '9')
+    """
+    whole = load(replace(spec, classes=None, subset=None, imbalance=1.0), data_root)
+    classes = source_of(spec)["classes"]
+    used = range(classes) if isinstance(classes, int) else classes or range(whole.num_classes)
+    left = [k for k in range(whole.num_classes) if k not in used]
+    if len(left) < 2:
+        raise ValueError(
+            f"classes leaves {len(left)} of {whole.num_classes}; at least 2 are needed"
+        )
+    return whole.of_classes(left)
 
 
 def check_meant(spec: RunSpec, data: Prepared, readout: str) -> None:

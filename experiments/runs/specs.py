@@ -76,6 +76,9 @@ class RunSpec:
         noise: kind of corruption, a name of ``mcr2.noise.NOISES``, with its argument behind a
             colon where it takes one.
         subset: training images to use, stratified by class; None uses all.
+        classes: the classes to use, relabelled in this order; one number L alone is the first L of
+            them; None uses all.
+        imbalance: R, by which the later half of the classes is smaller in training.
         validation: share of the training samples held out, with their noisy labels.
         backbone: a name of ``mcr2.backbones.BACKBONES``, or ``path/to/file.py:Class``,
             ``package.module:Class`` of any ``nn.Module`` from images to features.
@@ -99,6 +102,8 @@ class RunSpec:
     seed: int = 0
     noise: str = "symmetric"
     subset: int | None = None
+    classes: tuple[int, ...] | None = None
+    imbalance: float = 1.0
     image_size: int | None = None
     axes: str | None = None
     labels_are: str | None = None
@@ -135,6 +140,11 @@ class RunSpec:
         for name, allowed in (("axes", ("NCHW", "NHWC")), ("labels_are", ("clean", "noisy"))):
             if getattr(self, name) is not None:
                 checks.choice(name, getattr(self, name), allowed)
+        if self.classes is not None:
+            checks.integer("the number of classes", len(self.classes), 1)
+            for k in self.classes:
+                checks.integer("classes", k, 2 * (len(self.classes) == 1))
+        checks.number("imbalance", self.imbalance, 1)
         checks.integer("feature_dim", self.feature_dim, 2, MOST_DIMENSIONS)
         checks.integer("n_components", self.n_components, 1, self.feature_dim - 1)
         if self.readout is not None:

@@ -81,7 +81,8 @@ class Ablation(GridStudy):
     preset: str | None = None
     """Ready-made: eps_sq, gamma, batch_size, feature_dim, components, projection or width."""
     method: str = "mcr2"
-    """ce, mcr2, vmcr2, tcr, ole, redunet, or path/to/file.py:Class, package.module:Class."""
+    """ce, ls, mse, fixed_etf, mcr2, vmcr2, tcr, ole, redunet, or path/to/file.py:Class,
+    package.module:Class."""
     ratios: tuple[float, ...] = (0.3,)
     """Shares of the training labels to redraw."""
 

@@ -40,7 +40,8 @@ class LabelNoise(GridStudy):
     """
 
     methods: tuple[str, ...] = ("ce", "mcr2")
-    """ce, mcr2, vmcr2, tcr, ole, redunet, or path/to/file.py:Class, package.module:Class."""
+    """ce, ls, mse, fixed_etf, mcr2, vmcr2, tcr, ole, redunet, or path/to/file.py:Class,
+    package.module:Class."""
 
     name: ClassVar[str] = "label_noise"
     tables = (

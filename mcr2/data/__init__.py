@@ -12,6 +12,7 @@ from mcr2.data.batching import (
     batches,
     mix_seed,
     num_batches,
+    step_imbalance,
     stratified_subset,
     to_float,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "load_dataset",
     "mix_seed",
     "num_batches",
+    "step_imbalance",
     "stratified_subset",
     "to_float",
 ]

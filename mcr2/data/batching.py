@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mcr2.checks import integer
+from mcr2.checks import integer, number
 from mcr2.data.splits import Split, check_images
 
 
@@ -52,6 +52,29 @@ def stratified_subset(labels: Tensor, size: int, seed: int) -> Tensor:
         for label, share in zip(present, shares, strict=True)
     ]
     return torch.from_numpy(np.sort(np.concatenate(chosen)))
+
+
+def step_imbalance(labels: Tensor, num_classes: int, ratio: float, seed: int) -> Tensor:
+    """Indices of a training set whose later half of classes is ``ratio`` times smaller.
+
+    Of classes ⌈K/2⌉ … K − 1 with n samples each max(1, round(n/ratio)) are kept, of the others all:
+    the step imbalance of Fang et al., "Exploring deep neural networks via layer-peeled model:
+    minority collapse in imbalanced training", PNAS 2021. What a larger ratio keeps, a smaller one
+    keeps too. Indices are on the CPU, ascending: samples keep their order.
+
+    Example:
+        >>> labels = torch.arange(12) % 3
+        >>> labels[step_imbalance(labels, 3, ratio=4, seed=0)].bincount()
+        tensor([4, 4, 1])
+    """
+    given = labels.cpu().numpy()
+    ratio = number("imbalance", ratio, 1)
+    rng = np.random.default_rng(mix_seed("imbalance", integer("imbalance seed", seed, 0)))
+    kept = np.ones(len(given), bool)
+    for k in range((num_classes + 1) // 2, num_classes):
+        order = rng.permutation(np.flatnonzero(given == k))
+        kept[order[max(1, round(len(order) / ratio)) :]] = False
+    return torch.from_numpy(np.flatnonzero(kept))
 
 
 @dataclass(frozen=True)

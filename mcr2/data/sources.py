@@ -5,7 +5,7 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 from mcr2.checks import choice, integer
 from mcr2.data import folder, readers
-from mcr2.data.batching import stratified_subset
+from mcr2.data.batching import step_imbalance, stratified_subset
 from mcr2.data.cache import cached
 from mcr2.data.npz import AXES, LABELS_ARE, read_npz
 from mcr2.data.readers import plain_or_gz, torchvision_class
@@ -67,6 +67,8 @@ def load_dataset(
     image_size: int | None = None,
     axes: str | None = None,
     labels_are: str | None = None,
+    classes: int | Sequence[int] | None = None,
+    imbalance: float = 1.0,
     download: bool = True,
 ) -> Dataset:
     """Load a named data set, an ``.npz`` file or an image folder; ``docs/data.md`` says more.
@@ -84,6 +86,10 @@ def load_dataset(
         name_or_path: a name in ``DATASETS``, a path ending in ``.npz``, or a folder.
         data_root, download: folder to look in first; whether to download what is not found.
         subset, subset_seed: how many training images to keep, see ``stratified_subset``.
+        classes: those to keep, relabelled in this order, or how many of the first ones, before a
+            subset is taken; None keeps all. See ``Dataset.of_classes``.
+        imbalance: R, by which the later half of the classes is made smaller at last, with the
+            subset's seed; see ``step_imbalance``.
         image_size: pixels a side that the images of a folder are resized to.
         axes: "NCHW" or "NHWC", how the images of an ``.npz`` file lie; None asks the file.
         labels_are: "noisy" where the training labels may be wrong: the true ones are then
@@ -92,7 +98,7 @@ def load_dataset(
 
     Raises:
         TypeError, ValueError: unknown name, malformed file (named, with what is wrong), impossible
-            subset, or an ``image_size`` or ``axes`` for what does not take it.
+            subset or classes, or an ``image_size`` or ``axes`` for what does not take it.
         FileNotFoundError: not found and not downloaded: what was looked for, where, what to do.
 
     Example:
@@ -125,11 +131,18 @@ def load_dataset(
             f"unknown data set {name!r}; choose from {', '.join(DATASETS)}, a path ending in "
             ".npz, or a folder that holds train/CLASS/* and test/CLASS/*"
         )
-    train = dataset.train
     if labels_are == "noisy" and not is_npz:
-        train = replace(train, clean_labels=None)
+        dataset = replace(dataset, train=replace(dataset.train, clean_labels=None))
+    if classes is not None:
+        if not isinstance(classes, Sequence):
+            classes = range(integer("classes", classes, 2, dataset.num_classes))
+        dataset = dataset.of_classes(classes)
+    train = dataset.train
     if subset is not None:
         train = train.select(stratified_subset(train.labels, subset, subset_seed))
+    if imbalance != 1:
+        kept = step_imbalance(train.labels, dataset.num_classes, imbalance, subset_seed)
+        train = train.select(kept)
     return replace(dataset, train=train)
 
 
@@ -218,9 +231,9 @@ def _download(source: Source, download: Callable[[Path], object], root: Path) ->
                 path.replace(root / source.folders[0] / path.name)
 
 
-def _torchvision(name: str, *splits: str) -> Callable[[Path], object]:
+def _torchvision(name: str, **parts: tuple[Any, ...]) -> Callable[[Path], object]:
     """A download by torchvision, which compares what it fetched with published checksums."""
-    options: list[dict[str, Any]] = [{"split": split} for split in splits] or [{}]
+    options = [{key: value} for key, values in parts.items() for value in values] or [{}]
     return lambda root: [torchvision_class(name)(root, download=True, **each) for each in options]
 
 
@@ -274,7 +287,7 @@ DATASETS: dict[str, Source] = {
         shift=2,  # a neighbouring digit lies close on either side
         files=readers.SVHN_FILES,
         folders=("svhn", "SVHN", "."),
-        download=_torchvision("SVHN", "train", "test"),
+        download=_torchvision("SVHN", split=("train", "test")),
     ),
     "stl10": Source(
         "13,000 photographs, 96×96 colour, 10 classes",
@@ -284,5 +297,14 @@ DATASETS: dict[str, Source] = {
         files=readers.STL10_FILES,
         folders=("stl10_binary",),
         download=_torchvision("STL10"),
+    ),
+    "omniglot": Source(
+        "32,460 hand-drawn characters, 28×28 grey, 1,623 classes",
+        readers.read_omniglot,
+        flip=False,
+        shift=2,
+        files=readers.OMNIGLOT_FILES,
+        folders=("omniglot-py",),
+        download=_torchvision("Omniglot", background=(True, False)),
     ),
 }

@@ -1,7 +1,8 @@
 """Images with their labels: a ``Split`` on one device, a ``Dataset`` of two splits."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mcr2 import checks
-from mcr2.checks import Labels
+from mcr2.checks import Labels, integer
 from mcr2.data.files import Array
 
 
@@ -116,6 +117,38 @@ class Dataset:
     def num_classes(self) -> int:
         """K."""
         return len(self.classes)
+
+    def of_classes(self, kept: Sequence[int]) -> "Dataset":
+        """The same of some classes only, relabelled 0, 1, … in the order given.
+
+        Left out is also a training image whose true class is not among them.
+
+        Raises:
+            TypeError, ValueError: classes that are not integers of this data set, each once and two
+                at least; or of which no image is left.
+
+        Example:
+            >>> from mcr2.data import load_dataset
+            >>> part = load_dataset("digits").of_classes([7, 1])
+            >>> part.classes, part.test.labels.bincount()
+            (('7', '1'), tensor([36, 36]))
+        """
+        K, place = self.num_classes, torch.full((self.num_classes,), -1)
+        for index, k in enumerate(kept):
+            if int(place[integer(f"a class of {self.name}", k, 0, K - 1)]) >= 0:
+                raise ValueError(f"class {k} of {self.name} is named twice")
+            place[k] = index
+
+        def part(split: Split) -> Split:
+            given = (split.labels, split.clean_labels)
+            new = [None if labels is None else place.to(labels.device)[labels] for labels in given]
+            inside = torch.stack([labels >= 0 for labels in new if labels is not None]).all(0)
+            labels, clean = (x if x is None else x.clamp(min=0) for x in new)
+            assert labels is not None
+            return Split(split.images, labels, clean).select(inside.nonzero().flatten())
+
+        names = tuple(self.classes[k] for k in kept)
+        return replace(self, classes=names, train=part(self.train), test=part(self.test))
 
     def content_hash(self) -> str:
         """SHA-256 of all shapes, images and labels, whatever their device and memory layout."""

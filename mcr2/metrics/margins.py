@@ -65,6 +65,62 @@ def margins(
         (2.0, 1.0, 0.7071)
     """
     levels = [checks.number("quantiles", level, 0, 1) for level in quantiles]
+    q, scale = _of_samples(features, labels, weight, bias)
+    # NumPy's: torch.quantile refuses more than 16 million samples.
+    raw = tuple(np.quantile(q.cpu().numpy(), levels).tolist())
+    mean = float(q.mean())
+    return Margins(
+        raw=raw,
+        mean=mean,
+        normalised=tuple(value / scale for value in raw) if scale > 0 else None,
+        normalised_mean=mean / scale if scale > 0 else None,
+        scale=scale,
+        positive=int((q > 0).sum()) / len(q),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class MarginDistribution:
+    """The margins q of a set of samples from the smallest to the largest, float64 ``(N,)``.
+
+    Args:
+        order: the samples in that order, int64 ``(N,)``; of equal margins the first comes first.
+        raw: ``q[order]``; its first entry is the minimum margin.
+        normalised: ``raw / scale``, ``scale = ‖W‖_F · mean ‖h‖``; None where that is zero.
+        scale: what margins are divided by.
+    """
+
+    order: Tensor
+    raw: Tensor
+    normalised: Tensor | None
+    scale: float
+
+
+def margin_distribution(
+    features: Array, labels: Labels, weight: Array, bias: Array | None = None
+) -> MarginDistribution:
+    """Return the margins of all samples, sorted, raw and normalised.
+
+    Arguments and errors are those of :func:`margins`.
+
+    Reference: Banburski, De La Torre, Pant, Shastri & Poggio, "Distribution of classification
+    margins: are all data equal?", 2021.
+
+    Example:
+        >>> H = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
+        >>> found = margin_distribution(H, [0, 1], torch.eye(2))
+        >>> found.order, found.raw
+        (tensor([1, 0]), tensor([1., 3.], dtype=torch.float64))
+    """
+    q, scale = _of_samples(features, labels, weight, bias)
+    raw, order = q.sort(stable=True)
+    return MarginDistribution(order, raw, raw / scale if scale > 0 else None, scale)
+
+
+def _of_samples(
+    features: Array, labels: Labels, weight: Array, bias: Array | None
+) -> tuple[Tensor, float]:
+    """Return the margin of every sample, float64 ``(N,)``, and ``‖W‖_F · mean ‖h‖``."""
     W = _weight(weight)
     H, y = checks.samples(features, labels, len(W))
     W = checks.floating("weight", W, len(W), H.shape[1]).to(H.device)
@@ -78,18 +134,7 @@ def margins(
         label = scores.gather(1, own).squeeze(1)
         parts.append(label - scores.scatter_(1, own, -torch.inf).amax(1))
         norms += float(h.norm(dim=1).sum())
-    q, scale = torch.cat(parts), float(torch.linalg.matrix_norm(W)) * norms / len(H)
-    # NumPy's: torch.quantile refuses more than 16 million samples.
-    raw = tuple(np.quantile(q.cpu().numpy(), levels).tolist())
-    mean = float(q.mean())
-    return Margins(
-        raw=raw,
-        mean=mean,
-        normalised=tuple(value / scale for value in raw) if scale > 0 else None,
-        normalised_mean=mean / scale if scale > 0 else None,
-        scale=scale,
-        positive=int((q > 0).sum()) / len(q),
-    )
+    return torch.cat(parts), float(torch.linalg.matrix_norm(W)) * norms / len(H)
 
 
 def alignment(weight: Array, other: Array) -> float | None:
