@@ -126,6 +126,9 @@ BACKBONES: dict[str, Callable[..., ResNet]] = {
     "resnet10_w24": partial(ResNet, (1, 1, 1, 1), 24),
     "resnet10_w16": partial(ResNet, (1, 1, 1, 1), 16),
     "resnet10_w8": partial(ResNet, (1, 1, 1, 1), 8),
+    "resnet8_w32": partial(ResNet, (1, 1, 1), 32),
+    "resnet8_w16": partial(ResNet, (1, 1, 1), 16),
+    "resnet8_w8": partial(ResNet, (1, 1, 1), 8),
 }
 
 

@@ -44,21 +44,22 @@ class Recipe:
 
 QUICK = Recipe(
     name="quick",
-    about="digits (8x8), ResNet-10 of width 16: minutes on two cores",
+    about="digits (8x8), ResNet-8 of width 16: minutes on two cores",
     base=RunSpec(
         method="ce",
         dataset="digits",
-        backbone="resnet10_w16",
+        backbone="resnet8_w16",
         feature_dim=64,
+        shift=0,
         validation=0.1,
         n_components=3,
     ),
     training={
         "ce": TrainingConfig(
-            epochs=200, batch_size=128, lr=0.2, weight_decay=1e-4, evaluate_every=10
+            epochs=60, batch_size=128, lr=0.05, weight_decay=1e-4, evaluate_every=5
         ),
         "mcr2": TrainingConfig(
-            epochs=200, batch_size=718, lr=0.2, weight_decay=1e-4, evaluate_every=10
+            epochs=60, batch_size=350, lr=0.1, weight_decay=1e-4, evaluate_every=5
         ),
         # Constructed, 20 layers: of all this, layers between evaluations and samples at a time.
         "redunet": TrainingConfig(batch_size=718, evaluate_every=2),

@@ -65,7 +65,7 @@ ABLATIONS: dict[str, Preset] = {
     "components": Preset((f"{COMPONENTS}=1,2,3,5,10",)),
     # Without a projection the features are the pooled ones, 8 times the width.
     "projection": Preset(("projection=mlp,none",), ("feature_dim=128",)),
-    "width": Preset(("backbone=resnet10_w8,resnet10_w16,resnet10_w32",)),
+    "width": Preset(("backbone=resnet8_w8,resnet8_w16,resnet8_w32",)),
 }
 
 
