@@ -416,7 +416,7 @@ class StudyFrames(NamedTuple):
 
 
 def load_study(out: str | Path) -> StudyFrames:
-    """Read every finished run of a study's folder, or of one run's, into pandas frames.
+    """Read every finished run of a study's folder, a folder of runs or one run's, into frames.
 
     Raises:
         ImportError: pandas is not installed.
@@ -428,8 +428,8 @@ def load_study(out: str | Path) -> StudyFrames:
         ...
         ValueError: results/no-such-study holds no finished run
     """
-    found = sorted(path.parent for path in Path(out).glob(f"runs/*/{RECORD}"))
-    folders = [Path(out)] if (Path(out) / RECORD).is_file() else found
+    places = (f"runs/*/{RECORD}", RECORD, f"*/{RECORD}")
+    folders = sorted(path.parent for place in places for path in Path(out).glob(place))
     if not folders:
         raise ValueError(f"{out} holds no finished run")
     import pandas
