@@ -237,6 +237,7 @@ def test_a_study_is_read_into_frames_with_keys_in_parts(folder):
     ]
     assert len(frames.history) == 2 * 3
     assert len(load_study(folder).runs) == 1
+    assert list(load_study(folder.parent).runs["run"]) == ["one", "two"]  # as mcr2 train leaves
 
 
 # ----------------------------------------------------------------------------------------- tensors
