@@ -21,7 +21,7 @@ def run_table(run: Run) -> Table:
     names = [measure_key("accuracy", split="test", labels="clean", readout=by)]
     names += [measure_key(m, split="train", labels="noisy", readout=by) for m in MEMORIZATION]
     rows = [
-        (rule, by, str(chosen["epoch"]), *(entry(chosen["measures"][name]) for name in names))
+        (rule, by, str(chosen["epoch"]), *(entry(chosen["measures"].get(name)) for name in names))
         for rule, chosen in (run.evaluation.selections if run.evaluation else {}).items()
     ]
     took = f"{record.epochs} epochs, {record.steps} steps, {record.wall_seconds:.0f} s"
