@@ -21,6 +21,9 @@ from torch import Tensor
 Array = Tensor | NDArray[Any]
 Labels = Array | Sequence[int]
 
+#: No data set has more classes than these, and no machine holds much of more.
+MOST_CLASSES = 1 << 24
+
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -28,6 +31,8 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 def describe(value: object) -> str:
     """Return what a value is, in a few words: ``a torch.float32 tensor of shape (2, 3)``."""
     if isinstance(value, Tensor):
+        if value.is_nested:  # has no shape
+            return f"a nested {value.dtype} tensor"
         dense = "meta " if value.is_meta else ""
         layout = dense if value.layout == torch.strided else f"{value.layout} ".split(".")[-1]
         return f"a {layout}{value.dtype} tensor of shape {tuple(value.shape)}"
@@ -56,9 +61,18 @@ def number(name: str, value: object, low: float = -math.inf, high: float = math.
     """Return a finite number between ``low`` and ``high``, as a float; booleans are not."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, not {describe(value)}")
-    if not math.isfinite(value):
-        raise ValueError(f"{name} is {value}; it must be finite")
-    return _within(name, float(value), low, high)
+    try:
+        found = float(value)
+    except OverflowError:  # an integer of more than 308 digits
+        found = math.inf
+    if not math.isfinite(found):
+        raise ValueError(f"{name} is {found}; it must be finite")
+    return _within(name, found, low, high)
+
+
+def classes(value: object, low: int = 1) -> int:
+    """Return a number of classes that what is counted by class can be held of."""
+    return integer("num_classes", integer("num_classes", value, low), high=MOST_CLASSES)
 
 
 def positive(name: str, value: object) -> float:
@@ -104,7 +118,7 @@ def floating(name: str, value: object, *shape: int | str, finite: bool = True) -
         ...
         ValueError: weight has shape (3,); it must be (K, d)
     """
-    tensor = _tensor(value)
+    tensor = dense(value)
     if tensor is None or tensor.dtype not in _FLOATS:
         wanted = "a floating tensor or array (float16 to float64)"
         raise TypeError(f"{name} must be {wanted}, not {describe(value)}")
@@ -131,7 +145,7 @@ def labels(
         ...
         ValueError: labels run from 0 to 3; with 3 classes they must be in 0 ... 2
     """
-    tensor = _tensor(value, sequences=True)
+    tensor = dense(value, sequences=True)
     if tensor is None or tensor.dtype not in _INTEGERS:
         raise TypeError(f"{name} must be integers, one a sample, not {describe(value)}")
     _shape(name, tensor, ("N" if count is None else count,))
@@ -156,10 +170,11 @@ def samples(
     return H, labels(given, num_classes, count=len(H), name=name).to(H.device)
 
 
-def _tensor(value: object, *, sequences: bool = False) -> Tensor | None:
+def dense(value: object, *, sequences: bool = False) -> Tensor | None:
     """Return a dense tensor with values of what is one, an array or perhaps a sequence."""
     if isinstance(value, Tensor):
-        return value if value.layout == torch.strided and not value.is_meta else None
+        strided = value.layout == torch.strided and not value.is_nested
+        return value if strided and not value.is_meta else None
     if sequences and isinstance(value, list | tuple | range):
         value = np.asarray(value)
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "fiu":
@@ -169,6 +184,22 @@ def _tensor(value: object, *, sequences: bool = False) -> Tensor | None:
         kept = np.int64 if array.dtype.kind in "iu" else array.dtype.newbyteorder("=")
         return torch.from_numpy(np.require(array, kept, ["C", "W"]))
     return None
+
+
+def moderate(name: str, tensor: Tensor) -> Tensor:
+    """Return a finite tensor whose squares and products neither overflow float64 nor vanish in it.
+
+    Example:
+        >>> moderate("features", torch.full((2, 2), 1e200, dtype=torch.float64))
+        Traceback (most recent call last):
+        ...
+        ValueError: features go up to 1e+200 in size; it must be 0, or from 1e-100 to 1e100
+    """
+    largest = float(torch.linalg.vector_norm(tensor.detach(), math.inf)) if tensor.numel() else 0.0
+    if largest and not 1e-100 <= largest <= 1e100:
+        allowed = "it must be 0, or from 1e-100 to 1e100"
+        raise ValueError(f"{name} go up to {largest:.3g} in size; {allowed}")
+    return tensor
 
 
 def _shape(name: str, tensor: Tensor, shape: tuple[int | str, ...]) -> None:

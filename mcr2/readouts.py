@@ -35,7 +35,7 @@ from torch import Tensor
 
 from mcr2 import checks
 from mcr2.checks import Array, Labels
-from mcr2.metrics.moments import average, exact, first_moments, unit
+from mcr2.metrics.moments import average, exact, unit
 
 #: The penalty of the linear classifiers in units of the features' mean variance.
 RIDGE = 1e-3
@@ -231,7 +231,8 @@ def fit_class_mean(features: Array, labels: Labels, *, num_classes: int) -> Clas
         >>> fit_class_mean(H, torch.tensor([0, 0, 2]), num_classes=3).means.flatten()
         tensor([1., 0., 9.], dtype=torch.float64)
     """
-    counts, means, _ = first_moments(features, labels, num_classes=num_classes)
+    H, y = _training_set(features, labels, num_classes)
+    counts, means, _ = average(H, y, num_classes)
     return ClassSubspaces(means, means.new_zeros(*means.shape, 0), counts > 0)
 
 
@@ -433,8 +434,8 @@ def _exact(features: Array, width: int) -> Tensor:
 
 def _training_set(features: Array, labels: Labels, num_classes: int) -> tuple[Tensor, Tensor]:
     """Check a training set and return float64 features and int64 labels on one device."""
-    H, y = checks.samples(features, labels, num_classes)
-    return H.double(), y
+    H, y = checks.samples(features, labels, checks.classes(num_classes))
+    return checks.moderate("features", H).double(), y
 
 
 def _fit_standardised(

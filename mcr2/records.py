@@ -341,6 +341,7 @@ _MEASURED = {"epoch": int, "measures": dict[str, float | None]}
 
 #: What fields that are free otherwise hold at the least, and what each part of others holds.
 _HOLD: dict[str, dict[str, Any]] = {
+    "spec": {"training": dict[str, Any]},
     "data": {"name": str, "hash": str},
     "noise": {"wrong": int | None},
     "environment": {"threads": int},
@@ -379,6 +380,10 @@ def _read(path: Path, kind: type[Any]) -> Any:
         for name, wanted in needed.items():
             if not all(name in part and _fits(part[name], wanted) for part in parts):
                 raise ValueError(f"{path} is damaged: {field.name} lacks {name}, or holds another")
+        if "measures" in needed and any(k.count("/") != 4 for p in parts for k in p["measures"]):
+            raise ValueError(
+                f"{path} is damaged: {field.name} has a measure without a key of five parts"
+            )
     return kind(**value)
 
 
@@ -392,6 +397,8 @@ def load_run(folder: str | Path, *, evaluated: bool = True) -> Run:
     if not (folder / RECORD).is_file():
         raise ValueError(f"{folder} holds no finished run: there is no {RECORD} in it")
     record = _read(folder / RECORD, Record)
+    if record.status not in ("finished", "failed") or not (record.history or record.reason):
+        raise ValueError(f"{folder / RECORD} is damaged: it neither finished nor says why")
     path = folder / EVALUATION
     found = _read(path, RunEvaluation) if evaluated and path.is_file() else None
     return Run(folder, record, found if found and found.key == record.key else None)
@@ -416,7 +423,7 @@ class StudyFrames(NamedTuple):
 
 
 def load_study(out: str | Path) -> StudyFrames:
-    """Read every finished run of a study's folder, or of one run's, into pandas frames.
+    """Read every finished run of a study's folder, a folder of runs or one run's, into frames.
 
     Raises:
         ImportError: pandas is not installed.
@@ -428,8 +435,8 @@ def load_study(out: str | Path) -> StudyFrames:
         ...
         ValueError: results/no-such-study holds no finished run
     """
-    found = sorted(path.parent for path in Path(out).glob(f"runs/*/{RECORD}"))
-    folders = [Path(out)] if (Path(out) / RECORD).is_file() else found
+    places = (f"runs/*/{RECORD}", RECORD, f"*/{RECORD}")
+    folders = sorted(path.parent for place in places for path in Path(out).glob(place))
     if not folders:
         raise ValueError(f"{out} holds no finished run")
     import pandas

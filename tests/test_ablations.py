@@ -128,7 +128,7 @@ MISTAKES = {
     "--vary ratio=0,0.3": "ratio has an option of its own",
     "--vary dataset=digits,mnist": "dataset has an option of its own",
     "--vary eps_sq=-1": "eps_sq is -1",
-    "--vary eps_sq=": "eps_sq must be a number, not str",
+    "--vary eps_sq=": "--vary eps_sq: a value is empty; give FIELD=V1,V2,...",
     "--vary lr=fast": "lr='fast' is not a value of type float",
     "--vary n_components=4": "n_components=4 is not among the readouts evaluated, 1, 2, 3, 5, 10",
     "--vary n_components=64": "n_components is 64; it must be between 1 and 63",

@@ -220,8 +220,15 @@ def test_what_is_finished_is_not_estimated(tiny, capsys):
     arguments = ["table", *SMALL, "--methods", "ce", "--ratios", "0", "--out", "out"]
     assert main(arguments) == 0
     capsys.readouterr()
+    before = {path: path.stat().st_mtime_ns for path in Path("out").rglob("*")}
     assert main([*arguments, "--estimate"]) == 0
     assert "all 2 runs are finished" in capsys.readouterr().out
+    record = next(Path("out").glob("runs/*/record.json"))
+    record.write_text("damaged")
+    before[record] = record.stat().st_mtime_ns
+    assert main([*arguments, "--estimate"]) == 0
+    assert "Estimate for 1 runs" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in Path("out").rglob("*")} == before
 
 
 def test_an_estimate_adds_up():

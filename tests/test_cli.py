@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from experiments.studies import STUDIES
 from experiments.studies.ablations import ABLATIONS
 from experiments.studies.engine import claim_folder
 from mcr2.noise import NOISES
-from mcr2.records import load_run, save_tensors
+from mcr2.records import load_run, save_record, save_tensors
 from mcr2.training import TrainingConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,6 +47,15 @@ class Picky(Demanding):
         raise RuntimeError("not on a Monday")
 """
 
+QUITTER = """
+import sys
+from mcr2.objectives import Objective
+
+class Loss(Objective):
+    def loss(self, features, labels, context):
+        sys.exit(0)
+"""
+
 
 def arrays(**changed):
     """A small valid .npz in pieces, some of them replaced."""
@@ -67,6 +77,7 @@ def prepared(tmp_path_factory):
     (place / "losses.py").write_text(LOSSES)
     (place / "typo.py").write_text("def loss(:\n")
     (place / "quits.py").write_text("raise SystemExit(0)\n")
+    (place / "quitter.py").write_text(QUITTER)
     (place / "text.npz").write_text("not an archive")
     np.savez(place / "fine.npz", **arrays())
     np.savez(place / "uneven.npz", **arrays(y_train=np.arange(19) % 2))
@@ -207,6 +218,7 @@ def test_a_mistaken_study(options, place, capsys):
             "losses.py:Stranger is not an experiments.studies.engine.Study",
         ),
         ("study label_noise --epochs -1", "epochs is -1"),
+        ("study gaussians --out notes.txt", "--out notes.txt is a file; give a folder"),
         ("bench speed", "unknown benchmark 'speed'; choose from step"),
         ("train --ratio 1.5", "ratio is 1.5"),
         ("train --method mcr2 --subset 60 --out run", "run holds another run"),
@@ -231,8 +243,11 @@ def test_a_mistaken_study(options, place, capsys):
         ),
         ("table --out cut", "cut/study.json is not a JSON file"),
         ("table --out list", "list/study.json is damaged"),
-        ("table --out study --dataset fine.npz --set n_components=1", "'dataset': 'fine'"),
-        ("table --out study --subset 100", "'data': '"),
+        (
+            "table --out study --dataset fine.npz --set n_components=1",
+            "this one has dataset=fine data=",
+        ),
+        ("table --out study --subset 100", "holds the study with data="),
         ("ablate --preset eps_sq --out study", "study holds the study"),
         ("redunet --out new --set store=foo", "unknown store 'foo'; choose from memory, disk"),
         ("redunet --out new --set lifting=4 kernel_size=9", "the images, 8 × 8, are smaller"),
@@ -256,16 +271,49 @@ def test_a_library_that_cannot_be_imported_is_one_line(place, capsys, monkeypatc
     assert_mistake(["table", "--out", "new"], "torchvision cannot be imported", place, capsys)
 
 
-def python(place, *arguments):
+def python(place, *arguments, stdout=subprocess.PIPE):
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=place,
         env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
         text=True,
         timeout=120,
         check=False,
     )
+
+
+def test_a_selection_and_a_measure_are_refused_before_anything_is_measured(place, monkeypatch):
+    monkeypatch.setattr("experiments.runs.runner.evaluate", None)
+    assert main(["evaluate", "run", "--selection", "first"]) == 2
+    assert main(["evaluate", "run", "--measure", "nc9"]) == 2
+
+
+def test_no_name_in_a_file_sends_a_terminal_anything(place, tmp_path, capsys):
+    folder, _ = altered(place, tmp_path)
+    record = load_run(folder).record
+    save_record(folder, replace(record, spec=record.spec | {"method": "\x1b]0;title\x07.py:Loss"}))
+    fragment = r"made with \x1b]0;title\x07.py:Loss, which is code"
+    assert_mistake(["evaluate", str(folder)], fragment, tmp_path, capsys)
+    assert main(["reread", str(folder)]) == 1
+    assert fragment in capsys.readouterr().out
+
+
+def test_a_loss_that_exits_has_failed(place, tmp_path):
+    arguments = ["--method", "quitter.py:Loss", "--epochs", "1", "--out", str(tmp_path / "run")]
+    with pytest.raises(RuntimeError, match=r"code of your own called sys\.exit\(0\)"):
+        main(["train", *arguments, "--subset", "60", "--set", "backbone=resnet10_w8"])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a pipe that nobody reads")
+@pytest.mark.parametrize("command", ["datasets", "--help", "table --help"])
+def test_output_that_nobody_reads_is_no_error(command, place):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as nobody:
+        result = python(place, "-m", "experiments.commands", *command.split(), stdout=nobody)
+    assert (result.returncode, result.stderr) == (141, "")
 
 
 def test_a_mistake_in_a_process_of_its_own(place):

@@ -530,6 +530,8 @@ GOOD = Labelled(torch.randn(12, 3), torch.arange(12) % 2)
             r"clean train labels run from -1 to 0",
         ),
         ({"train": Labelled(GOOD.features / 0, GOOD.labels)}, ValueError, "must be finite"),
+        ({"test": Labelled(GOOD.features.double() * 1e200, GOOD.labels)}, ValueError, "in size"),
+        ({"num_classes": 1 << 40}, ValueError, "num_classes is 1099511627776; it must be at most"),
         ({"test": Labelled(GOOD.features, GOOD.labels[:5])}, ValueError, "shape"),
         ({"test": Labelled(GOOD.features[:, :2], GOOD.labels)}, ValueError, "of one width"),
         ({"readout": "head"}, ValueError, "it has none"),

@@ -131,6 +131,11 @@ BAD = {
         "makes 1000000003 classes; there",
     ),
     "NaN": (bad(features=edited(FEATURES, (0, 0), np.nan)), "features must be finite"),
+    "huge": (bad(features=1e150 * FEATURES.astype(float)), "features go up to"),
+    "tiny test": (
+        bad(test_features=1e-150 * FEATURES[:30].astype(float)),
+        "test_features go up to",
+    ),
     "infinite weight": (bad(weight=edited(FINE["weight"], (0, 0), np.inf)), "weight must be fin"),
     "integers": (bad(features=FEATURES.astype(int)), "features must be a floating tensor or array"),
     "fewer labels": (bad(labels=LABELS[:-1]), "labels has shape (59,); it must be (60,)"),
@@ -236,6 +241,6 @@ def test_agreement_names_what_differs_and_not_all_of_it():
     moved = {"last": {key: value + (value > 14) for key, value in same["last"].items()}}
     first, *rest = agreement(run, moved)
     assert "15 of 30 measures differ" in first
-    assert rest[0] == "last k15: 16.0000 now, 15.0000 in the record"
+    assert rest[0] == "last k15: 16.0000 now, 15.0000 in evaluation.json"
     assert len(rest) == 11
     assert rest[-1] == "... and 5 more"

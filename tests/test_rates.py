@@ -2,6 +2,7 @@
 
 import math
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -638,6 +639,11 @@ TWO = torch.arange(6) % 2
 HALVES = torch.full((6, 2), 0.5)
 
 
+def nested(Z):
+    with warnings.catch_warnings(action="ignore"):  # it is a prototype
+        return torch.nested.as_nested_tensor([Z, Z])
+
+
 @pytest.mark.parametrize(
     "call, error, message",
     [
@@ -655,6 +661,13 @@ HALVES = torch.full((6, 2), 0.5)
         (lambda: coding_rate(Z64, eps_sq=math.nan), ValueError, "eps_sq is nan"),
         (lambda: coding_rate(Z64, eps_sq="0.5"), TypeError, "eps_sq must be a number, not str"),
         (lambda: coding_rate(Z64, eps_sq=5e-324), ValueError, "too small for features"),
+        (lambda: coding_rate(Z64, eps_sq=10**400), ValueError, "eps_sq is inf"),
+        (lambda: coding_rate(nested(Z64)), TypeError, "not a nested torch.float64 tensor"),
+        (lambda: coding_rate(torch.ones(9, 4) * 3e38), ValueError, "norm up to 6e+38"),
+        (lambda: rate_reduction(Z64, TWO, num_classes=10**11), ValueError, "num_classes is 1000"),
+        (lambda: rate_reduction(Z64, TWO, num_classes=10**40), ValueError, "num_classes is 1000"),
+        (lambda: rate_reduction(Z64, TWO * (2**63 - 1)), ValueError, "labels run to 92233720368"),
+        (lambda: rate_reduction(Z64, np.array(["a"] * 6)), TypeError, "a <U1 array of shape (6,)"),
         (lambda: coding_rate(Z64, eps_sq=True), TypeError, "eps_sq must be a number, not bool"),
         (lambda: rate_reduction(Z64, TWO.tolist()), TypeError, "list"),
         (lambda: rate_reduction(Z64, TWO.bool()), TypeError, "torch.bool"),

@@ -342,6 +342,8 @@ def test_a_wrong_name_is_refused_with_what_is_allowed(name, message):
         (X, Y.float(), TypeError, "must be integers"),
         (X.long(), Y, TypeError, "floating"),
         (X.log(), Y, ValueError, "finite"),
+        (1e200 * X.double(), Y, ValueError, r"features go up to \d.*e\+200 in size"),
+        (1e-200 * X.double(), Y, ValueError, r"features go up to \d.*e-200 in size"),
     ],
 )
 def test_bad_training_sets_are_refused(name, features, labels, error, message):

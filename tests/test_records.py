@@ -216,6 +216,21 @@ def test_signed_values_that_are_not_a_runs_are_refused(name, change, folder):
             load_run(folder)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"status": "done"},
+        {"history": []},
+        {"spec": RECORD.spec | {"training": 3}},
+        {"history": [RECORD.history[0] | {"measures": {"accuracy": 1.0}}]},
+    ],
+)
+def test_a_record_that_cannot_be_is_refused(change, folder):
+    save_record(folder, replace(RECORD, **change))
+    with pytest.raises(ValueError, match=r"record\.json is damaged: "):
+        load_run(folder)
+
+
 def test_a_study_is_read_into_frames_with_keys_in_parts(folder):
     pytest.importorskip("pandas", reason="load_study needs pandas")
     save_record(folder.parent / "two", replace(RECORD, status="failed", reason="not finite"))
@@ -237,6 +252,7 @@ def test_a_study_is_read_into_frames_with_keys_in_parts(folder):
     ]
     assert len(frames.history) == 2 * 3
     assert len(load_study(folder).runs) == 1
+    assert list(load_study(folder.parent).runs["run"]) == ["one", "two"]  # as mcr2 train leaves
 
 
 # ----------------------------------------------------------------------------------------- tensors

@@ -324,6 +324,13 @@ def test_settings_are_checked(error, message, setting):
         ReduNet(**setting)
 
 
+def test_numpy_numbers_are_numbers():
+    X, y = samples((6,))
+    sizes = {"num_classes": np.int64(3), "batch_size": np.int32(7)}
+    net = ReduNet(layers=np.int64(2), eta=np.float32(0.5)).fit(X, y, **sizes)
+    torch.testing.assert_close(net(X), ReduNet(layers=2).fit(X, y)(X))
+
+
 def test_what_is_fitted_is_checked():
     X, y = samples((6,))
     net, small = ReduNet(layers=1), ReduNet(layers=1).fit(X, y)

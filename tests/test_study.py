@@ -202,7 +202,7 @@ def test_evaluate_reads_what_the_evaluation_says_and_further_layers(study, tmp_p
     for family in ("Accuracy", "Rank", "Collapse", "Margins", "Coding rates"):
         assert f"\nfeatures: {family}" in printed
         assert f"\nstage2: {family}" in printed
-    assert "measures are the same as the record's" in printed
+    assert "measures are the same as in evaluation.json" in printed
     arguments = ["--measure", "test/clean", "--json", tmp_path / "m", "--selection", "oracle"]
     status, printed, _ = mcr2("evaluate", runs(out)["ce", 0.5, 0].folder, *arguments)
     assert (status, " same " in printed, "differs" in printed) == (0, True, False)
@@ -458,6 +458,7 @@ def test_a_run_that_fails_has_a_reason_and_the_others_finish(tmp_path):
             assert failed[measure] is None
         assert f"failed, {failed['reason']}" in printed
         assert failed["reason"] in (out / "table.md").read_text(encoding="utf-8")
+    assert "\n\n\n" not in printed
     assert {r["selection"] for r in value["rows"] if r["status"] == "failed"} == set(SELECTIONS)
     # An exception may be mended from outside and is tried again; a loss that is not finite would
     # stop being finite again.

@@ -791,6 +791,15 @@ def test_an_error_of_the_loss_that_is_not_about_numbers_is_not_hidden():
         train(flat(), Wrong(K), SPLIT, config())
 
 
+def test_a_loss_without_gradient_is_refused():
+    class Detached(Objective):
+        def loss(self, features, labels, context):
+            return features.detach().sum(), {}
+
+    with pytest.raises(ValueError, match=r"Detached\.loss returned a loss without gradient"):
+        train(flat(), Detached(K), SPLIT, config())
+
+
 @pytest.mark.parametrize("make_objective", [cross_entropy, lambda: RateReduction(K)])
 @pytest.mark.parametrize("lr", [1e5, 1e9, 1e30])
 def test_a_run_that_diverges_ends_with_a_reason_under_the_real_evaluator(make_objective, lr):

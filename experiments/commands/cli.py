@@ -9,16 +9,24 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import os
 import re
+import select
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import tyro
 
 from experiments.runs.signals import STOP, Stopped
+from experiments.runs.terminal import warn
+
+R = TypeVar("R")
 
 FAILED, MISTAKE = 1, 2
+
+#: What shells say of a command whose output nobody reads on.
+UNREAD = 128 + 13
 
 #: Commands by name: where each is defined, nothing for a group of them. Three studies have names of
 #: their own besides those of ``mcr2 study``.
@@ -147,8 +155,28 @@ def _one_line(boxed: str) -> str:
 
 
 def _printed(text: str) -> SystemExit:
-    print(text)
+    print(text, flush=True)
     return SystemExit(0)
+
+
+def _call(action: Callable[[], R]) -> R:
+    """Call what may run a user's code: where that exits, it has failed like any other."""
+    try:
+        return action()
+    except SystemExit as error:
+        raise RuntimeError(f"code of your own called sys.exit({error.code!r})") from error
+
+
+def _is_unread() -> bool:
+    """Whether nobody reads standard output; if so, what is left of it goes nowhere."""
+    if not hasattr(select, "poll"):  # Windows
+        return False
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)  # that its other end is closed is always told
+    unread = bool(poll.poll(0))
+    if unread:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return unread
 
 
 def parse(arguments: Sequence[str]) -> Any:
@@ -179,6 +207,7 @@ def parse(arguments: Sequence[str]) -> Any:
             return tyro.cli(kind, prog=prog, args=rest)
     except SystemExit as stop:
         if stop.code in (0, None):
+            sys.stdout.flush()
             raise
         raise ValueError(_one_line(errors.getvalue())) from None
 
@@ -188,18 +217,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     begun = "nothing was begun"
     with STOP:
         try:
-            go = parse(sys.argv[1:] if arguments is None else arguments).prepare()
+            go = _call(parse(sys.argv[1:] if arguments is None else arguments).prepare)
             begun = "the same command continues"
-            return int(go())
+            status = int(_call(go))
+            sys.stdout.flush()
+            return status
         except Stopped as stopped:
-            print(f"\nmcr2: {stopped}; {begun}", file=sys.stderr)
+            print(file=sys.stderr)  # behind the bar of a run
+            warn(f"{stopped}; {begun}")
             return stopped.status
         # An ImportError is a data set's: torchvision that does not fit torch.
         except (ValueError, TypeError, OSError, ImportError) as error:
+            if isinstance(error, BrokenPipeError) and _is_unread():  # mcr2 ... | head
+                return UNREAD
             if begun == "nothing was begun":
-                print(f"mcr2: {' '.join(str(error).split())}", file=sys.stderr)
+                warn(error)
                 return MISTAKE
             if not isinstance(error, OSError):
                 raise
-            print(f"mcr2: {error}; {begun}", file=sys.stderr)  # a full disk, say
+            warn(f"{error}; {begun}")  # a full disk, say
             return FAILED

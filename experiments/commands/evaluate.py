@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import tyro
 
 from experiments.runs.options import check_file
-
-if TYPE_CHECKING:
-    pass
+from experiments.runs.terminal import say, visible, warn
 
 
 @dataclass(frozen=True)
@@ -53,11 +50,19 @@ class Evaluate(_Again):
 
     def prepare(self) -> Callable[[], int]:
         """Measure the run again; printing is left to do."""
-        from experiments.runs.runner import evaluate_again
+        from experiments.runs.method import candidates, rules_with
+        from experiments.runs.runner import evaluate_again, up_to_date
+        from experiments.runs.specs import from_dict
         from mcr2.records import load_run
 
         check_file(self.json)
         saved = load_run(self.run)
+        record = saved.record
+        if record.status == "finished":
+            points = candidates(record.history, record.readout)
+            self._check_selection(rules_with(from_dict(record.spec), points))
+        if saved.evaluation is not None and up_to_date(saved, self.layers):
+            self._check_measure(saved.evaluation.selections)
         other = self.dataset is not None
         again = evaluate_again(self.run, other_data=other, **self._options())
         now = again.evaluation.selections if again.evaluation else {}
@@ -65,10 +70,7 @@ class Evaluate(_Again):
             if again.evaluation is not None and layer not in again.evaluation.layers:
                 raise ValueError(f"{self.run} has no layer {layer!r}")
         rule = self.selection or next(iter(now), None)
-        if rule is not None and rule not in now:
-            raise ValueError(f"no selection {rule!r} in {self.run}; it has {', '.join(now)}")
-        if self.measure and not any(self.measure in k for c in now.values() for k in c["measures"]):
-            raise ValueError(f"no measure of {self.run} has {self.measure!r} in its key")
+        self._check_measure(now)
 
         def go() -> int:
             from experiments.report import evaluation as report
@@ -78,21 +80,33 @@ class Evaluate(_Again):
             if self.measure is not None:
                 print(report.measures_table(saved, measured, self.measure).text())
             elif rule is None:
-                print(f"{report.run_table(again).text()}\nfailed: {again.record.reason}")
+                print(report.run_table(again).text())
+                say(f"failed: {again.record.reason}")
             else:
                 print(report.run_table(again).text())
-                print(f"\nAt the selection {rule}, epoch {now[rule]['epoch']}:")
+                print()
+                say(f"At the selection {rule}, epoch {now[rule]['epoch']}:")
                 for table in report.evaluation_tables(now[rule]["measures"]):
                     print(f"\n{table.text()}")
-                print("\n".join(["", *now[rule]["notes"]]))
+                print("\n".join(["", *map(visible, now[rule]["notes"])]))
                 if again.evaluation and again.evaluation.data != again.record.data["hash"]:
-                    print(f"measured on {self.dataset}, which is not the data of the run")
-                print("\n".join(report.agreement(saved, measured)))
+                    say(f"measured on {self.dataset}, which is not the data of the run")
+                print("\n".join(map(visible, report.agreement(saved, measured))))
             if self.json is not None:
                 write_json(self.json, {"run": self.run, "selections": now})
             return 0
 
         return go
+
+    def _check_selection(self, rules: Collection[str]) -> None:
+        if self.selection not in (None, *rules):
+            known = ", ".join(rules)
+            raise ValueError(f"no selection {self.selection!r} in {self.run}; it has {known}")
+
+    def _check_measure(self, selections: Mapping[str, Any]) -> None:
+        keys = {key for chosen in selections.values() for key in chosen["measures"]}
+        if self.measure and keys and not any(self.measure in key for key in keys):
+            raise ValueError(f"no measure of {self.run} has {self.measure!r} in its key")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +135,7 @@ class Reread(_Again):
         try:
             held = read_signed(marker)
         except ValueError as error:  # its runs can still be measured
-            print(f"mcr2: {error}; the study is not shown anew", file=sys.stderr)
+            warn(f"{error}; the study is not shown anew")
             return lambda: self._runs(folders) or 1
         return lambda: self._runs(folders) or self._show(held)
 
@@ -147,9 +161,9 @@ class Reread(_Again):
                 if run.evaluation is not None:
                     missing -= set(run.evaluation.layers)
                     told = f"measured again in {run.evaluation.seconds:.1f} s"
-            print(f"[{number}/{len(folders)}] {folder.name}: {told}", flush=True)
+            say(f"[{number}/{len(folders)}] {folder.name}: {told}")
         for layer in sorted(missing):
-            print(f"mcr2: no run has a layer {layer!r}", file=sys.stderr)
+            warn(f"no run has a layer {layer!r}")
         return int(failed or bool(missing))
 
     def _show(self, held: dict[str, object]) -> int:
@@ -167,5 +181,5 @@ class Reread(_Again):
                 given = options | {name: value for name, value in here.items() if value is not None}
                 return show_again(restore(kind, given), self.out)
         except (ValueError, TypeError) as error:
-            print(f"the study {name} is not shown anew ({error}); its own command does that")
+            say(f"the study {name} is not shown anew ({error}); its own command does that")
             return 0

@@ -9,6 +9,7 @@ from pathlib import Path
 import tyro
 
 from experiments.runs.options import check_file
+from experiments.runs.terminal import say
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Measure:
                 readouts=standard_readouts(d) if self.readouts is None else self.readouts,
                 head=arrays.head,
             )
-            print(f"{self.file}: {count} samples of {arrays.num_classes} classes, {d} dimensions")
+            say(f"{self.file}: {count} samples of {arrays.num_classes} classes, {d} dimensions")
             for table in evaluation_tables(found.measures):
                 print(f"\n{table.text()}")
             for note in found.notes:

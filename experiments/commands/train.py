@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.runs.options import TrainingOptions
+from experiments.runs.terminal import say
 from experiments.studies.engine import one_spec
 
 
@@ -50,9 +51,10 @@ class Train(TrainingOptions):
                     STOP.raise_if_stopped()
                     raise
             print(run_table(done).text())
-            print(f"\n{folder / 'record.json'}")
+            print()
+            say(f"{folder / 'record.json'}")
             if done.record.status == "failed":
-                print(f"failed: {done.record.reason}")
+                say(f"failed: {done.record.reason}")
             return int(done.record.status != "finished")
 
         return go

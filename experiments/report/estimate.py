@@ -50,7 +50,7 @@ def _row(spec: RunSpec, group: Sequence[RunEstimate]) -> tuple[str, ...]:
 
 def report_estimate(planned: Sequence[PlannedRun], jobs: int, machine: Machine) -> str:
     """Measure what the runs that are not finished yet will take, and say it."""
-    left = [one for one in planned if complete(one) is None]
+    left = [one for one in planned if complete(one, mend=False) is None]
     if not left:
         return f"all {len(planned)} runs are finished: nothing is left to spend"
     estimates = estimate(left, jobs, machine)

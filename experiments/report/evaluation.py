@@ -21,7 +21,7 @@ def run_table(run: Run) -> Table:
     names = [measure_key("accuracy", split="test", labels="clean", readout=by)]
     names += [measure_key(m, split="train", labels="noisy", readout=by) for m in MEMORIZATION]
     rows = [
-        (rule, by, str(chosen["epoch"]), *(entry(chosen["measures"][name]) for name in names))
+        (rule, by, str(chosen["epoch"]), *(entry(chosen["measures"].get(name)) for name in names))
         for rule, chosen in (run.evaluation.selections if run.evaluation else {}).items()
     ]
     took = f"{record.epochs} epochs, {record.steps} steps, {record.wall_seconds:.0f} s"
@@ -48,15 +48,15 @@ def agreement(run: Run, again: Selections) -> list[str]:
     # Layers that were not measured before are not in the run.
     compared = [c for c in _compared(run, again) if c[1] in held[c[0]]["measures"]]
     differing = [
-        f"{rule} {key}: {entry(value)} now, {entry(kept)} in the record"
+        f"{rule} {key}: {entry(value)} now, {entry(kept)} in evaluation.json"
         for rule, key, value, kept in compared
         if kept != value
     ]
     what = "measured again from the weights:"
     if not differing:
-        return [f"{what} all {len(compared)} measures are the same as the record's"]
+        return [f"{what} all {len(compared)} measures are the same as in evaluation.json"]
     more = [f"... and {len(differing) - 10} more"] if len(differing) > 10 else []
-    head = f"{what} {len(differing)} of {len(compared)} measures differ from the record's"
+    head = f"{what} {len(differing)} of {len(compared)} measures differ from evaluation.json"
     return [head, *differing[:10], *more]
 
 

@@ -12,10 +12,10 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from experiments.report.table import visible
 from experiments.runs.executors import Outcome
 from experiments.runs.runner import PlannedRun
 from experiments.runs.specs import RunSpec
+from experiments.runs.terminal import visible
 from mcr2.evaluation import measure_key
 from mcr2.evaluation.results import Key
 from mcr2.training import Progress

@@ -13,21 +13,13 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+from experiments.runs.terminal import visible
+
 #: Text on a terminal is folded at this many columns.
 WIDTH = 120
 
 #: What means something in Markdown; an underscore only outside words.
 _MARKS = re.compile(r"[\\`*\[\]<&|~#$]|(?<![^\W_])_|_(?![^\W_])")
-
-
-def visible(text: str) -> str:
-    r"""Return a text with control characters written out.
-
-    Example:
-        >>> print(visible("red\x1b[31m\n"))
-        red\x1b[31m\n
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def short(text: str, most: int = 40) -> str:

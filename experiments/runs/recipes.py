@@ -23,7 +23,7 @@ class Recipe:
             ``ce`` where its loss is a mean over samples (``additive``), as ``mcr2`` otherwise.
         subsets: named data sets of which so many training images are taken, unless told otherwise.
         early_stopping_share: where ``base`` holds nothing out, the validation share of a second
-            run of each cell, from which early stopping is reported; None makes no second run.
+            run of each, from which early stopping is reported; None makes no second run.
     """
 
     name: str

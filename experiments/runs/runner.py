@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,6 +25,7 @@ from experiments.runs.prepare import Prepared, check_meant, load, prepare, sourc
 from experiments.runs.signals import StopSignals
 from experiments.runs.specs import RunSpec, as_dict, field_value, from_dict
 from experiments.runs.tensorboard_log import TensorBoardLog
+from experiments.runs.terminal import warn
 from experiments.runs.user_code import is_user_code, load_object
 from mcr2.data import DATASETS, Dataset
 from mcr2.evaluation import (
@@ -154,28 +154,34 @@ def set_aside(path: Path, why: Exception) -> None:
     """Rename a damaged file, and say so on standard error."""
     damaged = path.with_name(f"{path.name}.damaged")
     path.replace(damaged)
-    print(f"mcr2: {why}; set aside as {damaged.name}, and made again", file=sys.stderr)
+    warn(f"{why}; set aside as {damaged.name}, and made again")
 
 
-def held(folder: Path, key: str) -> Run | None:
-    """Return a folder's run if its record has this key; damaged files are set aside."""
+def held(folder: Path, key: str, *, mend: bool = True) -> Run | None:
+    """Return a folder's run if its record has this key; damaged files are set aside to mend it."""
     while (folder / RECORD).is_file():
         try:
             run = load_run(folder)
             return run if run.record.key == key else None
         except ValueError as error:
+            if not mend:
+                return None
             set_aside(folder / (EVALUATION if EVALUATION in str(error) else RECORD), error)
     return None
 
 
-def complete(planned: PlannedRun) -> Run | None:
-    """Return a planned run that has nothing left to do: failed, or evaluated as of today."""
-    run, folder = held(planned.folder, planned.key), planned.folder
+def complete(planned: PlannedRun, *, mend: bool = True) -> Run | None:
+    """Return a planned run that has nothing left to do: failed, or evaluated as of today.
+
+    What is damaged or left over in its folder goes, unless that is not to be mended.
+    """
+    run, folder = held(planned.folder, planned.key, mend=mend), planned.folder
     if run is None:
         return None
     if run.record.status == "finished" and not up_to_date(run, planned.spec.measured_layers):
         return None
-    if any((folder / name).exists() for name in PASSING) or temporary_files(folder):
+    left = any((folder / name).exists() for name in PASSING) or temporary_files(folder)
+    if left and mend:
         with contextlib.suppress(OSError, Timeout), FileLock(folder / ".lock", timeout=0):
             remove_leftovers(folder)
     return run

@@ -216,6 +216,8 @@ def _values(spec: RunSpec, name: str, texts: Sequence[str], method: Method) -> t
     from experiments.runs.specs import field_value, vary
 
     values = tuple(field_value(vary(spec, name, t, method.options), name) for t in texts)
+    if "" in values:
+        raise ValueError(f"--vary {name}: a value is empty; give FIELD=V1,V2,...")
     if len(set(values)) < len(values):
         raise ValueError(f"{name} has repetitions: {','.join(texts)}")
     return values

@@ -15,7 +15,6 @@ metadata, and figures of R, R_c and ΔR by layer, and, before the first layer an
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from experiments.runs.options import DataOptions
+from experiments.runs.terminal import say, warn
 from experiments.studies.engine import Study, claim_folder, dataset_name, one_spec
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ class Construction(DataOptions, Study):
             try:
                 took = build(encoder, spec, data, device)
             except ValueError as error:  # an ε² too small for the samples
-                print(f"mcr2: {error}", file=sys.stderr)
+                warn(error)
                 return 1
             leave(out, encoder, spec, data, took)
             return 0
@@ -195,4 +195,5 @@ def leave(
     options = {"options": asdict(read_options(spec))}
     save_tensors(out / "weights.safetensors", dict(encoder.state_dict()), options)
     draw(out, encoder, data)
-    print(f"\n{out}: rates.json, weights.safetensors, rates.png, cosines.png, spectra.png")
+    print()
+    say(f"{out}: rates.json, weights.safetensors, rates.png, cosines.png, spectra.png")

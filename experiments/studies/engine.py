@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from experiments.report.axis import RATIO, Axis
 from experiments.runs.options import DataOptions, GridOptions, TrainingOptions
+from experiments.runs.terminal import say, visible, warn
 
 if TYPE_CHECKING:
     from experiments.report.results import Results
@@ -140,7 +140,7 @@ class GridStudy(GridOptions, Study):
         names |= {name for spec in specs for name, _ in spec.options}
         axes = [axis.name for axis in self.study_axes() if axis.name in names]
         planned = plan(specs, out / "runs", self.machine(), axes)
-        for one in planned:
+        for one in planned if not self.estimate else ():
             complete(one)  # sets damaged files aside before anything is run
         return planned, out
 
@@ -181,14 +181,15 @@ class GridStudy(GridOptions, Study):
     def show(self, outcomes: Sequence[Outcome], out: Path, seconds: float | None = None) -> int:
         """Print tables and notes, and write them and the figures into ``out``."""
         from experiments.report.figures import write_figures
-        from experiments.report.table import WIDTH, visible
+        from experiments.report.table import WIDTH
         from experiments.report.tables import write_tables
         from mcr2.records import environment
 
         results = self.results(outcomes)
         tables = self._tables(results)
         notes = self.notes(outcomes, results)
-        print("\n" + "\n\n".join(table.text(WIDTH) for table in tables))
+        for table in tables:
+            print(f"\n{table.text(WIDTH)}")
         if notes:
             print("\n" + "\n".join(map(visible, notes)))
         machine = self.machine()
@@ -199,11 +200,13 @@ class GridStudy(GridOptions, Study):
             write_tables(out, results, tables, facts | self.facts(results), notes)
             write_figures(out, results, self.figures)
         except OSError as error:
-            print(f"\nmcr2: tables and figures cannot be written: {error}", file=sys.stderr)
+            print()
+            warn(f"tables and figures cannot be written: {error}")
             return int(failed or error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM))
         spent = "" if seconds is None else f" ({seconds:.0f} s)"
         count = f"{len(outcomes)} run{'s' * (len(outcomes) != 1)}"
-        print(f"\n{count} in {out}{spent}: table.json, table.csv, table.md, figures")
+        print()
+        say(f"{count} in {out}{spent}: table.json, table.csv, table.md, figures")
         return int(failed)
 
     def results(self, outcomes: Sequence[Outcome]) -> Results:
@@ -304,8 +307,9 @@ def claim_folder(
             held = content
         known = {k: v for k, v in held.items() if k != "options"}
         if known != dict(identity):
+            there, here = _differences(known, identity)
             raise ValueError(
-                f"--out {out} holds the study {known}; this one is {dict(identity)}: "
+                f"--out {out} holds the study with {there}; this one has {here}: "
                 "choose another folder"
             )
         with contextlib.suppress(OSError):  # read-only: what is finished can still be shown
@@ -317,6 +321,23 @@ def claim_folder(
     if out.exists() and not is_free(out):
         raise ValueError(f"--out {out} holds something else; give a new or an empty folder")
     write_signed(marker, content)
+
+
+def _differences(*identities: Mapping[str, Any]) -> list[str]:
+    """Return what each has, NAME=VALUE, that not all of them have."""
+
+    def told(value: Any) -> str:
+        return "+".join(map(str, value)) if isinstance(value, list) else str(value)
+
+    return [
+        " ".join(
+            f"{name}={told(value)}"
+            for name, value in own.items()
+            if any(other.get(name) != value for other in identities)
+        )
+        or "less"
+        for own in identities
+    ]
 
 
 def failures(outcomes: Sequence[Outcome], describe: Callable[[RunSpec], str]) -> list[str]:
@@ -366,7 +387,7 @@ def _print_estimate(planned: Sequence[PlannedRun], jobs: int, machine: Machine) 
     try:
         print(report_estimate(planned, jobs, machine))
     except ValueError as error:
-        print(f"mcr2: {error}", file=sys.stderr)
+        warn(error)
         return 1
     return 0
 

@@ -38,6 +38,8 @@ class SmallStudy(Study):
             checks.integer("seeds", seed, 0)
         checks.integer("the number of seeds", len(self.seeds), 1)
         checks.integer("threads", self.threads, 1)
+        if self.out is not None and self.out.exists() and not self.out.is_dir():
+            raise ValueError(f"--out {self.out} is a file; give a folder")
         self._check()
         return self._run
 

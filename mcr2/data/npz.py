@@ -70,7 +70,7 @@ def _images(key: str, array: Array, axes: str | None) -> Array:
         if first == last:
             raise ValueError(
                 f"{key} has shape {array.shape}, which may be (N, C, H, W) or (N, H, W, C); say "
-                "which by an array axes in the file, 'NCHW' or 'NHWC', or by load_dataset's axes="
+                "which by an array axes in the file, or by axes (--axes): NCHW or NHWC"
             )
         axes = "NCHW" if first else "NHWC"
     return array if axes == "NHWC" else array.transpose(0, 2, 3, 1)

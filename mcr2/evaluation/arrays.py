@@ -59,7 +59,8 @@ def read_features(path: str | Path, *, num_classes: int | None = None) -> Arrays
             raise ValueError(f"{path}: {one} without {other}")
 
     def floating(name: str, *shape: int | str) -> Tensor:
-        return checks.floating(f"{path}: {name}", arrays[name], *shape)
+        label = f"{path}: {name}"
+        return checks.moderate(label, checks.floating(label, arrays[name], *shape))
 
     H, T, head = floating("features", "N", "d"), None, None
     (N, d), why = H.shape, "the largest label plus one"

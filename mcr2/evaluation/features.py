@@ -131,7 +131,7 @@ def evaluate_features(
         >>> abs(round(evaluation.get("nc1", split="train", labels="noisy"), 6))
         0.0
     """
-    K = checks.integer("num_classes", num_classes, 2)
+    K = checks.classes(num_classes, 2)
     own = () if head is None else ("head",)
     names = tuple(dict.fromkeys((readout, COMMON_READOUT, *readouts, *own)))
     for name in names:
@@ -162,6 +162,7 @@ def evaluate_features(
 def _by_labels(split: str, given: Labelled, num_classes: int) -> dict[str, View]:
     """Check a split, and return its views by kind of labels, ``-`` where these do not matter."""
     H, y = checks.samples(given.features, given.labels, num_classes, name=f"{split} labels")
+    checks.moderate("features", H)
     kinds = {"-": y, ("clean" if split == "test" else "noisy"): y}
     if split != "test" and given.clean_labels is not None:
         name = f"clean {split} labels"

@@ -47,7 +47,7 @@ def coding_measures(
         >>> round(measures.rate, 4), round(measures.compressed_rate, 4)
         (1.0986, 0.8047)
     """
-    num_classes = checks.integer("num_classes", num_classes, 1)
+    num_classes = checks.classes(num_classes)
     eps_sq = checks.positive("eps_sq", eps_sq)
     Z, y = checks.samples(features, labels, num_classes)
     Z = unit(Z.to(torch.promote_types(Z.dtype, torch.float32)))

@@ -125,7 +125,7 @@ def neural_collapse(
         >>> f"{result.nc1:.3f} {result.nc2_etf:.3f} {result.nc3:.3f} {result.nc4:.3f}"
         '0.000 0.000 0.000 0.000'
     """
-    K = checks.integer("num_classes", num_classes, 2)
+    K = checks.classes(num_classes, 2)
     H, y = checks.samples(features, labels, K)
     eps, work = precision(H), torch.promote_types(H.dtype, torch.float32)
     if means is not None:

@@ -42,7 +42,7 @@ def first_moments(features: Array, labels: Labels, *, num_classes: int) -> First
         tensor([[1., 2.],
                 [5., 1.]], dtype=torch.float64)
     """
-    num_classes = checks.integer("num_classes", num_classes, 1)
+    num_classes = checks.classes(num_classes)
     return average(*checks.samples(features, labels, num_classes), num_classes)
 
 
@@ -91,7 +91,7 @@ class ClassMoments:
     """
 
     def __init__(self, num_classes: int, dim: int, *, device: torch.device | str = "cpu") -> None:
-        K, d = checks.integer("num_classes", num_classes, 1), checks.integer("dim", dim, 1)
+        K, d = checks.classes(num_classes), checks.integer("dim", dim, 1)
         self.counts = torch.zeros(K, dtype=torch.int64, device=device)
         self.means = torch.zeros(K, d, dtype=torch.float64, device=device)
         self.squares = self.means.new_zeros(K)

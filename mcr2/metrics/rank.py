@@ -135,7 +135,7 @@ def class_geometry(features: Array, labels: Labels, *, num_classes: int) -> Clas
         >>> round(between_classes(geometry.bases).coherence, 4)
         0.5
     """
-    K = checks.integer("num_classes", num_classes, 1)
+    K = checks.classes(num_classes)
     H, y = checks.samples(features, labels, K)
     d, scale = H.shape[1], _scale(H)
     ranks: list[FeatureRank | None] = [None] * K

@@ -66,7 +66,7 @@ class Objective(nn.Module, ABC):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.num_classes = checks.integer("num_classes", num_classes, 2)
+        self.num_classes = checks.classes(num_classes, 2)
 
     @abstractmethod
     def loss(

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mcr2.checks import describe, floating, integer
+from mcr2.checks import classes, dense, describe, floating
 from mcr2.rates.kernels import Groups, group
 from mcr2.rates.precision import read, working_dtype
 
@@ -25,8 +25,8 @@ def check_features(Z: object, *, signals: bool = False) -> Tensor:
 
 def check_membership(Z: Tensor, m: int, labels: object, num_classes: int | None) -> Tensor:
     """Return a membership whose kind, shape and device suit m samples Z, its values unseen."""
-    K = None if num_classes is None else integer("num_classes", num_classes, 1)
-    given = torch.as_tensor(labels) if isinstance(labels, np.ndarray) else labels
+    K = None if num_classes is None else classes(num_classes)
+    given = dense(labels) if isinstance(labels, np.ndarray) else labels
     if isinstance(given, Tensor) and given.dim() == 2 and given.is_floating_point():
         given = floating("labels", given, finite=False)
     elif not isinstance(given, Tensor) or (given.dtype, given.layout, given.dim()) not in _LABELS:
@@ -54,7 +54,7 @@ def read_membership(labels: Tensor, num_classes: int | None) -> Groups | Tensor:
         return labels
     m = len(labels)
     labels = labels.long()
-    K = max(int(num_classes or labels.max() + 1), 1)
+    K = max(int(num_classes or int(labels.max()) + 1), 1)
     if num_classes is None and max(10 * m, 10**6) < K:
         raise ValueError(f"labels run to {K - 1} for {m} samples; give num_classes if they are so")
     ordered, order = labels.sort(stable=True)

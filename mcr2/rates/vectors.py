@@ -11,7 +11,7 @@ from torch import Tensor
 from mcr2.checks import positive
 from mcr2.rates.kernels import grouped_rates, weighted_rates
 from mcr2.rates.membership import check_features, check_membership, read_membership
-from mcr2.rates.precision import full_precision, outside_graphs
+from mcr2.rates.precision import full_precision, in_float64, outside_graphs
 
 _NO_LABELS = object()
 
@@ -100,7 +100,8 @@ def rate_reduction(
     """Return the coding rate reduction ΔR of a partition, with the rates it is made of.
 
     ΔR(Z, Π) = R(Z) − Σ_k (tr Π_k / m) R_k(Z) (Yu et al. 2020, Section 2.2): what is saved by coding
-    each class by itself. It is never negative, and largest where classes span orthogonal subspaces.
+    each class by itself. But for rounding it is never negative; it is largest where classes span
+    orthogonal subspaces.
 
     Args:
         Z: features ``(..., m, d)``, floating.
@@ -199,7 +200,7 @@ def evaluate(
         except ArithmeticError as error:
             if not bool(X.isfinite().all()):
                 raise ValueError("Z must be finite, without NaN or infinity") from None
-            largest = float(torch.linalg.vector_norm(X.detach(), dim=-1).max())
+            largest = float(torch.linalg.vector_norm(in_float64(X.detach()), dim=-1).max())
             size = f"features of norm up to {largest:.3g}"
             raise ValueError(f"eps_sq={eps_sq} is too small for {size}: {error}") from None
         if weights is not None:

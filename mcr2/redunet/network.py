@@ -131,12 +131,12 @@ class ReduNet(nn.Module):
             ValueError: a shape, label or argument out of its range, NaN or infinity in ``X``, an
                 ε² too small for a factor in float64, an η so large that features overflow.
         """
-        checks.integer("batch_size", batch_size, 1)
+        batch_size = checks.integer("batch_size", batch_size, 1)
         checks.choice("store", store, STORES)
         X = _samples(X, finite=False)
         for part in torch.split(X, batch_size):
             checks.floating("X", part)
-        K = None if num_classes is None else checks.integer("num_classes", num_classes, 1)
+        K = None if num_classes is None else checks.classes(num_classes)
         y = checks.labels(labels, K, count=len(X)).to(X.device)
         counts = torch.bincount(y, minlength=K or 0)
         order = y.argsort(stable=True)

@@ -122,6 +122,11 @@ def _score(
             if bool(torch.isfinite(embedded).all()):
                 raise
             raise FeaturesNotFiniteError(str(error)) from error
+        if not loss.requires_grad:
+            raise ValueError(
+                f"{type(objective).__name__}.loss returned a loss without gradient: it was "
+                "detached, or depends neither on the features nor on parameters of its own"
+            )
         (loss * share).backward()
     return loss.detach(), terms, leaf.grad
 
