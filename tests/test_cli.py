@@ -218,7 +218,7 @@ def test_a_mistaken_study(options, place, capsys):
             "losses.py:Stranger is not an experiments.studies.engine.Study",
         ),
         ("study label_noise --epochs -1", "epochs is -1"),
-        ("study gaussians --out notes.txt", "--out notes.txt is a file; give a folder"),
+        ("study gaussians --out notes.txt", "--out notes.txt is a file; give a new or an empty folder"),
         ("bench speed", "unknown benchmark 'speed'; choose from step"),
         ("train --ratio 1.5", "ratio is 1.5"),
         ("train --method mcr2 --subset 60 --out run", "run holds another run"),

@@ -63,8 +63,8 @@ ABLATIONS: dict[str, Preset] = {
     "feature_dim": Preset(("feature_dim=16,32,64,128",)),
     # Of a class's subspace in the readout: trains nothing anew.
     "components": Preset((f"{COMPONENTS}=1,2,3,5,10",)),
-    # Without a projection the features are the pooled ones, 8 times the width.
-    "projection": Preset(("projection=mlp,none",), ("feature_dim=128",)),
+    # Without a projection the features are the pooled ones, 4 times the width.
+    "projection": Preset(("projection=mlp,none",), ("backbone=resnet8_w16", "feature_dim=64")),
     "width": Preset(("backbone=resnet8_w8,resnet8_w16,resnet8_w32",)),
 }
 

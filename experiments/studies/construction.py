@@ -143,6 +143,8 @@ class Construction(DataOptions, Study):
         from experiments.runs.methods import METHODS
         from experiments.runs.prepare import load, prepare
         from experiments.runs.redunet import make_encoder
+        from experiments.runs.specs import as_dict
+        from mcr2.records import content_key
 
         machine = Machine(self.device, self.threads, self.data_root)
         spec = one_spec(self, "redunet", self.ratio, self.seed)
@@ -150,7 +152,9 @@ class Construction(DataOptions, Study):
         data = prepare(spec, load(spec, machine.data_root))
         METHODS["redunet"].check(spec, data.sizes)
         encoder = make_encoder(spec, data.sizes.in_channels, self.patience)
-        claim_folder(out, {"study": self.name, "dataset": data.dataset.name, "ratio": self.ratio})
+        settings = content_key(as_dict(spec), self.patience, data.dataset.content_hash())
+        identity = {"study": self.name, "dataset": data.dataset.name, "ratio": self.ratio}
+        claim_folder(out, identity | {"seed": self.seed, "settings and data": settings[:12]})
 
         def go() -> int:
             device = machine.configure_torch()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from experiments.studies.engine import Study
+from experiments.studies.engine import Study, claim_folder
 
 #: A row of a study's table, its figures by name.
 Row = dict[str, Any]
@@ -33,15 +33,19 @@ class SmallStudy(Study):
     def prepare(self) -> Callable[[], int]:
         """Check the options and return what runs the study."""
         from mcr2 import checks
+        from mcr2.records import content_key
 
         for seed in self.seeds:
             checks.integer("seeds", seed, 0)
         checks.integer("the number of seeds", len(self.seeds), 1)
         checks.integer("threads", self.threads, 1)
-        if self.out is not None and self.out.exists() and not self.out.is_dir():
-            raise ValueError(f"--out {self.out} is a file; give a folder")
         self._check()
+        settings = {k: v for k, v in asdict(self).items() if k not in ("out", "threads")}
+        claim_folder(self._folder(), {"study": self.name, "settings": content_key(settings)[:12]})
         return self._run
+
+    def _folder(self) -> Path:
+        return self.out or Path("results") / self.name
 
     def _check(self) -> None:
         raise NotImplementedError
@@ -55,7 +59,7 @@ class SmallStudy(Study):
         from experiments.report.table import Table, entry
         from mcr2.records import write_json
 
-        out = self.out or Path("results") / self.name
+        out = self._folder()
         torch.set_num_threads(self.threads)
         rows = self._measure(out / f"{self.name}.png")
         write_json(out / f"{self.name}.json", {"rows": rows})
