@@ -59,7 +59,7 @@ QUICK = Recipe(
             epochs=60, batch_size=128, lr=0.05, weight_decay=1e-4, evaluate_every=5
         ),
         "mcr2": TrainingConfig(
-            epochs=60, batch_size=350, lr=0.1, weight_decay=1e-4, evaluate_every=5
+            epochs=60, batch_size=718, lr=0.2, weight_decay=1e-4, evaluate_every=5
         ),
         # Constructed, 20 layers: of all this, layers between evaluations and samples at a time.
         "redunet": TrainingConfig(batch_size=718, evaluate_every=2),
