@@ -8,8 +8,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from mcr2 import checks
-from mcr2.data.files import read_arrays
 from mcr2.evaluation.features import Labelled
+from mcr2.files import read_arrays
 
 NEEDED = ("features", "labels")
 ALLOWED = ("clean_labels", "weight", "bias", "test_features", "test_labels")
