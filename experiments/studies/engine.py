@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -97,7 +98,9 @@ class GridStudy(GridOptions, Study):
 
     def default_out(self) -> Path:
         """Return the folder of the study where none is given."""
-        return Path("results") / f"{self.name}-{self.recipe}-{self.dataset_name()}"
+        return (
+            Path("results") / f"{self.name}-{self.recipe}-{self.dataset_name()}{self.noise_name()}"
+        )
 
     def reference(self) -> Mapping[str, Mapping[str, Mapping[float, float]]]:
         """Return published accuracies: source -> method -> value of the first axis -> accuracy."""
@@ -114,13 +117,27 @@ class GridStudy(GridOptions, Study):
 
     # What follows is the engine's.
 
+    def noise_name(self) -> str:
+        """Return what names of folders say of the noise: nothing of the usual one."""
+        kind, _, argument = self.noise.partition(":")
+        said = re.sub(r"[^\w.+-]+", "-", f"{kind}-{Path(argument).name}").strip("-")
+        return "" if kind == "symmetric" else f"-{said}"
+
     def dataset_name(self) -> str:
         """Return what tables call the data set: its name, or its file's or folder's."""
         return dataset_name(spec_fields(self)["dataset"])
 
     def grid(self, methods: Sequence[str]) -> list[RunSpec]:
         """Return the specs of methods at all ratios and seeds, with all settings."""
-        return specs_of(self, methods, sorted(self.ratios), sorted(self.seeds))
+        return specs_of(self, methods, sorted(self.noise_ratios()), sorted(self.seeds))
+
+    def noise_ratios(self) -> tuple[float, ...]:
+        """Return the ratios asked for; where none are, those that the kind of noise has."""
+        from mcr2.noise import parse_noise
+
+        asked = self.ratios != {field.name: field.default for field in fields(self)}["ratios"]
+        own = parse_noise(self.noise, 0).ratios
+        return self.ratios if asked or own is None else own
 
     def machine(self) -> Machine:
         """Return the device and threads of each run."""

@@ -19,8 +19,9 @@ class Instance(Noise):
 
     Sample i flips with a probability q_i from the normal distribution about the ratio with
     deviation 0.1, truncated to [0, 1]. What it becomes is drawn from softmax(x_i W_y) over the
-    other classes, x_i being its standardised pixels, W_y (d, K) standard normal, one matrix a class.
-    Truncation makes the mean of q 0.129 at ratio 0.1, 0.206 at 0.2, 0.300 at 0.3; ratio 0 flips none.
+    other classes, x_i being its standardised pixels, W_y (d, K) standard normal, one matrix a
+    class. Truncation makes the mean of q 0.129 at ratio 0.1, 0.206 at 0.2 and 0.300 at 0.3; ratio 0
+    flips none.
 
     Reference:
         Xia et al., "Part-dependent Label Noise: Towards Instance-dependent Label Noise", NeurIPS
@@ -58,7 +59,8 @@ def flip_probabilities(place: FloatArray, ratio: float) -> FloatArray:
     if ratio == 0:
         return np.zeros_like(place)
     low, high = ndtr(-ratio / SIGMA), ndtr((1 - ratio) / SIGMA)
-    return np.clip(ratio + SIGMA * ndtri(low + place * (high - low)), 0, 1)
+    found: FloatArray = ratio + SIGMA * ndtri(low + place * (high - low))
+    return found.clip(0, 1)
 
 
 def _flat(images: Tensor, indices: IntArray) -> FloatArray:
