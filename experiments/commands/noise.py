@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
+from experiments.studies.engine import dataset_name, noise_name
+
 if TYPE_CHECKING:
     from experiments.report.table import Table
     from mcr2.data import Dataset
@@ -45,8 +47,6 @@ class ShowNoise:
 
     def prepare(self) -> Callable[[], int]:
         """Draw the noise; showing it is left to do."""
-        import re
-
         from experiments.runs.prepare import load, load_other, noise_content, prepare
         from experiments.runs.specs import RunSpec
 
@@ -63,9 +63,13 @@ class ShowNoise:
         )
         dataset, other = load(spec, self.data_root), load_other(spec, self.data_root)
         data = prepare(spec, dataset, other)
-        written = f"{Path(self.dataset).name}-{self.noise}-{self.ratio:g}-seed{self.seed}"
-        name = re.sub(r"[^\w.+-]+", "-", written.replace("/", "-"))
-        out = self.out or Path("results") / "noise" / name
+        parts = (
+            dataset_name(self.dataset),
+            noise_name(self.noise),
+            f"{self.ratio:g}",
+            f"seed{self.seed}",
+        )
+        out = self.out or Path("results") / "noise" / "-".join(parts)
         if out.exists() and not out.is_dir():
             raise ValueError(f"--out {out} is a file; give a folder")
 
@@ -106,7 +110,9 @@ class ShowNoise:
 
         redrawn, wrong = (described(found)[name] for name in ("redrawn_share", "wrong_share"))
         told = "an unknown share" if wrong is None else f"{wrong:.1%}"
-        title = f"{short(self.noise)} at ratio {self.ratio:g} on {short(dataset.name)}: of "
+        kind, colon, argument = self.noise.partition(":")
+        called = short(f"{kind}{colon}{Path(argument).name}")
+        title = f"{called} at ratio {self.ratio:g} on {short(dataset.name)}: of "
         title += f"{len(found.labels):,} labels {redrawn:.1%} redrawn, {told} wrong"
         most = range(min(dataset.num_classes, MOST_CLASSES))
         rows = [

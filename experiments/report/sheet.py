@@ -49,5 +49,5 @@ def contact_sheet(
         panel.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         lines = [label(line, 24) for line in caption.split("\n")]
         panel.set_title("\n".join(lines), y=-0.02, pad=0, va="top", fontsize=9)
-    figure.suptitle(label(title, 100), fontsize=12)
+    figure.suptitle(label(title, 120), fontsize=12)
     save(figure, path)

@@ -250,9 +250,8 @@ def by_class_table(results: Results) -> Table | None:
                         ((short(classes_of(results)[k]), measure, *results.named(case)), entries)
                     )
     title = "Wrong labels by true class at the last epoch: shares reproduced and recovered"
-    notes = [f"The {MOST_CLASSES} classes with most wrong labels"] * (
-        (wrong > 0).sum() > MOST_CLASSES
-    )
+    many = int((wrong > 0).sum()) > MOST_CLASSES
+    notes = [f"The {MOST_CLASSES} classes with most wrong labels"] * many
     names = ("true class", "measure", "method", *_further(results))
     return _table(results, title, names, rows, notes=notes)
 

@@ -119,9 +119,7 @@ class GridStudy(GridOptions, Study):
 
     def noise_name(self) -> str:
         """Return what names of folders say of the noise: nothing of the usual one."""
-        kind, _, argument = self.noise.partition(":")
-        said = re.sub(r"[^\w.+-]+", "-", f"{kind}-{Path(argument).name}").strip("-")
-        return "" if kind == "symmetric" else f"-{said}"
+        return "" if self.noise == "symmetric" else f"-{noise_name(self.noise)}"
 
     def dataset_name(self) -> str:
         """Return what tables call the data set: its name, or its file's or folder's."""
@@ -283,6 +281,17 @@ def dataset_name(dataset: str) -> str:
         'birds'
     """
     return Path(dataset).resolve().name.removesuffix(".npz")
+
+
+def noise_name(noise: str) -> str:
+    """Return a kind of noise as part of a file name.
+
+    Example:
+        >>> noise_name("given:some/labels.npz#worse")
+        'given-labels.npz-worse'
+    """
+    kind, _, argument = noise.partition(":")
+    return re.sub(r"[^\w.+-]+", "-", f"{kind}-{Path(argument).name}").strip("-")
 
 
 def restore(kind: type[Any], options: Mapping[str, Any]) -> Any:
