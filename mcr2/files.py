@@ -35,6 +35,8 @@ def naming(path: object) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # libraries stumble over damaged bytes in many ways
+        if str(error).startswith(f"{path}"):
+            raise  # it was named where it was opened
         reason = " ".join(str(error).split()) or type(error).__name__
         if not isinstance(error, TypeError | ValueError):
             reason = f"cannot be read ({reason})"

@@ -96,8 +96,8 @@ def shares(panel: Any, matrix: Any, names: Sequence[str] = (), rows: Sequence[st
     panel.set(xticks=[], yticks=[])
     rows = rows or names
     if 0 < len(rows) <= 21:
-        panel.set_xticks(range(len(names)), [label(n, 12) for n in names], fontsize=7, rotation=90)
-        panel.set_yticks(range(len(rows)), [label(n, 12) for n in rows], fontsize=7)
+        panel.set_xticks(range(len(names)), [label(n, 14) for n in names], fontsize=7, rotation=90)
+        panel.set_yticks(range(len(rows)), [label(n, 14) for n in rows], fontsize=7)
         panel.tick_params(length=0)
     return panel.imshow(matrix, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
 
