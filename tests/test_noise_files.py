@@ -1,6 +1,5 @@
 """Noisy labels of a file: aligned, checked against the true ones, and nothing in it is run."""
 
-import collections
 import io
 import pickle
 import zipfile
@@ -77,7 +76,7 @@ def test_true_labels_of_other_data_are_noticed(suffix, tmp_path):
     if suffix == ".npy":  # brings none
         assert apply(argument).labels.tolist() == NOISY.tolist()
         return
-    with pytest.raises(ValueError, match=r"differ|not those of the data for 40 of 40 training"):
+    with pytest.raises(ValueError, match="not those of the data for 39 of 40 training"):
         apply(argument)
 
 
@@ -246,16 +245,16 @@ def test_damaged_files_are_labels_or_a_line(tmp_path_factory, data):
     raw = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
-    path.write_bytes(
-        raw[: data.draw(st.integers(0, len(raw)))] if data.draw(st.booleans()) else raw
-    )
+    if data.draw(st.booleans()):
+        raw = raw[: data.draw(st.integers(0, len(raw)))]
+    path.write_bytes(raw)
+    told = ""
     try:
-        found = apply(argument)
+        assert len(apply(argument).labels) == N
     except ValueError as error:
-        assert "labels" in str(error)
-        assert "\n" not in str(error)
-    else:
-        assert len(found.labels) == N
+        told = str(error)
+    assert "\n" not in told
+    assert not told or "labels" in told
 
 
 # --- .pt
@@ -269,9 +268,7 @@ def test_published_files_are_read_whichever_format_they_have(zipped, tmp_path):
         "big": TRUE.astype(">i4"),
         "table": np.asfortranarray(np.arange(6).reshape(2, 3)),
     }
-    torch.save(
-        collections.OrderedDict(arrays) and arrays, path, _use_new_zipfile_serialization=zipped
-    )
+    torch.save(arrays, path, _use_new_zipfile_serialization=zipped)
     found = read_pt(path)
     assert found.keys() == arrays.keys()
     assert all(np.array_equal(found[name], arrays[name]) for name in arrays)
@@ -330,13 +327,13 @@ def test_tensors_are_refused_and_say_so(tmp_path):
 
 def test_a_pickle_in_an_array_is_never_opened(tmp_path):
     np.save(tmp_path / "labels.npy", np.array([Trap(tmp_path / "trace")] * N), allow_pickle=True)
-    with pytest.raises(ValueError, match="labels.npy"):
+    with pytest.raises(ValueError, match=r"labels\.npy"):
         apply(tmp_path / "labels.npy")
     buffer = io.BytesIO()
     np.save(buffer, np.array([Trap(tmp_path / "trace")] * N), allow_pickle=True)
     with zipfile.ZipFile(tmp_path / "labels.npz", "w") as archive:
         archive.writestr("worse.npy", buffer.getvalue())
-    with pytest.raises(ValueError, match="labels.npz"):
+    with pytest.raises(ValueError, match=r"labels\.npz"):
         apply(f"{tmp_path / 'labels.npz'}#worse")
     assert not (tmp_path / "trace").exists()
 
