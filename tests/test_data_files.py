@@ -19,7 +19,8 @@ import torch
 import torchvision
 from scipy.io import savemat
 
-from mcr2.data import DATASETS, availability, files, load_dataset, sources
+from mcr2 import files
+from mcr2.data import DATASETS, availability, load_dataset, sources
 from mcr2.data.readers import CIFAR10_FILES
 
 ROOT = Path(__file__).parents[1]

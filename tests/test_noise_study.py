@@ -172,9 +172,7 @@ def test_uniform_noise_is_not_read_class_by_class(tmp_path):
         ("pairflip", "unknown noise 'pairflip'; choose from symmetric"),
     ],
 )
-@pytest.mark.parametrize(
-    "command", [["table", "--ratios", "1"], ["noise", "digits", "--ratio", "1"]]
-)
+@pytest.mark.parametrize("command", ["table --ratios 1", "noise digits --ratio 1"])
 def test_a_mistake_is_one_line_and_nothing_is_written(command, noise, message, labels, tmp_path):
     out, given = tmp_path / "out", noise.format(labels=labels)
     status, printed, err = mcr2(*command.split(), "--noise", given, "--out", out)

@@ -123,9 +123,10 @@ def make_run(method, where, seed, failed=False):
     readout = own_readout(method)
     spec = {"method": method, "seed": seed, **where}
     status, reason = ("failed", "the loss stopped being finite") if failed else ("finished", None)
-    noise = {"wrong": round(1000 * where["ratio"])}
+    wrong, data = round(1000 * where["ratio"]), {"name": "digits", "train": 900, "validation": 100}
+    noise = {"kind": "symmetric", "redrawn": wrong, "wrong": wrong}
     proof = {"labels": f"digest of ratio {where['ratio']:g}, seed {seed}"}
-    made_of = ("0", spec, status, reason, {}, {"name": "digits"}, noise, proof, {})
+    made_of = ("0", spec, status, reason, {}, data, noise, proof, {})
     record = Record(*made_of, readout, epochs[-1], 10, 1.0, 0.1, history, {})
     rules = {}
     for number, rule in enumerate(SELECTIONS):
