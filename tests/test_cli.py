@@ -345,7 +345,7 @@ def test_help_imports_no_torch_and_names_what_there_is(tmp_path):
         assert f"--recipe {{{','.join(RECIPES)}}}" in texts[name]
         assert all(f"{kind}: " in texts[name] or f"{kind} (" in texts[name] for kind in RECIPES)
         described = re.search(r"--noise STR (.*?) \(default", texts[name])[1]
-        assert set(re.findall(r"\b[a-z]+(?:_[a-z]+)+\b|^symmetric", described)) == set(NOISES)
+        assert all(re.search(rf"\b{kind}\b", described) for kind in NOISES)
     presets = re.search(r"Ready-made: ([\w, ]+)\. \(default", texts["ablate"])[1]
     assert re.split(r", | or ", presets) == list(ABLATIONS)
 

@@ -175,8 +175,10 @@ def difference_table(results: Results, baseline: str = "ce") -> Table | None:
 
 
 def noise_table(results: Results) -> Table | None:
-    """Return the shares of the training labels that were redrawn, and that are wrong."""
-    rows = []
+    """Return the shares of the training labels redrawn and wrong, where the ratio makes columns."""
+    rows: list[tuple[tuple[str, ...], list[str]]] = []
+    if results.axes[0].name != "ratio":
+        return None
     for share in ("redrawn", "wrong"):
         found = (_entries(results, share, case) for case in results.cases)
         entries = next(filter(None, found), None)  # the same for every method
