@@ -74,7 +74,7 @@ IMAGES, LABELS = torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 1,
         (
             (IMAGES, LABELS, LABELS - 2),
             ValueError,
-            "clean_labels run from -2 to 0; they must be at",
+            "clean_labels run from -2 to 0",
         ),
     ],
 )

@@ -468,10 +468,8 @@ def test_measures_are_columns_of_the_csv(tmp_path):
 def test_a_run_has_a_row_for_every_selection_rule():
     table = run_table(make_run("ce", {"ratio": 0.3}, 7))
     assert [row[0] for row in table.rows] == list(SELECTIONS)
-    assert (
-        table.title
-        == "ce on digits at ratio 0.3, seed 7: 15 epochs, 10 steps, 1 s; 300 labels redrawn, 300 wrong"
-    )
+    name, took = "ce on digits at ratio 0.3, seed 7", "15 epochs, 10 steps, 1 s"
+    assert table.title == f"{name}: {took}; 300 labels redrawn, 300 wrong"
     assert run_table(make_run("ce", {"ratio": 0.3}, 7, failed=True)).rows == ()
 
 
