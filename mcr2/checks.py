@@ -133,11 +133,17 @@ def floating(name: str, value: object, *shape: int | str, finite: bool = True) -
 
 
 def labels(
-    value: object, num_classes: int | None = None, *, count: int | None = None, name: str = "labels"
+    value: object,
+    num_classes: int | None = None,
+    *,
+    count: int | None = None,
+    name: str = "labels",
+    least: int = 0,
 ) -> Tensor:
     """Return class labels ``(N,)`` as int64: integers as a tensor, a NumPy array or a sequence.
 
-    They must lie in [0, K), without K only not be negative; N is ``count``, or any from 1.
+    They must lie in [0, K), without K only not be negative; N is ``count``, or any from 1. True
+    labels may be −1 where ``least`` is: none of the classes.
 
     Example:
         >>> labels([0, 3], 3)
@@ -153,10 +159,10 @@ def labels(
     if count == 0:
         return tensor
     low, high = torch.stack(torch.aminmax(tensor)).tolist()
-    if low < 0 or (num_classes is not None and high >= num_classes):
-        allowed = "they must not be negative"
+    if low < least or (num_classes is not None and high >= num_classes):
+        allowed = "they must not be negative" if least == 0 else f"they must be at least {least}"
         if num_classes is not None:
-            allowed = f"with {num_classes} classes they must be in 0 ... {num_classes - 1}"
+            allowed = f"with {num_classes} classes they must be in {least} ... {num_classes - 1}"
         raise ValueError(f"{name} run from {low} to {high}; {allowed}")
     return tensor
 

@@ -134,7 +134,7 @@ MISTAKES = {
     "--vary n_components=64": "n_components is 64; it must be between 1 and 63",
     "--vary n_components=5 feature_dim=64,4": "n_components is 5; it must be between 1 and 3",
     "--vary n_components=1 --method ce": "that of ce is head; --set readout=nearest_subspace",
-    "--vary projection=mlp,none --set feature_dim=32": "without a projection it must be the pooled width",
+    "--vary projection=mlp,none --set feature_dim=32": "without a projection it must be the pooled",
     "--preset everything": "unknown preset 'everything'; choose from eps_sq, gamma",
     "--preset eps_sq --method ce": "unknown field 'eps_sq'",
     "--vary eps_sq=1 --method svm": "unknown method 'svm'",

@@ -72,7 +72,11 @@ IMAGES, LABELS = torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 1,
         ((IMAGES, LABELS[:2]), ValueError, r"labels has shape \(2,\); it must be \(3,\)"),
         ((IMAGES, LABELS - 1), ValueError, "labels run from -1 to 1; they must not be negative"),
         ((IMAGES.to("meta"), LABELS), ValueError, "images lie on meta, labels on cpu"),
-        ((IMAGES, LABELS, LABELS - 1), ValueError, "clean_labels run from -1"),
+        (
+            (IMAGES, LABELS, LABELS - 2),
+            ValueError,
+            "clean_labels run from -2 to 0",
+        ),
     ],
 )
 def test_a_split_refuses_what_does_not_fit(arguments, error, message):

@@ -21,7 +21,8 @@ import torchvision
 from PIL import Image
 from scipy.io import savemat
 
-from mcr2.data import DATASETS, availability, files, load_dataset, sources
+from mcr2 import files
+from mcr2.data import DATASETS, availability, load_dataset, sources
 from mcr2.data.readers import CIFAR10_FILES
 
 ROOT = Path(__file__).parents[1]

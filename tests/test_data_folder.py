@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mcr2.data import cache, files, folder, load_dataset, readers
+from mcr2 import files
+from mcr2.data import cache, folder, load_dataset, readers
 from mcr2.data.splits import Decoded, as_split
 
 

@@ -525,9 +525,9 @@ GOOD = Labelled(torch.randn(12, 3), torch.arange(12) % 2)
             r"train labels run from 1 to 2; .* 0 \.\.\. 1",
         ),
         (
-            {"train": Labelled(GOOD.features, GOOD.labels, GOOD.labels - 1)},
+            {"train": Labelled(GOOD.features, GOOD.labels, GOOD.labels - 2)},
             ValueError,
-            r"clean train labels run from -1 to 0",
+            r"clean train labels run from -2 to -1",
         ),
         ({"train": Labelled(GOOD.features / 0, GOOD.labels)}, ValueError, "must be finite"),
         ({"test": Labelled(GOOD.features.double() * 1e200, GOOD.labels)}, ValueError, "in size"),

@@ -129,7 +129,7 @@ def test_a_study_prints_its_tables_and_leaves_them_with_figures(study):
         assert entries[3 if row["ratio"] == 0 else 4] == f"{row['test_accuracy']:.3f}"
         assert entries in [printed_line.split() for printed_line in printed.splitlines()]
     assert "ce, ratio 0.5, seed 0: terminal phase not reached (fit_noisy 0." in printed
-    for name in LabelNoise.figures:
+    for name in set(LabelNoise.figures) - {"confusion"}:  # of noise that is not uniform
         assert (out / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 

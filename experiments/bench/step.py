@@ -29,7 +29,7 @@ from experiments.runs.estimate import synchronized
 from experiments.runs.grid import grid
 from experiments.runs.machine import Machine
 from experiments.runs.methods import find_method
-from experiments.runs.prepare import Prepared, load, prepare
+from experiments.runs.prepare import Prepared, load, load_other, prepare
 from experiments.runs.recipes import find_recipe
 from experiments.runs.specs import RunSpec
 from experiments.runs.trained import Trained, feed_for
@@ -124,8 +124,8 @@ def specs_for(options: RecipeBench) -> list[tuple[RunSpec, Prepared]]:
     recipe, fields = find_recipe(options.recipe), spec_fields(options)
     specs = grid(recipe, options.methods, [0.0], [0], fields=fields, settings=options.set)
     found = {spec.method: spec for spec in reversed(specs)}
-    loaded = load(specs[0], options.data_root)
-    pairs = [(found[name], prepare(found[name], loaded)) for name in options.methods]
+    loaded = load(specs[0], options.data_root), load_other(specs[0], options.data_root)
+    pairs = [(found[name], prepare(found[name], *loaded)) for name in options.methods]
     for spec, data in pairs:
         find_method(spec.method).check(spec, data.sizes)
         if not find_method(spec.method).trained:

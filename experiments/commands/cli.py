@@ -39,6 +39,7 @@ COMMANDS: dict[str, str] = {
     "evaluate": "experiments.commands.evaluate:Evaluate",
     "reread": "experiments.commands.evaluate:Reread",
     "measure": "experiments.commands.measure:Measure",
+    "noise": "experiments.commands.noise:ShowNoise",
     "datasets": "experiments.commands.datasets:Datasets",
     "bench": "",
 }

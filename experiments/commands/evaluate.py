@@ -24,6 +24,8 @@ class _Again:
     that a record names is imported."""
     dataset: str | None = None
     """Where the data are now, if not where the runs were made."""
+    noise_from: str | None = None
+    """Where the file, or the other data, that the noise takes is now, likewise."""
     threads: int | None = None
     """CPU threads; by default as many as a run had, which gives its very numbers."""
     device: str = "auto"
@@ -167,6 +169,7 @@ class Reread(_Again):
         return int(failed or bool(missing))
 
     def _show(self, held: dict[str, object]) -> int:
+        from experiments.runs.prepare import taken_by
         from experiments.runs.user_code import only
         from experiments.studies import find_study
         from experiments.studies.engine import GridStudy, restore, show_again
@@ -179,6 +182,8 @@ class Reread(_Again):
                     return 0
                 here = {"dataset": self.dataset, "data_root": self.data_root, "device": self.device}
                 given = options | {name: value for name, value in here.items() if value is not None}
+                if self.noise_from is not None and (named := taken_by(str(options["noise"]))):
+                    given["noise"] = str(options["noise"]).replace(named, self.noise_from)
                 return show_again(restore(kind, given), self.out)
         except (ValueError, TypeError) as error:
             say(f"the study {name} is not shown anew ({error}); its own command does that")

@@ -87,6 +87,21 @@ def cosines(panel: Any, matrix: Any, labels: Sequence[int], names: Sequence[str]
     return panel.imshow(matrix, cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
 
 
+def shares(panel: Any, matrix: Any, names: Sequence[str] = (), rows: Sequence[str] = ()) -> Any:
+    """Show shares ``(m, K)``, NaN blank, 20 classes by name; return the image.
+
+    ``names`` are those of columns, and of rows where these have none of their own.
+    """
+    panel.grid(False)
+    panel.set(xticks=[], yticks=[])
+    rows = rows or names
+    if 0 < len(rows) <= 21:
+        panel.set_xticks(range(len(names)), [label(n, 14) for n in names], fontsize=7, rotation=90)
+        panel.set_yticks(range(len(rows)), [label(n, 14) for n in rows], fontsize=7)
+        panel.tick_params(length=0)
+    return panel.imshow(matrix, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+
+
 def rates(panel: Any, history: Sequence[Any], first: int = 0) -> None:
     """Draw R, R_c and ΔR of :class:`mcr2.redunet.LayerRates` by layer, numbered from ``first``."""
     names = {"R": "rate", "R_c": "compressed_rate", "ΔR": "reduction"}

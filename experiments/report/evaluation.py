@@ -25,8 +25,11 @@ def run_table(run: Run) -> Table:
         for rule, chosen in (run.evaluation.selections if run.evaluation else {}).items()
     ]
     took = f"{record.epochs} epochs, {record.steps} steps, {record.wall_seconds:.0f} s"
+    noise, wrong = record.noise, record.noise["wrong"]
+    told = "an unknown number" if wrong is None else wrong
+    labels = f"{noise['redrawn']} labels redrawn, {told} wrong"
     header = ("selection", "readout", "epoch", "test_accuracy", *MEMORIZATION)
-    return Table(f"{_run_name(run)}: {took}", header, tuple(rows))
+    return Table(f"{_run_name(run)}: {took}; {labels}", header, tuple(rows))
 
 
 def measures_table(run: Run, again: Selections, contains: str) -> Table:

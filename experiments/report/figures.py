@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.report.canvas import cosines, label, limits, log_y, panels, save, say
+from experiments.report.canvas import cosines, label, limits, log_y, panels, save, say, shares
 from experiments.report.results import Line, Results, are_numbers, value_text
 from experiments.report.statistics import Estimate
-from experiments.report.tables import LABELS, MEMORIZATION, read_by
+from experiments.report.tables import LABELS, MEMORIZATION, classes_of, confusions, read_by
 from mcr2.evaluation import COMMON_READOUT, measure_key
 from mcr2.evaluation.catalogue import MEASURES
 from mcr2.evaluation.results import FEATURES
@@ -511,6 +511,45 @@ def draw_cosines(results: Results) -> Any:
     return figure
 
 
+def draw_confusion(results: Results) -> Any:
+    """What became of training labels, by true class and label, at the largest value; all seeds.
+
+    Nothing is drawn of noise that is the same for every class.
+    """
+    value = results.values()[-1]
+    found = {
+        line.label: confusions(results, **line.where, **{results.axes[0].name: value})
+        for line in results.lines
+    }
+    found = {name: sum(each) for name, each in found.items() if each}
+    if not found:
+        return {}
+    figure, axes = panels(len(found), 4, 2.7, 2.7)
+    classes, image = classes_of(results), None
+    for row, (name, (every, as_given, as_true)) in zip(axes, found.items(), strict=True):
+        K = every.shape[1]
+        present = slice(0, K + bool(every[K].any()))
+        other = every - as_given - as_true + np.eye(K + 1, K) * as_given
+        totals = np.maximum(every.sum(axis=1, keepdims=True), 1)
+        shown = {"share of a class labelled so": np.where(every > 0, every / totals, np.nan)}
+        for title, part in (
+            ("predicted as labelled", as_given),
+            ("predicted as the true class", as_true),
+            ("predicted as another", other),
+        ):
+            shown[title] = np.where(every > 0, part / np.maximum(every, 1), np.nan)
+        for panel, (title, matrix) in zip(row, shown.items(), strict=True):
+            image = shares(panel, matrix[present], classes[:K], classes[present])
+            panel.set_title(title, fontsize=10)
+            panel.label_outer()
+        line = next(line for line in results.lines if line.label == name)
+        called = label(f"{name}: true class", 40)
+        row[0].set_ylabel(called, fontsize=10, color=line.colour, fontweight="bold")
+    figure.colorbar(image, ax=axes, shrink=0.8, aspect=30).set_label("share of training samples")
+    figure.supxlabel(f"label trained on, {label(results.at(value))}", fontsize=10)
+    return figure
+
+
 #: Figures of a study by file name; one that makes several gives each the name of an axis.
 FIGURES: dict[str, Callable[[Results], Any]] = {
     "accuracy": draw_accuracy,
@@ -522,6 +561,7 @@ FIGURES: dict[str, Callable[[Results], Any]] = {
     "cosines": draw_cosines,
     "margins": draw_margins,
     "errors": draw_errors,
+    "confusion": draw_confusion,
     "readouts": draw_readouts,
     "settings": draw_settings,
 }

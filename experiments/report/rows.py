@@ -12,6 +12,7 @@ from experiments.runs.method import rules_for
 from experiments.runs.specs import RunSpec, field_value
 from mcr2.evaluation import measure_key
 from mcr2.metrics.accuracy import standard_error
+from mcr2.records import Record
 
 
 def rows_of(
@@ -58,6 +59,7 @@ def rows_of(
             "validation_accuracy": accuracy,
             "validation_standard_error": error,
             "wrong_labels": record.noise["wrong"] if record else None,
+            **noise_shares(record),
             "labels": record.proof.get("labels") if record else None,
             "epochs": record.epochs if record else 0,
             "steps": record.steps if record else 0,
@@ -69,6 +71,15 @@ def rows_of(
         }
         rows.append(row)
     return rows
+
+
+def noise_shares(record: Record | None) -> dict[str, float | None]:
+    """Return the shares of the training labels that were redrawn, and that are wrong."""
+    if record is None:
+        return {"redrawn": None, "wrong": None}
+    count, wrong = record.data["train"] + record.data["validation"], record.noise["wrong"]
+    redrawn = record.noise["redrawn"] / count
+    return {"redrawn": redrawn, "wrong": None if wrong is None else wrong / count}
 
 
 def axis_value(spec: RunSpec, name: str) -> Any:

@@ -13,11 +13,22 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from experiments.report.results import Results, value_text
-from experiments.report.statistics import Difference, Estimate, Row, difference, matching
+from experiments.report.statistics import (
+    Difference,
+    Estimate,
+    Row,
+    difference,
+    estimate,
+    matching,
+)
 from experiments.report.table import Table, escape_markdown, short
 from mcr2.evaluation.catalogue import FAMILIES, MEASURES
-from mcr2.evaluation.results import FEATURES, FITTED_CLEAN, Key
+from mcr2.evaluation.features import CONFUSION
+from mcr2.evaluation.results import FEATURES, FITTED_CLEAN, Key, measure_key
+from mcr2.noise import NOISES
 from mcr2.readouts import READOUTS, parse_readout
 from mcr2.records import write_json, write_text
 
@@ -28,6 +39,9 @@ MEMORIZATION = tuple(
 
 #: What is counted against in training: labels as they were trained on; in test, the true ones.
 LABELS = {"train": "noisy", "test": "clean"}
+
+#: True classes that a table is by.
+MOST_CLASSES = 20
 
 #: 0 where class means hold too little of the features: measures about them are then near 0/0.
 RELIABLE = "means_reliable"
@@ -160,6 +174,19 @@ def difference_table(results: Results, baseline: str = "ce") -> Table | None:
     return _table(results, title, names, entries, notes=notes)
 
 
+def noise_table(results: Results) -> Table | None:
+    """Return the shares of the training labels redrawn and wrong, where the ratio makes columns."""
+    rows: list[tuple[tuple[str, ...], list[str]]] = []
+    if results.axes[0].name != "ratio":
+        return None
+    for share in ("redrawn", "wrong"):
+        found = (_entries(results, share, case) for case in results.cases)
+        entries = next(filter(None, found), None)  # the same for every method
+        rows += [((share,), entries)] if entries else []
+    about = "labels redrawn, and labels that differ from the true ones; "
+    return _table(results, "Noise of the training labels: shares", ("share",), rows, about=about)
+
+
 def memorization_table(results: Results) -> Table | None:
     """Return what the networks of the last epoch made of their training labels."""
     gaps = ["-"] * len(results.values())
@@ -176,6 +203,65 @@ def memorization_table(results: Results) -> Table | None:
         "and recovered of the wrong ones"
     )
     return _table(results, title, ("method", *_further(results), "measure", "readout"), rows)
+
+
+def confusions(results: Results, **where: Any) -> list[Any]:
+    """Return what runs made of their training labels, each an array ``(3, K + 1, K)``.
+
+    They are those of :func:`mcr2.metrics.memorization.confusion` at the last epoch, of noise that
+    is not the same for every class; of uniform noise there is nothing to read class by class.
+    """
+    found = []
+    for run in results.runs_of(**where):
+        kind = NOISES.get(run.record.noise["kind"].partition(":")[0])
+        chosen = run.evaluation.selections.get("last", {}) if run.evaluation else {}
+        by = run.record.readout
+        key = measure_key(CONFUSION, split="train", labels="noisy", readout=by)
+        counts = chosen.get("profiles", {}).get(key)
+        if counts is not None and not (kind and kind.uniform):
+            found.append(np.array(counts))
+    return found
+
+
+def classes_of(results: Results) -> list[str]:
+    """Return the names of the classes, and one for what is none of them."""
+    return [*results.runs[0].record.data["classes"], "none of these"] if results.runs else []
+
+
+def by_class_table(results: Results) -> Table | None:
+    """Return what became of the wrong labels of each true class; None of uniform noise."""
+    axis, values, cases = results.axes[0].name, results.values(), results.cases
+    counts = [[confusions(results, **case, **{axis: v}) for v in values] for case in cases]
+    every = [each for row in counts for found in row for each in found]
+    if not every:
+        return None
+    wrong = np.sum([_wrong(each)[0] for each in every], axis=0)
+    largest = sorted(np.argsort(-wrong, kind="stable")[:MOST_CLASSES].tolist())
+    rows = []
+    for k in [k for k in largest if wrong[k]]:
+        for number, measure in enumerate(("fit_corrupted", "recovered"), start=1):
+            for case, row in zip(cases, counts, strict=True):
+                shares = [
+                    estimate([w[number, k] / w[0, k] for w in map(_wrong, found) if w[0, k]])
+                    for found in row
+                ]
+                # What is none of the classes cannot be recovered.
+                if any(shares) and (measure, k) != ("recovered", len(wrong) - 1):
+                    entries = [shown(share, results.seeds, 3) for share in shares]
+                    rows.append(
+                        ((short(classes_of(results)[k]), measure, *results.named(case)), entries)
+                    )
+    title = "Wrong labels by true class at the last epoch: shares reproduced and recovered"
+    many = int((wrong > 0).sum()) > MOST_CLASSES
+    notes = [f"The {MOST_CLASSES} classes with most wrong labels"] * many
+    names = ("true class", "measure", "method", *_further(results))
+    return _table(results, title, names, rows, notes=notes)
+
+
+def _wrong(counts: Any) -> Any:
+    """Return wrong labels by true class ``(3, K + 1)``: all, reproduced, recovered."""
+    K = counts.shape[2]
+    return (counts * (1 - np.eye(K + 1, K, dtype=int))).sum(axis=2)
 
 
 def _keys(results: Results, wanted: Callable[[Key], bool]) -> list[Key]:
@@ -297,6 +383,8 @@ def family_tables() -> dict[str, Callable[[Results], Table | None]]:
 #: Tables of a study by name.
 TABLES: dict[str, Callable[[Results], Table | None]] = {
     "accuracy": accuracy_table,
+    "noise": noise_table,
+    "by_class": by_class_table,
     "differences": difference_table,
     "memorization": memorization_table,
     **family_tables(),

@@ -44,7 +44,9 @@ class DataOptions(MachineOptions):
     """noisy: the labels given may be wrong and nobody knows where; nothing that needs the truth is
     measured. clean is assumed of labels without true ones beside them."""
     noise: str = "symmetric"
-    """symmetric (the true class included, as in the paper) or symmetric_excluding_true."""
+    """symmetric (the true class included, as in the paper), symmetric_excluding_true, pair_flip,
+    asymmetric (CIFAR-10's, or :9-1,2-0, :FILE.json), transition:FILE, instance, margin,
+    open_set:DATA, given:FILE#KEY, given:FILE#KEY+symmetric; see docs/noise.md."""
     set: tuple[str, ...] = ()
     """[METHOD.]FIELD=VALUE: any field of a run, its training or its objective."""
     data_root: str | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from experiments.runs.specs import RunSpec
 from mcr2.data import Dataset, Split, load_dataset
+from mcr2.files import digest
 from mcr2.noise import Corruption, parse_noise
 from mcr2.readouts import parse_readout
 
@@ -29,12 +31,14 @@ class Sizes:
 class Prepared:
     """The data of one run, after corruption and with the validation share held out.
 
-    ``dataset`` is as loaded; ``corruption`` what was done to all its training labels; ``held_out``
-    the indices of the validation samples in its training split.
+    ``dataset`` is as loaded; ``corruption`` what was done to all its training labels; ``noise`` the
+    kind of it, see :func:`noise_content`; ``held_out`` the indices of the validation samples in its
+    training split.
     """
 
     dataset: Dataset
     corruption: Corruption
+    noise: str
     train: Split
     validation: Split | None
     test: Split
@@ -55,6 +59,32 @@ class Prepared:
 def load(spec: RunSpec, data_root: str | None = None) -> Dataset:
     """Return the data set of a spec, before corruption."""
     return load_dataset(spec.dataset, data_root=data_root, **source_of(spec))
+
+
+def taken_by(noise: str) -> str | None:
+    """Return the file or the other data that a kind of noise takes, as it is written."""
+    found = parse_noise(noise, 0)
+    return found.file or found.data
+
+
+def load_other(spec: RunSpec, data_root: str | None = None) -> Dataset | None:
+    """Return the data set whose images a spec's noise puts among its own, if it does."""
+    other = parse_noise(spec.noise, spec.ratio).data
+    return None if other is None else load_dataset(other, data_root=data_root)
+
+
+def noise_content(spec: RunSpec, other: Dataset | None = None) -> str:
+    """Return a spec's kind of noise, with hashes of content for its file or its other data.
+
+    Raises:
+        FileNotFoundError: its file is not there.
+    """
+    noise = parse_noise(spec.noise, spec.ratio)
+    if noise.file is not None:
+        return spec.noise.replace(noise.file, digest(Path(noise.file)))
+    if noise.data is not None and other is not None:
+        return spec.noise.replace(noise.data, other.content_hash())
+    return spec.noise
 
 
 def source_of(spec: RunSpec) -> dict[str, Any]:
@@ -107,20 +137,34 @@ def check_meant(spec: RunSpec, data: Prepared, readout: str) -> None:
         raise ValueError(f"all {len(images)} training images are alike: every pixel is the same")
 
 
-def prepare(spec: RunSpec, dataset: Dataset) -> Prepared:
+def prepare(spec: RunSpec, dataset: Dataset, other: Dataset | None = None) -> Prepared:
     """Corrupt all training labels, then hold out the validation share with its noisy labels.
 
     The held-out indices come from their own stream and do not depend on the ratio. They are
     drawn without looking at labels: a user has none that are clean.
 
+    Args:
+        spec: what is to be run.
+        dataset: its data, as :func:`load` returns them.
+        other: those of its noise, as :func:`load_other` does.
+
     Raises:
-        ValueError: a share that leaves nothing to train or to validate on.
+        ValueError: a share that leaves nothing to train or to validate on, or noise that these data
+            do not allow.
     """
     seeds = spec.streams.seeds(spec.seed)
     given = dataset.train
     noise = parse_noise(spec.noise, spec.ratio)
-    corruption = noise.apply(given, num_classes=dataset.num_classes, seed=seeds["noise"])
-    noisy = replace(given, labels=corruption.labels)
+    if other is not None and other.content_hash() == dataset.content_hash():
+        raise ValueError(f"noise {spec.noise} takes images of the data themselves, not of others")
+    corruption = noise.apply(
+        given,
+        num_classes=dataset.num_classes,
+        seed=seeds["noise"],
+        other=None if other is None else other.train.images,
+    )
+    images = given.images if corruption.images is None else corruption.images
+    noisy = replace(given, images=images, labels=corruption.labels, clean_labels=corruption.truth)
     generator = torch.Generator().manual_seed(seeds["validation"])
     order = torch.randperm(len(given), generator=generator)
     count = round(len(given) * spec.validation)
@@ -133,6 +177,7 @@ def prepare(spec: RunSpec, dataset: Dataset) -> Prepared:
     return Prepared(
         dataset=dataset,
         corruption=corruption,
+        noise=noise_content(spec, other),
         train=noisy.select(kept),
         validation=noisy.select(held_out) if count else None,
         test=dataset.test,

@@ -21,7 +21,16 @@ from filelock import FileLock, Timeout
 from experiments.runs.machine import Machine
 from experiments.runs.method import Workspace, candidates, readout_for, rules_for, rules_with
 from experiments.runs.methods import Method, find_method
-from experiments.runs.prepare import Prepared, check_meant, load, prepare, source_of
+from experiments.runs.prepare import (
+    Prepared,
+    check_meant,
+    load,
+    load_other,
+    noise_content,
+    prepare,
+    source_of,
+    taken_by,
+)
 from experiments.runs.signals import StopSignals
 from experiments.runs.specs import RunSpec, as_dict, field_value, from_dict
 from experiments.runs.tensorboard_log import TensorBoardLog
@@ -81,12 +90,15 @@ def evaluation_version() -> str:
     return content_key(EVALUATION_FORMAT, sorted(MEASURES), sorted(READOUTS), sorted(SELECTIONS))
 
 
-def run_key(spec: RunSpec, dataset: Dataset, method: Method) -> str:
-    """Return the key of a run: its spec, its data's content, a user's own files' content."""
-    named = replace(spec, dataset=dataset.content_hash())
+def run_key(spec: RunSpec, dataset: Dataset, method: Method, other: Dataset | None = None) -> str:
+    """Return the key of a run: its spec, its data's content, a user's own files' content.
+
+    Files and other data that its noise takes count by their content too.
+    """
+    named = as_dict(spec) | {"dataset": dataset.content_hash(), "noise": noise_content(spec, other)}
     # What the data set decides beside its pixels: the same images can come with other defaults.
     decided = [dataset.num_classes, dataset.shift, dataset.flip]
-    return content_key(as_dict(named), decided, code_fingerprints(spec, method))
+    return content_key(named, decided, code_fingerprints(spec, method))
 
 
 def code_fingerprints(spec: RunSpec, method: Method) -> list[str]:
@@ -120,18 +132,21 @@ def plan(
         ValueError, TypeError: the first spec that could not be run, and why.
     """
     datasets: dict[tuple[Any, ...], Dataset] = {}
+    others: dict[str, Dataset | None] = {}
     planned = []
     for spec in specs:
         method = find_method(spec.method)
         source = (spec.dataset, *source_of(spec).values())
         if source not in datasets:
             datasets[source] = load(spec, machine.data_root)
-        dataset = datasets[source]
-        data = prepare(spec, dataset)
+        if spec.noise not in others:
+            others[spec.noise] = load_other(spec, machine.data_root)
+        dataset, other = datasets[source], others[spec.noise]
+        data = prepare(spec, dataset, other)
         check_meant(spec, data, readout_for(spec, method))
         method.check(spec, data.sizes)
         rules_for(spec)
-        key = run_key(spec, dataset, method)
+        key = run_key(spec, dataset, method, other)
         name = short_name(spec.method)
         values = [f"{axis}{field_value(spec, axis)}" for axis in axes]
         parts = [re.sub(r"[^\w.+-]", "_", p)[:40] for p in (name, *values, f"seed{spec.seed}")]
@@ -289,9 +304,9 @@ def run(
     folder = Path(folder)
     device = machine.configure_torch()
     method = find_method(spec.method)
-    dataset = load(spec, machine.data_root)
-    key = run_key(spec, dataset, method)
-    data = prepare(spec, dataset)
+    dataset, other = load(spec, machine.data_root), load_other(spec, machine.data_root)
+    key = run_key(spec, dataset, method, other)
+    data = prepare(spec, dataset, other)
     method.check(spec, data.sizes)
     check_folder(folder, key)
     folder.mkdir(parents=True, exist_ok=True)
@@ -363,6 +378,7 @@ def _fit(
         },
         noise={
             "kind": spec.noise,
+            "content": data.noise,
             "redrawn": len(corruption.indices),
             "wrong": None if wrong is None else len(wrong),
             "indices": corruption.indices.tolist(),
@@ -466,6 +482,7 @@ def evaluate_again(
     threads: int | None = None,
     data_root: str | None = None,
     dataset: str | None = None,
+    noise_from: str | None = None,
     code: Sequence[str] = (),
     layers: Sequence[str] = (),
     other_data: bool = False,
@@ -478,6 +495,7 @@ def evaluate_again(
         threads: CPU threads; None takes the run's own number, which gives its very numbers.
         data_root: where data sets are looked for first.
         dataset: where the run's data are now, if not where its spec says.
+        noise_from: where the file or the other data of its noise are now, likewise.
         code: the user's own classes that may be imported, as the run's spec names them, or the
             same file or module and class in another place.
         layers: named stages to measure beside the features, where the network has them.
@@ -499,15 +517,21 @@ def evaluate_again(
     spec = replace(
         spec,
         dataset=dataset or _find_data(spec.dataset, run.folder),
+        noise=_find_noise(spec, noise_from, run.folder),
         method=_trusted(spec.method, code),
         backbone=_trusted(spec.backbone, code),
     )
     method = find_method(spec.method)
     if code_fingerprints(spec, method) != record.environment.get("code"):
         raise ValueError(f"{' or '.join(code)} is not the file that {folder} was run with")
-    data = prepare(spec, load(spec, machine.data_root))
-    if data.dataset.content_hash() != record.data.get("hash") and not other_data:
-        raise ValueError(f"{spec.dataset} is not the data that {folder} was run on")
+    data = prepare(spec, load(spec, machine.data_root), load_other(spec, machine.data_root))
+    if not other_data:
+        if data.dataset.content_hash() != record.data.get("hash"):
+            raise ValueError(f"{spec.dataset} is not the data that {folder} was run on")
+        if data.noise != record.noise.get("content", data.noise):
+            raise ValueError(f"{spec.noise} is not the noise that {folder} was run with")
+        if data.corruption.hash != record.noise.get("hash"):
+            raise ValueError(f"{spec.noise} draws other labels here than {folder} was run with")
     if record.status != "finished":
         return run
     wanted = tuple(dict.fromkeys((*spec.measured_layers, *layers)))
@@ -515,13 +539,21 @@ def evaluate_again(
     return replace(run, evaluation=evaluation)
 
 
-def _find_data(dataset: str, folder: Path) -> str:
+def _find_data(dataset: str, folder: Path, option: str = "--dataset") -> str:
     """Return a data set's name, or where its file or folder is: perhaps beside the run or study."""
     places = [folder / Path(dataset).name, *(p / Path(dataset).name for p in folder.parents[:3])]
     for place in (Path(dataset), *places):
         if dataset in DATASETS or place.exists():
             return dataset if dataset in DATASETS else str(place)
-    raise ValueError(f"{dataset}, the data of {folder}, is gone; say where it is with --dataset")
+    raise ValueError(f"{dataset}, the data of {folder}, is gone; say where it is with {option}")
+
+
+def _find_noise(spec: RunSpec, given: str | None, folder: Path) -> str:
+    """Return a spec's kind of noise with the place where its file or other data are now."""
+    named = taken_by(spec.noise)
+    if named is None:
+        return spec.noise
+    return spec.noise.replace(named, given or _find_data(named, folder, "--noise-from"))
 
 
 def _trusted(name: str, code: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -97,7 +98,9 @@ class GridStudy(GridOptions, Study):
 
     def default_out(self) -> Path:
         """Return the folder of the study where none is given."""
-        return Path("results") / f"{self.name}-{self.recipe}-{self.dataset_name()}"
+        return (
+            Path("results") / f"{self.name}-{self.recipe}-{self.dataset_name()}{self.noise_name()}"
+        )
 
     def reference(self) -> Mapping[str, Mapping[str, Mapping[float, float]]]:
         """Return published accuracies: source -> method -> value of the first axis -> accuracy."""
@@ -114,13 +117,25 @@ class GridStudy(GridOptions, Study):
 
     # What follows is the engine's.
 
+    def noise_name(self) -> str:
+        """Return what names of folders say of the noise: nothing of the usual one."""
+        return "" if self.noise == "symmetric" else f"-{noise_name(self.noise)}"
+
     def dataset_name(self) -> str:
         """Return what tables call the data set: its name, or its file's or folder's."""
         return dataset_name(spec_fields(self)["dataset"])
 
     def grid(self, methods: Sequence[str]) -> list[RunSpec]:
         """Return the specs of methods at all ratios and seeds, with all settings."""
-        return specs_of(self, methods, sorted(self.ratios), sorted(self.seeds))
+        return specs_of(self, methods, sorted(self.noise_ratios()), sorted(self.seeds))
+
+    def noise_ratios(self) -> tuple[float, ...]:
+        """Return the ratios asked for; where none are, those that the kind of noise has."""
+        from mcr2.noise import parse_noise
+
+        asked = self.ratios != {field.name: field.default for field in fields(self)}["ratios"]
+        own = parse_noise(self.noise, 0).ratios
+        return self.ratios if asked or own is None else own
 
     def machine(self) -> Machine:
         """Return the device and threads of each run."""
@@ -269,6 +284,17 @@ def dataset_name(dataset: str) -> str:
         'birds'
     """
     return Path(dataset).resolve().name.removesuffix(".npz")
+
+
+def noise_name(noise: str) -> str:
+    """Return a kind of noise as part of a file name.
+
+    Example:
+        >>> noise_name("given:some/labels.npz#worse")
+        'given-labels.npz-worse'
+    """
+    kind, _, argument = noise.partition(":")
+    return re.sub(r"[^\w.+-]+", "-", f"{kind}-{Path(argument).name}").strip("-")
 
 
 def restore(kind: type[Any], options: Mapping[str, Any]) -> Any:

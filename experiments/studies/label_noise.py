@@ -46,8 +46,10 @@ class LabelNoise(GridStudy):
     name: ClassVar[str] = "label_noise"
     tables = (
         "accuracy",
+        "noise",
         "differences",
         "memorization",
+        "by_class",
         "families",
         "readouts",
         "readouts_clean",
@@ -62,6 +64,7 @@ class LabelNoise(GridStudy):
         "cosines",
         "margins",
         "errors",
+        "confusion",
         "readouts",
     )
 
@@ -71,7 +74,7 @@ class LabelNoise(GridStudy):
 
     def default_out(self) -> Path:
         """Return the folder of the study where none is given."""
-        return Path("results") / f"{self.recipe}-{self.dataset_name()}"
+        return Path("results") / f"{self.recipe}-{self.dataset_name()}{self.noise_name()}"
 
     def reference(self) -> Mapping[str, Mapping[str, Mapping[float, float]]]:
         """Return the paper's rows, for orientation, on the recipe's own data and noise only."""
@@ -99,6 +102,8 @@ def fails_clean_labels(results: Results) -> list[str]:
     """Return a line for each method more than two points under cross-entropy at ratio 0."""
     where = {"method": "ce", "selection": "last", "ratio": 0.0}
     reference = results.over_seeds("test_accuracy", **where)
+    if (wrong := results.over_seeds("wrong", **where)) is not None and wrong.mean > 0:
+        return []  # labels of annotators are wrong before any is redrawn
     lines = []
     for method in results.names if reference is not None else ():
         own = results.over_seeds("test_accuracy", **where | {"method": method})

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mcr2.data.files import MOST_BYTES, Array, check_size, naming
 from mcr2.data.splits import Decoded, as_split
+from mcr2.files import MOST_BYTES, Array, check_size, naming
 
 # Named, because Pillow would otherwise try every format it knows, and it hands some of them (EPS)
 # to other programs.

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from mcr2.checks import choice, labels
-from mcr2.data.files import Array, naming, read_arrays
 from mcr2.data.splits import Decoded, as_split
+from mcr2.files import Array, naming, read_arrays
 
 AXES = ("NCHW", "NHWC")
 LABELS_ARE = ("clean", "noisy")

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from mcr2 import checks
-from mcr2.data.files import Array, check_size, naming
 from mcr2.data.splits import Decoded, Split, as_split
+from mcr2.files import Array, check_size, naming
 
 DIGITS = tuple("0123456789")
 

@@ -11,13 +11,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mcr2.checks import choice, integer
 from mcr2.data import folder, readers
 from mcr2.data.batching import step_imbalance, stratified_subset
 from mcr2.data.cache import cached
 from mcr2.data.npz import AXES, LABELS_ARE, read_npz
 from mcr2.data.readers import plain_or_gz, torchvision_class
-from mcr2.data.splits import Dataset, Decoded
+from mcr2.data.splits import Dataset, Decoded, Places
 
 SYSTEM_ROOT = "/usr/share/datasets"
 """Where packages of Debian put data sets; looked in last."""
@@ -159,7 +161,10 @@ def _load_folder(path: Path, image_size: int | None) -> Dataset:
     images = folder.scan(path)
     variant = (str(path), image_size, PIL.__version__)
     read = partial(folder.decode, images, image_size)
-    return _own(path, cached(_cache() / "decoded", path.name, variant, images, read))
+    found = _own(path, cached(_cache() / "decoded", path.name, variant, images, read))
+    files = [image.relative_to(path / "train").as_posix() for image in images[: len(found.train)]]
+    places = Places(torch.arange(len(files)), len(files), tuple(files))
+    return replace(found, train=replace(found.train, places=places))
 
 
 def _load_named(name: str, data_root: str | Path | None, download: bool) -> Dataset:

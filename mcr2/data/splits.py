@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mcr2 import checks
 from mcr2.checks import Labels, integer
-from mcr2.data.files import Array
+from mcr2.files import Array
 
 
 def check_images(images: object) -> None:
@@ -23,6 +23,19 @@ def check_images(images: object) -> None:
         raise ValueError(f"images has shape {tuple(images.shape)}; it must be (N, C, H, W)")
 
 
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Where a split's samples stand in the whole training set.
+
+    ``index`` (N,) int64 on the CPU, of ``total`` samples; ``files`` are the paths of all of these
+    under ``train/`` where they come from an image folder.
+    """
+
+    index: Tensor
+    total: int
+    files: tuple[str, ...] | None = None
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Split:
     """Images with the labels to train on, on one device.
@@ -30,7 +43,9 @@ class Split:
     Args:
         images: (N, C, H, W) uint8, best in channels_last memory: others are copied every epoch.
         labels: (N,) integers, non-negative, kept as int64: those trained on, possibly noisy.
-        clean_labels: (N,) likewise: the true labels, or None where they are unknown.
+        clean_labels: (N,) likewise: the true labels, −1 where an image is of none of the classes;
+            None where they are unknown.
+        places: where the samples stand in the whole training set; None where they are all of it.
 
     Example:
         >>> split = Split(torch.zeros(5, 1, 8, 8, dtype=torch.uint8), torch.arange(5))
@@ -41,11 +56,14 @@ class Split:
     images: Tensor
     labels: Tensor
     clean_labels: Tensor | None = None
+    places: Places | None = None
 
     def __post_init__(self) -> None:
         check_images(self.images)
-        for name in ("labels", "clean_labels") if self.clean_labels is not None else ("labels",):
-            labels = checks.labels(getattr(self, name), count=len(self.images), name=name)
+        kinds = {"labels": 0} if self.clean_labels is None else {"labels": 0, "clean_labels": -1}
+        for name, least in kinds.items():
+            given, count = getattr(self, name), len(self.images)
+            labels = checks.labels(given, count=count, name=name, least=least)
             if labels.device != self.images.device:
                 raise ValueError(f"images lie on {self.images.device}, {name} on {labels.device}")
             object.__setattr__(self, name, labels)
@@ -68,7 +86,7 @@ class Split:
     def to(self, device: torch.device | str) -> "Split":
         """The same split on another device."""
         clean = None if self.clean_labels is None else self.clean_labels.to(device)
-        return Split(self.images.to(device), self.labels.to(device), clean)
+        return Split(self.images.to(device), self.labels.to(device), clean, self.places)
 
     def select(self, indices: Labels) -> "Split":
         """The samples at ``indices`` ((n,) integers in [0, N)), in that order."""
@@ -77,7 +95,13 @@ class Split:
             raise ValueError(f"indices go up to {int(index.max())}, but there are {len(self)}")
         clean = None if self.clean_labels is None else self.clean_labels.index_select(0, index)
         pixels = self.images.permute(0, 2, 3, 1).index_select(0, index)
-        return Split(pixels.permute(0, 3, 1, 2), self.labels.index_select(0, index), clean)
+        chosen, places = index.cpu(), self.places
+        if places is None:
+            places = Places(chosen, len(self))
+        else:
+            places = replace(places, index=places.index[chosen])
+        labels = self.labels.index_select(0, index)
+        return Split(pixels.permute(0, 3, 1, 2), labels, clean, places)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,9 +130,10 @@ class Dataset:
         for which, split in (("training", self.train), ("test", self.test)):
             if len(split) == 0:
                 raise ValueError(f"{self.name}: the {which} split has no images")
-            for labels in (split.labels, split.clean_labels):
+            for labels, least in ((split.labels, 0), (split.clean_labels, -1)):
                 if labels is not None:
-                    checks.labels(labels, self.num_classes, name=f"{self.name}: {which} labels")
+                    name = f"{self.name}: {which} labels"
+                    checks.labels(labels, self.num_classes, name=name, least=least)
         train, test = (tuple(split.images.shape[1:]) for split in (self.train, self.test))
         if train != test:
             raise ValueError(f"{self.name}: training images have shape {train}, test images {test}")

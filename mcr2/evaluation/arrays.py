@@ -8,11 +8,14 @@ from typing import NamedTuple
 from torch import Tensor
 
 from mcr2 import checks
-from mcr2.data.files import read_arrays
 from mcr2.evaluation.features import Labelled
+from mcr2.files import read_arrays
 
 NEEDED = ("features", "labels")
 ALLOWED = ("clean_labels", "weight", "bias", "test_features", "test_labels")
+
+#: True labels may be none of the classes.
+LEAST = {"labels": 0, "clean_labels": -1, "test_labels": 0}
 
 #: What may not come without another.
 NEEDS = {"test_features": "test_labels", "test_labels": "test_features", "bias": "weight"}
@@ -36,8 +39,9 @@ def read_features(path: str | Path, *, num_classes: int | None = None) -> Arrays
 
     Args:
         path: the file: ``features (N, d)``, floating, and ``labels (N,)``, integers from 0; also,
-            where there are such, ``clean_labels (N,)``, a classifier's ``weight (K, d)`` and
-            ``bias (K,)``, and ``test_features (M, d)`` with ``test_labels (M,)``.
+            where there are such, ``clean_labels (N,)``, −1 for none of the classes, a classifier's
+            ``weight (K, d)`` and ``bias (K,)``, and ``test_features (M, d)`` with
+            ``test_labels (M,)``.
         num_classes: K; None takes the number of rows of ``weight``, without one the largest label
             plus one. Classes may be absent.
 
@@ -69,7 +73,7 @@ def read_features(path: str | Path, *, num_classes: int | None = None) -> Arrays
         T = floating("test_features", "M", d)
         counts["test_labels"] = len(T)
     given = {
-        name: checks.labels(arrays[name], count=count, name=f"{path}: {name}")
+        name: checks.labels(arrays[name], count=count, name=f"{path}: {name}", least=LEAST[name])
         for name, count in counts.items()
         if name in arrays
     }
@@ -82,7 +86,7 @@ def read_features(path: str | Path, *, num_classes: int | None = None) -> Arrays
         allowed = f"at least 2, and without a weight at most {most}"
         raise ValueError(f"{path}: {why} makes {K} classes; there must be {allowed}")
     for name, y in given.items():
-        checks.labels(y, K, name=f"{path}: {name}")
+        checks.labels(y, K, name=f"{path}: {name}", least=LEAST[name])
     if "weight" in arrays:
         head = (floating("weight", K, d), floating("bias", K) if "bias" in arrays else None)
     test = None if T is None else Labelled(T, given["test_labels"])

@@ -4,12 +4,13 @@ A *full* evaluation takes every measure of :data:`~mcr2.evaluation.catalogue.MEA
 history, along training, those that cost little beside encoding the images.
 
 Labels are ``noisy`` where they are those trained on and ``clean`` where they are true; a test
-split's own are clean, and where the truth is unknown, nothing that needs it is measured. The
-split ``train_wrong`` holds the training samples whose two labels differ, ``train_correct`` the
-others. Readouts are fitted on the training features with the noisy labels, as a user would have
-them; ``NAME+clean`` on the clean ones, as a diagnostic. Measures of a linear classifier stand
-under ``head`` and under ``ridge``, which is fitted alike whatever made the features. Collapse is
-that of the classes that are present. What is undefined is None.
+split's own are clean, and where the truth is unknown, nothing that needs it is measured. Clean
+labels may be −1, for none of the classes: such samples are labelled wrong, and nothing else is
+measured of them by true labels. The split ``train_wrong`` holds the training samples whose two
+labels differ, ``train_correct`` the others. Readouts are fitted on the training features with the
+noisy labels, as a user would have them; ``NAME+clean`` on the clean ones, as a diagnostic. Measures
+of a linear classifier stand under ``head`` and under ``ridge``, which is fitted alike whatever made
+the features. Collapse is that of the classes that are present. What is undefined is None.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from mcr2.metrics.accuracy import accuracy
 from mcr2.metrics.coding import coding_measures
 from mcr2.metrics.collapse import neural_collapse
 from mcr2.metrics.margins import alignment, margins
-from mcr2.metrics.memorization import memorization
+from mcr2.metrics.memorization import confusion, memorization
 from mcr2.metrics.moments import first_moments, unit
 from mcr2.metrics.rank import between_classes, class_geometry, coherence, rank_and_spectrum
 from mcr2.readouts import (
@@ -61,6 +62,10 @@ COMPONENTS, NEIGHBOURS = (1, 2, 3, 5, 10), 5
 MARGIN_GRID = tuple(i / 40 for i in range(41))
 COSINES, MOST_COSINES, MOST_SPECTRA = 12, 240, 100
 
+#: Profile of the default readout on the training samples, of so many classes at most; see
+#: :func:`mcr2.metrics.memorization.confusion`.
+CONFUSION, MOST_CONFUSED = "confusion", 100
+
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
@@ -69,7 +74,8 @@ class Labelled:
     Args:
         features: ``(N, d)``, floating.
         labels: ``(N,)``, integers: as trained on; of a test split the true ones.
-        clean_labels: the true labels ``(N,)``; None where they are unknown, and of a test split.
+        clean_labels: the true labels ``(N,)``, −1 for none of the classes; None where they are
+            unknown, and of a test split.
     """
 
     features: Array
@@ -145,7 +151,8 @@ def evaluate_features(
     if len(widths) > 1:
         raise ValueError(f"features must all be of one width; they have {sorted(widths)}")
 
-    found = _Evaluator(splits, head, full, layer)
+    truths = {name: _truth(name, split, K) for name, split in given.items() if split}
+    found = _Evaluator(splits, truths, head, full, layer, readout)
     found.measure_readouts(names, needed=(readout, COMMON_READOUT, "head"))
     for split in [name for name in splits if name != "validation"]:
         found.measure_dimension(splits[split]["-"])
@@ -164,11 +171,20 @@ def _by_labels(split: str, given: Labelled, num_classes: int) -> dict[str, View]
     H, y = checks.samples(given.features, given.labels, num_classes, name=f"{split} labels")
     checks.moderate("features", H)
     kinds = {"-": y, ("clean" if split == "test" else "noisy"): y}
-    if split != "test" and given.clean_labels is not None:
-        name = f"clean {split} labels"
-        clean = checks.labels(given.clean_labels, num_classes, count=len(H), name=name)
-        kinds["clean"] = clean.to(H.device)
-    return {kind: View(split, (kind,), H, labels, num_classes) for kind, labels in kinds.items()}
+    views = {kind: View(split, (kind,), H, labels, num_classes) for kind, labels in kinds.items()}
+    if (clean := _truth(split, given, num_classes)) is not None:
+        known = (clean := clean.to(H.device)) >= 0
+        if bool(known.any()):
+            views["clean"] = _part(View(split, ("clean",), H, clean, num_classes), split, known)
+    return views
+
+
+def _truth(split: str, given: Labelled, num_classes: int) -> Tensor | None:
+    """Return the true labels of a split that is trained or selected on, None where unknown."""
+    if split == "test" or given.clean_labels is None:
+        return None
+    name, count = f"clean {split} labels", len(given.features)
+    return checks.labels(given.clean_labels, num_classes, count=count, name=name, least=-1)
 
 
 def _few_samples(view: View) -> Iterator[str]:
@@ -183,6 +199,8 @@ def _few_samples(view: View) -> Iterator[str]:
 
 def _part(view: View, split: str, kept: Tensor) -> View:
     """Return some samples of a view, bool ``(N,)``, as a split of their own."""
+    if bool(kept.all()):
+        return replace(view, split=split)
     return replace(view, split=split, features=view.features[kept], labels=view.labels[kept])
 
 
@@ -190,12 +208,22 @@ class _Evaluator:
     """Takes the measures of one layer, and collects them."""
 
     def __init__(
-        self, splits: dict[str, dict[str, View]], head: Head | None, full: bool, layer: str
+        self,
+        splits: dict[str, dict[str, View]],
+        truths: dict[str, Tensor | None],
+        head: Head | None,
+        full: bool,
+        layer: str,
+        readout: str,
     ) -> None:
         self.splits, self.head, self.full, self.layer = splits, head, full, layer
+        self.readout = readout
         self.train, self.truth = splits["train"]["noisy"], splits["train"].get("clean")
-        self.K, known = self.train.num_classes, self.truth or self.train
-        self.wrong = self.train.labels != known.labels
+        device = self.train.features.device
+        self.K = self.train.num_classes
+        self.truths = {n: None if t is None else t.to(device) for n, t in truths.items()}
+        known = self.truths["train"]
+        self.wrong = self.train.labels != (self.train.labels if known is None else known)
         self.moments = first_moments(self.train.features, self.train.labels, num_classes=self.K)
         self.classifiers: dict[str, LinearClassifier] = {}
         self.unfitted: list[tuple[str, str]] = []
@@ -220,15 +248,18 @@ class _Evaluator:
     def labelled(self) -> Iterator[View]:
         """Yield what is measured by labels; equal labels are one view of two kinds."""
         noisy, clean, wrong = self.train, self.truth, self.wrong
-        both = replace(noisy, kinds=("noisy", "clean"))
-        if not self.full or clean is None:
+        both, known = replace(noisy, kinds=("noisy", "clean")), self.truths["train"]
+        if not self.full or known is None:
             yield noisy
         elif not bool(wrong.any()):
             yield both
         else:
-            yield from (noisy, clean)
+            yield noisy
+            if clean is not None:
+                yield clean
             yield _part(noisy, "train_wrong", wrong)
-            yield _part(clean, "train_wrong", wrong)
+            if clean is not None and bool((able := wrong[known >= 0]).any()):
+                yield _part(clean, "train_wrong", able)
             if not bool(wrong.all()):
                 yield _part(both, "train_correct", ~wrong)
         if "test" in self.splits:
@@ -284,16 +315,19 @@ class _Evaluator:
 
     def measure_predictions(self, split: str, fitted: Readout, name: str) -> None:
         """Note the accuracy of a readout, and of the labels trained on what became of them."""
-        H, truth = self.splits[split]["-"].features, self.truth.labels if self.truth else None
+        H, truth = self.splits[split]["-"].features, self.truths[split]
         guesses = fitted.predict_training(H) if split == "train" else fitted.predict(H)
         for kind, view in self.splits[split].items():
+            own = guesses[truth >= 0] if kind == "clean" and truth is not None else guesses
             if (split, kind) == ("train", "noisy"):
-                values = asdict(memorization(guesses, view.labels, truth))
+                values: dict[str, Any] = asdict(memorization(own, view.labels, truth))
+                if truth is not None and name == self.readout and self.K <= MOST_CONFUSED:
+                    values[CONFUSION] = confusion(own, view.labels, truth, self.K)
             elif kind != "-":
-                values = {"accuracy": accuracy(guesses, view.labels)}
+                values = {"accuracy": accuracy(own, view.labels)}
             else:
                 continue
-            self.put(replace(view, predictions=guesses), values, "accuracy", by=name)
+            self.put(replace(view, predictions=own), values, "accuracy", by=name)
 
     def fill_in_unfitted(self) -> None:
         """Give readouts that were not fitted the keys of ``ridge``, and no value."""

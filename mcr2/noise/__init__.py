@@ -5,18 +5,31 @@ what is redrawn at ratio 0.1 is redrawn, as the same class, at 0.2. A new kind i
 ``Noise``) and its line in ``NOISES``.
 """
 
-from dataclasses import fields
+from dataclasses import MISSING, fields
 
 from mcr2 import checks
 from mcr2.checks import Labels
 from mcr2.noise.base import Corruption, Given, Noise
+from mcr2.noise.class_map import Asymmetric, PairFlip
+from mcr2.noise.given import GivenLabels
+from mcr2.noise.instance import Instance
+from mcr2.noise.margin import Margin
+from mcr2.noise.open_set import OpenSet
 from mcr2.noise.symmetric import Symmetric, SymmetricExcludingTrue
+from mcr2.noise.transition import Transition
 
 __all__ = ["NOISES", "Corruption", "Given", "Noise", "corrupt", "parse_noise"]
 
 NOISES: dict[str, type[Noise]] = {
     "symmetric": Symmetric,
     "symmetric_excluding_true": SymmetricExcludingTrue,
+    "asymmetric": Asymmetric,
+    "pair_flip": PairFlip,
+    "transition": Transition,
+    "instance": Instance,
+    "margin": Margin,
+    "open_set": OpenSet,
+    "given": GivenLabels,
 }
 
 
@@ -26,13 +39,21 @@ def parse_noise(text: str, ratio: float) -> Noise:
     Example:
         >>> parse_noise("symmetric", 0.2)
         Symmetric(ratio=0.2)
+        >>> parse_noise("asymmetric:9-1,1-9", 0.2)
+        Asymmetric(ratio=0.2, classes='9-1,1-9')
     """
     kind, colon, argument = text.partition(":")
+    if "+" in kind:
+        raise ValueError(
+            f"noise {text!r} is of two kinds; only given:FILE#KEY+symmetric is of more than one"
+        )
     noise = NOISES[checks.choice("noise", kind, NOISES)]
-    wanted = [field.name.upper() for field in fields(noise)[1:]]
-    if bool(colon) != bool(wanted):
-        raise ValueError(f"noise {text!r} must be written {':'.join([kind, *wanted])!r}")
-    return noise(ratio, *[argument][: len(wanted)])
+    wanted = fields(noise)[1:]
+    needed = any(field.default is MISSING for field in wanted)
+    if (colon and not wanted) or (needed and not colon):
+        how = ":".join([kind, *(field.name.upper() for field in wanted)])
+        raise ValueError(f"noise {text!r} must be written {how!r}")
+    return noise(ratio, *[argument] * bool(colon))
 
 
 def corrupt(

@@ -13,6 +13,8 @@ class Symmetric(Noise):
         Principle of Maximal Coding Rate Reduction", NeurIPS 2020, section 3.2 (the experiment).
     """
 
+    uniform = True
+
     def _redraw(self, rs: np.random.RandomState, given: Given, indices: IntArray) -> IntArray:
         return rs.choice(np.arange(given.num_classes), size=len(indices), replace=True)
 
@@ -22,6 +24,8 @@ class SymmetricExcludingTrue(Noise):
 
     Where the truth is unknown the given class is excluded.
     """
+
+    uniform = True
 
     def _redraw(self, rs: np.random.RandomState, given: Given, indices: IntArray) -> IntArray:
         drawn = rs.choice(np.arange(given.num_classes - 1), size=len(indices), replace=True)

@@ -5,6 +5,8 @@ read can run code.
 """
 
 import contextlib
+import csv
+import hashlib
 import os
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -20,6 +22,9 @@ Array = npt.NDArray[Any]
 MOST_BYTES = 64 << 30
 """No file is decoded to more bytes than these."""
 
+MOST_TEXT = 64 << 20
+"""Nor is a file of text longer than these."""
+
 MOST_GROWTH = 1000
 """Nor to more than 64 MiB and this many times its own size: deflate reaches 1,032 at most."""
 
@@ -30,6 +35,8 @@ def naming(path: object) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # libraries stumble over damaged bytes in many ways
+        if str(error).startswith(f"{path}"):
+            raise  # it was named where it was opened
         reason = " ".join(str(error).split()) or type(error).__name__
         if not isinstance(error, TypeError | ValueError):
             reason = f"cannot be read ({reason})"
@@ -43,13 +50,57 @@ def check_size(claimed: int, stored: int) -> None:
         raise ValueError(f"{claimed:,} bytes when decoded; the limit is {most:,}")
 
 
+def _existing(path: Path, what: str) -> None:
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"{path} not found: name an existing {what} file")
+    if not os.path.isfile(path):  # a pipe would never end
+        raise ValueError(f"{path}: not a file")
+
+
+def digest(path: Path) -> str:
+    """Return SHA-256 of a file's content, in hexadecimal."""
+    _existing(path, path.suffix)
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_text(path: Path) -> str:
+    """Read a small file of UTF-8 text."""
+    _existing(path, path.suffix)
+    with naming(path):
+        if path.stat().st_size > MOST_TEXT:
+            raise ValueError(f"{path.stat().st_size:,} bytes of text; the limit is {MOST_TEXT:,}")
+        return path.read_text("utf-8-sig")
+
+
+def read_table(path: Path) -> list[list[str]]:
+    """Read the rows of a CSV file, all of one length; blank lines are passed over."""
+    with naming(path):
+        rows = [
+            [entry.strip() for entry in row] for row in csv.reader(read_text(path).splitlines())
+        ]
+        rows = [row for row in rows if any(row)]
+        for number, row in enumerate(rows, start=1):
+            if len(row) != len(rows[0]):
+                raise ValueError(f"row {number} has {len(row)} entries, the first {len(rows[0])}")
+        return rows
+
+
+def read_array(path: Path) -> Array:
+    """Read the array of an ``.npy`` file."""
+    _existing(path, ".npy")
+    with naming(path):
+        # Mapped, so that a header that claims more than there is asks for no memory.
+        array = np.lib.format.open_memmap(path, mode="r")
+        if array.dtype.itemsize == 0 or array.offset + array.nbytes != path.stat().st_size:
+            raise ValueError(f"{array.dtype} {array.shape} is not as long as the file")
+        return np.array(array)
+
+
 def read_arrays(path: Path, needed: Sequence[str], allowed: Sequence[str]) -> dict[str, Array]:
     """Read the arrays of an ``.npz`` file that are needed or allowed; others are not looked at."""
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"{path} not found: name an existing .npz file")
+    _existing(path, ".npz")
     with naming(path):
-        if not os.path.isfile(path):  # a pipe would never end
-            raise ValueError("not a file")
         with zipfile.ZipFile(path) as archive:
             names = set(archive.namelist())
             keys = [key for key in (*needed, *allowed) if f"{key}.npy" in names]
