@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mcr2.checks import choice, integer
 from mcr2.data import folder, readers
@@ -17,7 +17,7 @@ from mcr2.data.batching import stratified_subset
 from mcr2.data.cache import cached
 from mcr2.data.npz import AXES, LABELS_ARE, read_npz
 from mcr2.data.readers import plain_or_gz, torchvision_class
-from mcr2.data.splits import Dataset, Decoded
+from mcr2.data.splits import Dataset, Decoded, Split
 
 SYSTEM_ROOT = "/usr/share/datasets"
 """Where packages of Debian put data sets; looked in last."""
@@ -133,20 +133,90 @@ def load_dataset(
     return replace(dataset, train=train)
 
 
+class Training(NamedTuple):
+    """The training images of a data set, and what else it has.
+
+    ``test`` is None where there are no test images; the rest is as a ``Dataset`` has it.
+    """
+
+    name: str
+    split: Split
+    test: Split | None
+    classes: tuple[str, ...]
+    flip: bool
+    shift: int
+    source: str
+
+
+def load_training(name_or_path: str | Path, **options: Any) -> Training:
+    """Load training images alone, as ``load_dataset`` does and with its arguments.
+
+    Test images are not needed: an ``.npz`` file may lack ``x_test`` and ``y_test``, and a folder
+    may hold just ``CLASS/*`` or ``train/CLASS/*``, whose labels are not taken as clean.
+
+    Raises:
+        TypeError, ValueError, FileNotFoundError: as ``load_dataset``.
+
+    Example:
+        >>> load_training("digits", subset=100).split
+        Split(100 images of 1×8×8 on cpu, 0 labelled wrong)
+    """
+    path = Path(str(name_or_path)).expanduser()
+    named = str(name_or_path) in DATASETS
+    if not named and path.suffix.lower() == ".npz":
+        decoded = read_npz(path, options.get("axes"), options.get("labels_are"), tested=False)
+    elif not named and os.path.isdir(path) and not _has_folders(path / "test"):
+        decoded = _decode_flat(path, options.get("image_size"))
+    else:
+        found = load_dataset(name_or_path, **options)
+        about = (found.classes, found.flip, found.shift, found.source)
+        return Training(found.name, found.train, found.test, *about)
+    test = decoded.test if len(decoded.test) else None
+    split = decoded.train
+    if options.get("subset") is not None:
+        kept = stratified_subset(split.labels, options["subset"], options.get("subset_seed", 0))
+        split = split.select(kept)
+    about = (decoded.classes, False, _own_shift(split), str(path))
+    return Training(path.resolve().name, split, test, *about)
+
+
+def _has_folders(folder: Path) -> bool:
+    return folder.is_dir() and any(path.is_dir() for path in folder.iterdir())
+
+
+def _own_shift(split: Split) -> int:
+    side = min(split.images.shape[2:])  # all that is known of a user's own data
+    return 4 if side >= 32 else 2 if side >= 16 else 1
+
+
 def _own(path: Path, decoded: Decoded) -> Dataset:
-    side = min(decoded.train.images.shape[2:])  # all that is known of a user's own data
-    shift = 4 if side >= 32 else 2 if side >= 16 else 1
+    shift = _own_shift(decoded.train)
     return Dataset(path.name, **decoded._asdict(), flip=False, shift=shift, source=str(path))
 
 
 def _load_folder(path: Path, image_size: int | None) -> Dataset:
+    path = path.resolve()  # so that "." has a name
+    return _own(path, _decoded(path, folder.scan(path), image_size, folder.decode))
+
+
+def _decode_flat(path: Path, image_size: int | None) -> Decoded:
+    path = path.resolve()
+    classes = path / "train" if _has_folders(path / "train") else path
+    images = folder.scan_classes(classes, path)
+    return _decoded(classes, images, image_size, folder.decode_classes)
+
+
+def _decoded(
+    path: Path,
+    images: list[Path],
+    image_size: int | None,
+    decode: Callable[[list[Path], int | None], Decoded],
+) -> Decoded:
     import PIL  # its version counts: another may decode or resize to other pixels
 
-    path = path.resolve()  # so that "." has a name
-    images = folder.scan(path)
     variant = (str(path), image_size, PIL.__version__)
-    read = partial(folder.decode, images, image_size)
-    return _own(path, cached(_cache() / "decoded", path.name, variant, images, read))
+    read = partial(decode, images, image_size)
+    return cached(_cache() / "decoded", path.name, variant, images, read)
 
 
 def _load_named(name: str, data_root: str | Path | None, download: bool) -> Dataset:
