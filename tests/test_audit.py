@@ -9,11 +9,12 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
-from mcr2.audit import SCORES, audit, audit_all, make_given, pixel_features
-from mcr2.audit.estimates import confident_joint, disagreement
+from mcr2.audit import SCORES, audit, audit_all, estimates, make_given, pixel_features
 from mcr2.audit.known import quality, quality_by_class
 from mcr2.audit.ridge import folds_of, out_of_fold, probabilities
 from mcr2.audit.streams import Stream
+from mcr2.audit.unknown import confident_joint, disagreement
+from mcr2.audit.with_cleanlab import CLEANLAB
 
 
 def clusters(N=200, d=6, K=3, share=0.15, seed=0, spread=0.35):
@@ -81,7 +82,7 @@ def test_imbalance_empty_classes_and_single_samples(counts, d, seed):
     assert np.allclose(found.scores, scores, atol=1e-8)
     differs = found.suggested.numpy() != suggested
     assert np.abs(scores[differs]).max(initial=0) < 1e-8  # only where two classes tie
-    for name, each in audit_all(make_given(H, y, len(counts)))[0].items():
+    for name, each in audit_all(make_given(H, y, len(counts))).items():
         assert bool(each.scores.isfinite().all()), name
         assert set(each.suggested.tolist()) <= set(y.tolist()), name
 
@@ -158,7 +159,7 @@ def test_ridge_is_fitted_on_the_other_folds():
 
 def test_the_ensemble_is_the_mean_rank():
     H, y, _ = clusters(150)
-    found, _ = audit_all(make_given(H, y))
+    found = audit_all(make_given(H, y))
     members = [each.scores.numpy() for name, each in found.items() if name != "ensemble"]
     ranks = [[np.mean((m < v) + 0.5 * (m == v)) * len(m) - 0.5 for v in m] for m in members]
     assert np.allclose(found["ensemble"].scores, np.mean(ranks, axis=0) / (len(y) - 1))
@@ -299,7 +300,7 @@ def test_the_confident_joint_counts_as_it_is_defined():
 def test_estimates_find_the_noise_of_separate_classes():
     H, y, true = clusters(600, share=0.2, spread=0.1)
     realised = np.array([[np.mean(y[true == i] == j) for j in range(3)] for i in range(3)])
-    for estimate in audit_all(make_given(H, y))[1]:
+    for estimate in estimates(make_given(H, y), audit(H, y)):
         assert abs(estimate.wrong - 120) <= 6, estimate.method
         assert np.abs(estimate.transition.numpy() - realised).max() < 0.05, estimate.method
     exact = disagreement(torch.from_numpy(y), torch.from_numpy(true), 3)
@@ -308,12 +309,12 @@ def test_estimates_find_the_noise_of_separate_classes():
 
 def test_cleanlab_reads_our_probabilities():
     pytest.importorskip("cleanlab", reason="needs the extra mcr2[cleanlab]")
-    from mcr2.audit.with_cleanlab import datalab, find_label_issues
+    pytest.importorskip("datasets", reason="needs the extra mcr2[cleanlab]")
 
     H, y, true = clusters(300, share=0.1, spread=0.1)
     made = make_given(H, y)
     own = audit(H, y, score="ridge_cv")
-    for find in (find_label_issues, datalab):
+    for find in CLEANLAB.values():
         found = find(made.labels, made.probabilities)
         assert quality(-found.label_score, y, true).auroc > 0.99
         assert (found.is_label_issue == own.is_label_issue).double().mean() > 0.95

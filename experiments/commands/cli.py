@@ -30,6 +30,7 @@ COMMANDS: dict[str, str] = {
     "train": "experiments.commands.train:Train",
     "evaluate": "experiments.commands.evaluate:Evaluate",
     "reread": "experiments.commands.evaluate:Reread",
+    "audit": "experiments.commands.audit:Audit",
     "measure": "experiments.commands.measure:Measure",
     "datasets": "experiments.commands.datasets:Datasets",
     "bench": "",

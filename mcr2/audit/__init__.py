@@ -1,7 +1,7 @@
 """Which labels look wrong, and what they should be: :func:`audit`.
 
 - :mod:`~mcr2.audit.scores`: how suspicious a label is, by seven scores;
-- :mod:`~mcr2.audit.estimates`: how many labels are wrong, where nobody knows;
+- :mod:`~mcr2.audit.unknown`: how many labels are wrong, where nobody knows;
 - :mod:`~mcr2.audit.known`: how well scores find wrong labels, where the truth is known;
 - :mod:`~mcr2.audit.pixels`: features of images with nothing trained;
 - :mod:`~mcr2.audit.streams`, :mod:`~mcr2.audit.moments`, :mod:`~mcr2.audit.ridge`: passes over
@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from mcr2 import checks
-from mcr2.audit.estimates import NoiseEstimate, confident_joint, disagreement, transition_error
 from mcr2.audit.known import Quality, quality, quality_by_class
 from mcr2.audit.pixels import pixel_features
 from mcr2.audit.scores import SCORES, Given, Scored, available
 from mcr2.audit.streams import Features, Stream
+from mcr2.audit.unknown import NoiseEstimate, confident_joint, disagreement, transition_error
+from mcr2.audit.with_cleanlab import CLEANLAB, installed
 from mcr2.checks import Array, Labels
 
 __all__ = [
@@ -32,6 +33,9 @@ __all__ = [
     "Quality",
     "audit",
     "audit_all",
+    "audit_by",
+    "estimates",
+    "make_given",
     "pixel_features",
     "quality",
     "quality_by_class",
@@ -130,18 +134,32 @@ def audit(
     if score not in available(given):
         needs = "a head" if score == "own_head_margin" else "class scores at epochs"
         raise ValueError(f"score {score!r} needs {needs}; there is none")
-    return _audit(given, score)
+    return audit_by(given, score)
 
 
-def audit_all(given: Given) -> tuple[dict[str, Audit], tuple[NoiseEstimate, ...]]:
-    """Return an audit by every score that can be had, and estimates of the noise.
+def audit_by(given: Given, score: str) -> Audit:
+    """Return an audit by one score, of what :func:`make_given` checked."""
+    found: Scored = SCORES[score](given)
+    return Audit(score, found.scores, found.suggested, given.labels, given.num_classes)
 
-    Args:
-        given: from :func:`make_given`, which takes the arguments of :func:`audit`.
+
+def audit_all(given: Given) -> dict[str, Audit]:
+    """Return an audit by every score that can be had, by name.
+
+    Where the cleanlab library is installed, its scores of the probabilities of ``ridge_cv`` stand
+    among them, their sign turned.
     """
-    found = {name: _audit(given, name) for name in available(given)}
-    confident = confident_joint(given.labels, given.probabilities)
-    return found, (found["coding_length"].estimate(), confident)
+    found = {name: audit_by(given, name) for name in available(given)}
+    for name, ask in CLEANLAB.items() if installed() else ():
+        issues = ask(given.labels, given.probabilities)
+        scored = (-issues.label_score, issues.predicted_label)
+        found[name] = Audit(name, *scored, given.labels, given.num_classes)
+    return found
+
+
+def estimates(given: Given, found: Audit) -> tuple[NoiseEstimate, NoiseEstimate]:
+    """Return estimates of the noise by an audit's suggestions and by the confident joint."""
+    return found.estimate(), confident_joint(given.labels, given.probabilities)
 
 
 def make_given(
@@ -179,8 +197,3 @@ def make_given(
         iterations=checks.integer("iterations", iterations, 1),
         seed=checks.integer("seed", seed, 0, 2**32 - 1),
     )
-
-
-def _audit(given: Given, score: str) -> Audit:
-    found: Scored = SCORES[score](given)
-    return Audit(score, found.scores, found.suggested, given.labels, given.num_classes)

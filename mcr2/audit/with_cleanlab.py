@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -20,8 +22,8 @@ def find_label_issues(labels: Tensor, probabilities: Tensor) -> LabelIssues:
     """Return what ``cleanlab.filter.find_label_issues`` and ``cleanlab.rank`` say, by default.
 
     Args:
-        labels: ``(N,)``, each class with a sample.
-        probabilities: ``(N, K)``, out of fold, as ``Given.probabilities`` has them.
+        labels: ``(N,)``; classes may be empty.
+        probabilities: ``(N, K)``, by classifiers that did not see the sample.
 
     Raises:
         ImportError: cleanlab is not installed.
@@ -29,25 +31,41 @@ def find_label_issues(labels: Tensor, probabilities: Tensor) -> LabelIssues:
     from cleanlab.filter import find_label_issues as find
     from cleanlab.rank import get_label_quality_scores
 
-    y, P = labels.cpu().numpy(), probabilities.cpu().numpy()
-    scores = get_label_quality_scores(y, P)
-    return _issues(labels, scores, find(y, P), P.argmax(1))
+    def say(y: Any, P: Any) -> tuple[Any, ...]:
+        return get_label_quality_scores(y, P), find(y, P), P.argmax(1)
+
+    return _of_present(say, labels, probabilities)
 
 
 def datalab(labels: Tensor, probabilities: Tensor) -> LabelIssues:
-    """Return what ``cleanlab.Datalab`` finds of label issues; arguments as above."""
+    """Return the label issues that ``cleanlab.Datalab`` finds; arguments and errors as above."""
     from cleanlab import Datalab
 
-    lab = Datalab(data={"label": labels.tolist()}, label_name="label", verbosity=0)
-    lab.find_issues(pred_probs=probabilities.cpu().numpy(), issue_types={"label": {}})
-    found = lab.get_issues("label")
-    columns = (found[name].to_numpy() for name in LabelIssues._fields)
-    return _issues(labels, *columns)
+    def say(y: Any, P: Any) -> tuple[Any, ...]:
+        lab = Datalab(data={"label": y.tolist()}, label_name="label", verbosity=0)
+        lab.find_issues(pred_probs=P, issue_types={"label": {}})
+        found = lab.get_issues("label")
+        return tuple(found[name].to_numpy() for name in LabelIssues._fields)
+
+    return _of_present(say, labels, probabilities)
 
 
-def _issues(labels: Tensor, scores: Any, issues: Any, predicted: Any) -> LabelIssues:
-    kinds = (torch.float64, torch.bool, torch.int64)
-    columns = zip((scores, issues, predicted), kinds, strict=True)
-    return LabelIssues(
-        *(torch.as_tensor(c, dtype=kind, device=labels.device) for c, kind in columns)
-    )
+#: What of cleanlab stands beside our scores, by name.
+CLEANLAB = {"cleanlab": find_label_issues, "cleanlab_datalab": datalab}
+
+
+def installed() -> bool:
+    """Whether the library is there, with what its Datalab needs."""
+    return all(importlib.util.find_spec(name) for name in ("cleanlab", "datasets"))
+
+
+def _of_present(
+    say: Callable[[Any, Any], tuple[Any, ...]], labels: Tensor, probabilities: Tensor
+) -> LabelIssues:
+    """Ask about the classes that have samples, numbered from 0: cleanlab knows no others."""
+    present, y = torch.unique(labels.cpu(), return_inverse=True)
+    P = probabilities.cpu()[:, present].double()
+    P = P / P.sum(1, keepdim=True)
+    scores, issues, predicted = map(torch.as_tensor, say(y.numpy(), P.numpy()))
+    columns = (scores.double(), issues.bool(), present[predicted.long()])
+    return LabelIssues(*(column.to(labels.device) for column in columns))
