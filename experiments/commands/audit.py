@@ -188,9 +188,8 @@ class Audit(MachineOptions):
         from mcr2.audit.scores import available
 
         if self.score not in available(self._given(subject)):
-            raise ValueError(
-                f"score {self.score!r} needs a classifier, which {self.target} has not"
-            )
+            needs = "a classifier" if self.score == "own_head_margin" else "a training"
+            raise ValueError(f"score {self.score!r} needs {needs}; {self.target} has none")
         return lambda: subject
 
     def _given(self, subject: Subject) -> Any:

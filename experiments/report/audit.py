@@ -103,30 +103,32 @@ def write_samples(path: Path, found: Findings) -> None:
 
 def tables(found: Findings) -> list[Table]:
     """Return what is told of an audit: estimates, and where the truth is known how good it is."""
-    N, realised = len(found.audit.labels), found.realised()
+    audit, true, realised = found.audit, found.true, found.realised()
+    known = () if realised is None else (realised,)
+    header = ("method", "wrong", "share", *("transition off by" for _ in known))
     rows = [
-        (e.method, str(e.wrong), entry(e.wrong / N), *_off(e, realised)) for e in found.estimates
-    ]
-    header = ("method", "wrong", "share")
-    if realised is not None:
-        rows.append(("truth", str(realised.wrong), entry(realised.wrong / N), "-"))
-        header = (*header, "transition off by")
-    made = [Table("How many labels are wrong: estimates", header, tuple(rows), left=1)]
-    if found.true is not None:
-        true = found.true
-        good = {n: quality(a.scores, a.labels.cpu(), true) for n, a in found.all.items()}
-        made.append(
-            _qualities(f"How well {lines[found.audit.score].wrong} wrong labels are found", lines)
+        (
+            each.method,
+            str(each.wrong),
+            entry(each.wrong / len(audit.labels)),
+            *(entry(transition_error(each.transition, truth.transition)) for truth in known),
         )
-        audit, K = found.audit, found.audit.num_classes
-        each = quality_by_class(audit.scores, audit.labels.cpu(), true, num_classes=K)
-        by_class = {short(name): one for name, one in zip(found.classes, each, strict=True)}
-        made.append(_qualities(f"By given label, {audit.score}", by_class))
+        for each in (*found.estimates, *known)
+    ]
+    made = [Table("How many labels are wrong: estimates", header, tuple(rows), left=1)]
+    y = audit.labels.cpu()
+    if true is not None:
+        by_score = [(name, quality(one.scores, y, true)) for name, one in found.all.items()]
+        made.append(_qualities("How well the wrong labels are found", by_score))
+        if audit.num_classes <= MOST_NAMED:
+            each = quality_by_class(audit.scores, y, true, num_classes=audit.num_classes)
+            by_class = list(zip(map(short, found.classes), each, strict=True))
+            made.append(_qualities(f"By given label, {audit.score}", by_class))
     elif found.others:
-        first = _first(found.audit)
+        first = _first(audit)
         shared = {name: len(first & _first(other)) for name, other in found.others.items()}
         lines = tuple((name, entry(count / len(first))) for name, count in shared.items())
-        title = f"Shared of the {len(first)} most suspicious by {found.audit.score}"
+        title = f"Shared of the {len(first)} most suspicious by {audit.score}"
         made.append(Table(title, ("score", "shared"), lines, left=1))
     return made
 
@@ -136,15 +138,9 @@ def _first(audit: Audit) -> set[int]:
     return set(audit.ranking[: max(1, len(audit.labels) // 20)].tolist())
 
 
-def _off(one: NoiseEstimate, realised: NoiseEstimate | None) -> tuple[str, ...]:
-    if realised is None:
-        return ()
-    return (entry(transition_error(one.transition, realised.transition)),)
-
-
-def _qualities(title: str, rows: Mapping[str, Quality]) -> Table:
+def _qualities(title: str, rows: Sequence[tuple[str, Quality]]) -> Table:
     header = ("", "wrong", "AUROC", "average precision", "precision at count")
-    lines = (tuple(map(entry, (name, *asdict(one).values()))) for name, one in rows.items())
+    lines = (tuple(map(entry, (name, *asdict(one).values()))) for name, one in rows)
     return Table(title, header, tuple(lines), left=1)
 
 
