@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from experiments.report import canvas, sheet
 from experiments.report.table import Table, entry, short, visible
 from mcr2.audit import Audit, NoiseEstimate, Quality, quality, quality_by_class, transition_error
+from mcr2.audit.unknown import disagreement
 from mcr2.records import environment, write_json, write_text
 
 #: Columns of ``audit.csv`` and what they hold; the last two where the truth is known.
@@ -66,9 +67,8 @@ class Findings:
         """Return the noise as it is, where the truth is known."""
         if self.true is None:
             return None
-        return Audit(
-            "truth", *2 * (self.true,), self.audit.labels, self.audit.num_classes
-        ).estimate()
+        labels, K = self.audit.labels.cpu(), self.audit.num_classes
+        return replace(disagreement(labels, self.true, K), method="truth")
 
 
 def cell(text: str) -> str:
