@@ -19,7 +19,7 @@ from torch import Tensor
 
 from experiments.runs.machine import Machine
 from experiments.runs.methods import find_method
-from experiments.runs.prepare import Sizes
+from experiments.runs.prepare import Prepared, Sizes
 from experiments.runs.runner import Reopened
 from experiments.runs.specs import RunSpec
 from experiments.runs.trained import Trained, make_feed
@@ -114,6 +114,19 @@ def of_pixels(training: Training) -> Subject:
     return _of_images(training.name, made_of, H, training.split, training.classes, training.test)
 
 
+def of_labels(data: Prepared) -> Subject:
+    """Return the training images of prepared data, with the labels after noise and their pixels."""
+    dataset, split = data.dataset, _noisy(data)
+    H = pixel_features(split.images)
+    return _of_images(dataset.name, "pixels", H, split, dataset.classes, dataset.test)
+
+
+def _noisy(data: Prepared) -> Split:
+    """Return all training samples, held-out ones too, with the labels after noise."""
+    corruption = data.corruption
+    return replace(data.dataset.train, labels=corruption.labels, clean_labels=corruption.truth)
+
+
 def make_encoder(training: Training, spec: RunSpec) -> Encoder:
     """Return the network that :func:`of_training` trains, as a spec's seed makes it.
 
@@ -193,8 +206,7 @@ def of_run(opened: Reopened, rule: str = "last", *, along: bool = False) -> Subj
     record, data = opened.run.record, opened.data
     if record.status != "finished":
         raise ValueError(f"{opened.run.folder}: the run failed ({record.reason})")
-    epoch, corruption = opened.epoch_of(rule), data.corruption
-    split = replace(data.dataset.train, labels=corruption.labels, clean_labels=corruption.truth)
+    epoch, split = opened.epoch_of(rule), _noisy(data)
     images = split.images.to(opened.machine.torch_device())
     encoder = opened.encoder(epoch)
     scores = []
