@@ -13,7 +13,7 @@ from mcr2.audit import SCORES, audit, audit_all, estimates, make_given, pixel_fe
 from mcr2.audit.known import quality, quality_by_class
 from mcr2.audit.ridge import folds_of, out_of_fold, probabilities
 from mcr2.audit.streams import Stream
-from mcr2.audit.unknown import confident_joint, disagreement
+from mcr2.audit.unknown import confident_joint, disagreement, realised
 from mcr2.audit.with_cleanlab import CLEANLAB
 
 
@@ -278,6 +278,17 @@ def test_quality_where_all_is_right_or_all_is_wrong():
     assert (wrong.auroc, wrong.average_precision, wrong.precision_at_count) == (None, 1, 1)
     empty = quality_by_class(np.array([0.5, 0.2]), [0, 1], [0, 1], num_classes=3)[2]
     assert empty.wrong == 0
+
+
+def test_samples_of_no_class_are_wrong_and_in_no_row_of_the_transition():
+    y, true = torch.tensor([0, 1, 1, 0]), torch.tensor([0, 0, 1, -1])
+    found = realised(y, true, 2)
+    assert (found.wrong, found.transition.tolist()) == (2, [[0.5, 0.5], [0, 1]])
+    assert quality(np.array([0.1, 0.9, 0.2, 0.8]), y, true).auroc == 1
+    by_class = quality_by_class(np.array([0.1, 0.9, 0.2, 0.8]), y, true, num_classes=2)
+    assert [one.wrong for one in by_class] == [1, 1]
+    with pytest.raises(ValueError, match="true labels run from -2 to 1"):
+        quality(np.array([0.1, 0.9]), [0, 1], [-2, 1])
 
 
 def test_the_confident_joint_counts_as_it_is_defined():

@@ -285,6 +285,9 @@ def test_what_cannot_be_is_one_line_and_nothing_is_left(arguments, message, plac
 
 def test_a_table_of_samples_is_written_whole(tmp_path):
     H, y = np.random.default_rng(0).normal(size=(30, 3)), np.arange(30) % 2
-    found = Findings(audit(H, y), ("\udcff", "b"), None, (), {})
+    true = torch.from_numpy(np.where(np.arange(30) == 7, -1, y))
+    found = Findings(audit(H, y), ("\udcff", "b"), true, (), {})
     write_samples(tmp_path / "audit.csv", found)  # a folder's name need not be Unicode
-    assert "\\udcff" in (tmp_path / "audit.csv").read_text(encoding="utf-8")
+    rows = rows_of(tmp_path)
+    assert {row["given_label"] for row in rows} == {"\\udcff", "b"}
+    assert {r["index"]: r["true_label"] for r in rows if r["is_wrong"] == "True"} == {"7": ""}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from experiments.report import canvas, sheet
 from experiments.report.table import Table, entry, short, visible
 from mcr2.audit import Audit, NoiseEstimate, Quality, quality, quality_by_class, transition_error
-from mcr2.audit.unknown import disagreement
+from mcr2.audit.unknown import realised
 from mcr2.records import environment, write_json, write_text
 
 #: Columns of ``audit.csv`` and what they hold; the last two where the truth is known.
@@ -32,7 +32,7 @@ COLUMNS = {
     "is_label_issue": "whether another label is suggested",
     "predicted_label": "the suggested label, by cleanlab's name",
     "score": "as the score has it, in its own units: large where the label looks wrong",
-    "true_label": "the true label",
+    "true_label": "the true label, nothing where it is none of the classes",
     "is_wrong": "whether the given label differs from it",
 }
 
@@ -67,8 +67,7 @@ class Findings:
         """Return the noise as it is, where the truth is known."""
         if self.true is None:
             return None
-        labels, K = self.audit.labels.cpu(), self.audit.num_classes
-        return replace(disagreement(labels, self.true, K), method="truth")
+        return realised(self.audit.labels.cpu(), self.true, self.audit.num_classes)
 
 
 def cell(text: str) -> str:
@@ -97,14 +96,14 @@ def write_samples(path: Path, found: Findings) -> None:
         zip(*(each.tolist() for each in lists), strict=True), truth, strict=True
     ):
         row = [i, names[y], names[guess], repr(low), issue, names[guess], repr(score)]
-        writer.writerow(row if t is None else [*row, names[t], t != y])
+        writer.writerow(row if t is None else [*row, names[t] if t >= 0 else "", t != y])
     write_text(path, buffer.getvalue().encode("utf-8", "backslashreplace").decode())
 
 
 def tables(found: Findings) -> list[Table]:
     """Return what is told of an audit: estimates, and where the truth is known how good it is."""
-    audit, true, realised = found.audit, found.true, found.realised()
-    known = () if realised is None else (realised,)
+    audit, true, actual = found.audit, found.true, found.realised()
+    known = () if actual is None else (actual,)
     header = ("method", "wrong", "share", *("transition off by" for _ in known))
     rows = [
         (
@@ -146,7 +145,7 @@ def _qualities(title: str, rows: Sequence[tuple[str, Quality]]) -> Table:
 
 def facts(found: Findings) -> dict[str, Any]:
     """Return what ``audit.json`` says of an audit beside where it comes from."""
-    audit, realised = found.audit, found.realised()
+    audit, actual = found.audit, found.realised()
     content: dict[str, Any] = {
         "score": audit.score,
         "samples": len(audit.labels),
@@ -156,12 +155,12 @@ def facts(found: Findings) -> dict[str, Any]:
         "columns": COLUMNS,
         "truth": None,
     }
-    if realised is not None and found.true is not None:
+    if actual is not None and found.true is not None:
         y, true, K = audit.labels.cpu(), found.true, audit.num_classes
         by_class = quality_by_class(audit.scores, y, true, num_classes=K)
         content["truth"] = {
-            "wrong": realised.wrong,
-            "transition": realised.transition,
+            "wrong": actual.wrong,
+            "transition": actual.transition,
             "quality": {n: asdict(quality(a.scores, y, true)) for n, a in found.all.items()},
             "by_given_label": [asdict(one) for one in by_class],
         }

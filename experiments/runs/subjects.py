@@ -122,9 +122,15 @@ def of_labels(data: Prepared) -> Subject:
 
 
 def _noisy(data: Prepared) -> Split:
-    """Return all training samples, held-out ones too, with the labels after noise."""
-    corruption = data.corruption
-    return replace(data.dataset.train, labels=corruption.labels, clean_labels=corruption.truth)
+    """Return all training samples, held-out ones too, in the data's order, as noise left them."""
+    parts = [part for part in (data.train, data.validation) if part is not None]
+    trained = torch.ones(len(data.dataset.train), dtype=torch.bool)
+    trained[data.held_out] = False
+    order = torch.cat([trained.nonzero().flatten(), data.held_out]).argsort()
+    labels, images = (
+        torch.cat([getattr(p, n) for p in parts])[order] for n in ("labels", "images")
+    )
+    return Split(images, labels, data.corruption.truth)
 
 
 def make_encoder(training: Training, spec: RunSpec) -> Encoder:

@@ -254,7 +254,7 @@ def audit_unit(unit: Unit, subject: Subject) -> None:
     import time
 
     from mcr2.audit import audit_all, estimates, make_given, quality, transition_error
-    from mcr2.audit.unknown import disagreement
+    from mcr2.audit.unknown import realised
     from mcr2.records import environment, write_signed
 
     begin = time.perf_counter()
@@ -262,7 +262,7 @@ def audit_unit(unit: Unit, subject: Subject) -> None:
     if true is None:
         raise ValueError(f"{unit.names}: no label is wrong, or nobody knows which; name some noise")
     given = make_given(subject.features, y, K, subject.head, subject.epochs)
-    found, truth = audit_all(given), disagreement(y, true, K)
+    found, truth = audit_all(given), realised(y, true, K)
     shared = {**unit.names, "samples": len(y), "wrong": truth.wrong / len(y)}
 
     def told(estimate: Any) -> Row:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from mcr2 import checks
@@ -33,6 +34,8 @@ class Quality:
 def quality(scores: Array, given: Labels, true: Labels) -> Quality:
     """Compare scores ``(N,)`` with where given labels ``(N,)`` differ from the true ones.
 
+    A true label is -1 where a sample is of none of the classes.
+
     Raises:
         TypeError, ValueError: scores or labels of another kind or length, or not finite.
 
@@ -41,8 +44,7 @@ def quality(scores: Array, given: Labels, true: Labels) -> Quality:
         >>> quality(np.array([0.1, 0.9, 0.4]), [0, 1, 1], [0, 0, 1])
         Quality(wrong=1, auroc=1.0, average_precision=1.0, precision_at_count=1.0)
     """
-    s = checks.floating("scores", scores, "N").detach().cpu().double()
-    y, t = (checks.labels(each, count=len(s)).cpu() for each in (given, true))
+    s, y, t = _checked(scores, given, true)
     return _quality(s, y != t)
 
 
@@ -54,10 +56,19 @@ def quality_by_class(
     Raises:
         TypeError, ValueError: as :func:`quality`; labels outside [0, K).
     """
-    s = checks.floating("scores", scores, "N").detach().cpu().double()
-    y, t = (checks.labels(each, num_classes, count=len(s)).cpu() for each in (given, true))
+    s, y, t = _checked(scores, given, true)
+    checks.labels(y, num_classes)
     members = (y == k for k in range(checks.integer("num_classes", num_classes, 1)))
     return tuple(_quality(s[own], (y != t)[own]) for own in members)
+
+
+def _checked(scores: Array, given: Labels, true: Labels) -> tuple[Tensor, Tensor, Tensor]:
+    s = checks.floating("scores", scores, "N").detach().cpu().double()
+    y = checks.labels(given, count=len(s)).cpu()
+    t = torch.as_tensor(true).cpu()
+    none = torch.where(t == -1, torch.zeros_like(t), t)
+    checks.labels(none, count=len(s), name="true labels")
+    return s, y, t
 
 
 def _quality(scores: Tensor, wrong: Tensor) -> Quality:

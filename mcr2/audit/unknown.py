@@ -1,4 +1,4 @@
-"""How many labels are wrong, and as what, where nobody knows: estimates, named by their method."""
+"""How many labels are wrong, and as what: estimates, named by their method, and the truth."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class NoiseEstimate:
     """An estimate of the noise in labels.
 
     Args:
-        method: ``"disagreement"`` or ``"confident_joint"``.
+        method: ``"disagreement"``, ``"confident_joint"``, or ``"truth"``, which is none.
         wrong: how many labels are wrong.
         transition: float64 ``(K, K)``, [i, j] the share of class i that is labelled j; a class
             nothing is known of keeps its label.
@@ -39,6 +39,13 @@ def disagreement(labels: Tensor, suggested: Tensor, num_classes: int) -> NoiseEs
     wrong = int((labels != suggested).sum())
     joint = pairs.view(num_classes, num_classes).double()
     return NoiseEstimate("disagreement", wrong, _by_rows(joint))
+
+
+def realised(labels: Tensor, true: Tensor, num_classes: int) -> NoiseEstimate:
+    """Return the noise as it is; a sample of true label -1, of no class, counts as wrong only."""
+    known = true >= 0
+    of_classes = disagreement(labels[known], true[known], num_classes)
+    return NoiseEstimate("truth", int((labels != true).sum()), of_classes.transition)
 
 
 def confident_joint(labels: Tensor, probabilities: Tensor) -> NoiseEstimate:
