@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from experiments.commands.cli import main
-from experiments.report.audit import Findings, write_samples
+from experiments.report.audit import Findings, cell, write_samples
 from experiments.runs.runner import reopen
 from mcr2.audit import audit, pixel_features, quality
 from mcr2.data import load_dataset, load_training
@@ -171,6 +171,10 @@ def test_a_flat_folder_with_hostile_names(place, digits, capsys):
         *("'=1+1", "'+a", "'-b", "'@c", "\\tx", "a,b", 'q"q', "line\\nbreak", "$x$", "plain")
     }
     assert facts_of("report")["classes"] == sorted(names)
+    for row in rows[:50]:
+        index = int(row["file"][-7:-4])  # which digit is in the file
+        assert row["given_label"] == cell(names[int(y[index])])
+        assert row["file"] == cell(f"{names[int(y[index])]}/{index:03}.png")
     assert (place / "report/sheet-1.png").is_file()
     clean = ["--apply", "relabel", "--share", "0.1", "--out", "cleaned.npz"]
     assert main(["audit", "flat", *clean]) == 0

@@ -497,6 +497,11 @@ def test_a_flat_folder_of_classes_is_read_for_its_training_images(tmp_path):
         assert (flat.split.clean_labels, flat.test, flat.classes) == (None, None, whole.classes)
     both = load_training(tmp_path / "own", subset=6)
     assert len(both.split) == 6
+    assert len(both.files) == 6
+    for image, file in zip(both.split.images, both.files, strict=True):
+        assert np.array_equal(image, pixels[file].transpose(2, 0, 1))
+    assert flat.files[0] == "train/ant/0.png"
+    assert load_training(tmp_path / "own/train").files[0] == "ant/0.png"
     assert torch.equal(both.test.images, whole.test.images)
     assert len(load_training(tmp_path / "own/train", subset=6).split) == 6
     assert load_training(tmp_path / "own/train", image_size=3).split.images.shape[2:] == (3, 3)
@@ -533,3 +538,7 @@ def test_an_npz_file_without_test_images_is_read_for_its_training_images(tmp_pat
     assert few.split.clean_labels.tolist() == [0, 0, 0, 1, 1, 1]
     with pytest.raises(ValueError, match="no array x_test, y_test"):
         load_dataset(tmp_path / "few.npz")
+    with pytest.raises(ValueError, match="image_size resizes the images of a folder"):
+        load_training(tmp_path / "few.npz", image_size=8)
+    with pytest.raises(ValueError, match="axes says how an .npz file's images lie"):
+        load_training(tmp_path, axes="NCHW")

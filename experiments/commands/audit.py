@@ -213,7 +213,8 @@ class Audit(MachineOptions):
         given = self._given(subject)
         found = audit_all(given) if self.compare else {self.score: audit_by(given, self.score)}
         own = found.pop(self.score)
-        return Findings(own, subject.classes, subject.true, estimates(given, own), found)
+        told = (subject.classes, subject.true, estimates(given, own), found, subject.files)
+        return Findings(own, *told)
 
     def _report(self, subject: Subject, found: Findings, out: Path) -> int:
         """Print what was found, and leave it, or the cleaned data."""

@@ -23,7 +23,8 @@ from mcr2.audit import Audit, NoiseEstimate, Quality, quality, quality_by_class,
 from mcr2.audit.unknown import realised
 from mcr2.records import environment, write_json, write_text
 
-#: Columns of ``audit.csv`` and what they hold; the last two where the truth is known.
+#: Columns of ``audit.csv`` and what they hold: of true labels where they are known, of files where
+#: there is one a sample.
 COLUMNS = {
     "index": "place of the sample in the data, from 0; the most suspicious come first",
     "given_label": "the label as given",
@@ -34,6 +35,7 @@ COLUMNS = {
     "score": "as the score has it, in its own units: large where the label looks wrong",
     "true_label": "the true label, nothing where it is none of the classes",
     "is_wrong": "whether the given label differs from it",
+    "file": "path of the image below its folder",
 }
 
 #: Beyond so many classes, the figure has neither numbers nor names.
@@ -50,6 +52,7 @@ class Findings:
         true: the true labels ``(N,)`` where they are known, or None.
         estimates: of the noise.
         others: audits by other scores, by name, to stand beside it; they may be none.
+        files: where each image lies in its folder, or None.
     """
 
     audit: Audit
@@ -57,6 +60,7 @@ class Findings:
     true: Tensor | None
     estimates: Sequence[NoiseEstimate]
     others: Mapping[str, Audit]
+    files: Sequence[str] | None = None
 
     @property
     def all(self) -> dict[str, Audit]:
@@ -84,19 +88,22 @@ def cell(text: str) -> str:
 def write_samples(path: Path, found: Findings) -> None:
     """Write ``audit.csv``, a row a sample, the most suspicious first."""
     audit, names = found.audit, [cell(name) for name in found.classes]
-    order = audit.ranking
-    lists = [order, audit.labels[order], audit.suggested[order], audit.label_score[order]]
-    lists += [audit.is_label_issue[order], audit.scores[order]]
-    true = None if found.true is None else found.true.to(order.device)[order]
+    y, suggested = audit.labels.tolist(), audit.suggested.tolist()
+    low, scores = audit.label_score.tolist(), audit.scores.tolist()
+    true = None if found.true is None else found.true.tolist()
+    files = found.files
+    left_out = [*([] if true else ["true_label", "is_wrong"]), *([] if files else ["file"])]
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(list(COLUMNS)[: 7 if true is None else 9])
-    truth = true.tolist() if true is not None else [None] * len(order)
-    for (i, y, guess, low, issue, score), t in zip(
-        zip(*(each.tolist() for each in lists), strict=True), truth, strict=True
-    ):
-        row = [i, names[y], names[guess], repr(low), issue, names[guess], repr(score)]
-        writer.writerow(row if t is None else [*row, names[t] if t >= 0 else "", t != y])
+    writer.writerow([name for name in COLUMNS if name not in left_out])
+    for i in audit.ranking.tolist():
+        given, guess = names[y[i]], names[suggested[i]]
+        row = [i, given, guess, repr(low[i]), y[i] != suggested[i], guess, repr(scores[i])]
+        if true is not None:
+            row += [names[true[i]] if true[i] >= 0 else "", true[i] != y[i]]
+        if files is not None:
+            row.append(cell(files[i]))
+        writer.writerow(row)
     write_text(path, buffer.getvalue().encode("utf-8", "backslashreplace").decode())
 
 

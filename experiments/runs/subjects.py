@@ -47,6 +47,7 @@ class Subject:
             beside the labels, which stand under ``label_name``, and other arrays; None is left out.
         epochs: class scores ``(N, K)`` along a training, or none.
         images: uint8 ``(N, C, H, W)``, or None.
+        files: where each image lies in its folder, or None.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Subject:
     label_name: str
     epochs: Sequence[Tensor] = ()
     images: Tensor | None = None
+    files: Sequence[str] | None = None
 
     def cleaned(self, kept: Tensor, labels: Tensor) -> dict[str, NDArray[Any]]:
         """Return the arrays of a file of the samples ``kept``, with these labels ``(N,)``.
@@ -111,7 +113,8 @@ def of_pixels(training: Training) -> Subject:
     """Return images with their pixels as features, see :func:`mcr2.audit.pixel_features`."""
     H = pixel_features(training.split.images)
     made_of = f"pixels, projected on {H.shape[1]} directions"
-    return _of_images(training.name, made_of, H, training.split, training.classes, training.test)
+    own = (training.split, training.classes, training.test)
+    return replace(_of_images(training.name, made_of, H, *own), files=training.files)
 
 
 def of_labels(data: Prepared) -> Subject:
@@ -191,6 +194,7 @@ def of_training(
         ),
         head=_on_cpu(encoder.classifier()),
         epochs=epochs[1:],  # not of the network before training
+        files=training.files,
     )
 
 

@@ -102,16 +102,7 @@ def load_dataset(
     name = str(name_or_path)
     path = Path(name).expanduser()
     is_named, is_npz = name in DATASETS, name.lower().endswith(".npz")
-    if image_size is not None:
-        integer("image_size", image_size, 1)
-        if is_named or is_npz:
-            raise ValueError(f"image_size resizes the images of a folder, and {name} is not one")
-    if axes is not None:
-        choice("axes", axes, AXES)
-        if not is_npz:
-            raise ValueError(f"axes says how an .npz file's images lie, and {name} is not one")
-    if labels_are is not None:
-        choice("labels_are", labels_are, LABELS_ARE)
+    _check_options(name, image_size, axes, labels_are)
     if is_named:
         dataset = _load_named(name, data_root, download)
     elif is_npz:
@@ -133,10 +124,28 @@ def load_dataset(
     return replace(dataset, train=train)
 
 
+def _check_options(
+    name: str, image_size: int | None, axes: str | None, labels_are: str | None
+) -> None:
+    """Refuse options that are not for what a name or a path stands for."""
+    is_named, is_npz = name in DATASETS, name.lower().endswith(".npz")
+    if image_size is not None:
+        integer("image_size", image_size, 1)
+        if is_named or is_npz:
+            raise ValueError(f"image_size resizes the images of a folder, and {name} is not one")
+    if axes is not None:
+        choice("axes", axes, AXES)
+        if not is_npz:
+            raise ValueError(f"axes says how an .npz file's images lie, and {name} is not one")
+    if labels_are is not None:
+        choice("labels_are", labels_are, LABELS_ARE)
+
+
 class Training(NamedTuple):
     """The training images of a data set, and what else it has.
 
-    ``test`` is None where there are no test images; the rest is as a ``Dataset`` has it.
+    ``test`` is None where there are no test images; ``files`` are those of a folder, for each
+    training image its path below it; the rest is as a ``Dataset`` has it.
     """
 
     name: str
@@ -146,6 +155,7 @@ class Training(NamedTuple):
     flip: bool
     shift: int
     source: str
+    files: tuple[str, ...] | None = None
 
 
 def load_training(name_or_path: str | Path, **options: Any) -> Training:
@@ -161,23 +171,40 @@ def load_training(name_or_path: str | Path, **options: Any) -> Training:
         >>> load_training("digits", subset=100).split
         Split(100 images of 1×8×8 on cpu, 0 labelled wrong)
     """
-    path = Path(str(name_or_path)).expanduser()
-    named = str(name_or_path) in DATASETS
-    if not named and path.suffix.lower() == ".npz":
-        decoded = read_npz(path, options.get("axes"), options.get("labels_are"), tested=False)
-    elif not named and os.path.isdir(path) and not _has_folders(path / "test"):
-        decoded = _decode_flat(path, options.get("image_size"))
+    name = str(name_or_path)
+    path, is_named = Path(name).expanduser(), name in DATASETS
+    image_size, axes, labels_are = (options.get(k) for k in ("image_size", "axes", "labels_are"))
+    _check_options(name, image_size, axes, labels_are)
+    subset, subset_seed = options.pop("subset", None), options.pop("subset_seed", 0)
+    files: list[Path] = []
+    is_folder = not is_named and os.path.isdir(path)
+    if not is_named and name.lower().endswith(".npz"):
+        decoded = read_npz(path, axes, labels_are, tested=False)
+        found = _alone(path, decoded)
+    elif is_folder and not _has_folders(path / "test"):
+        root = path.resolve()
+        classes = root / "train" if _has_folders(root / "train") else root
+        files = folder.scan_classes(classes, root)
+        found = _alone(root, _decoded(classes, files, image_size, folder.decode_classes))
     else:
-        found = load_dataset(name_or_path, **options)
-        about = (found.classes, found.flip, found.shift, found.source)
-        return Training(found.name, found.train, found.test, *about)
-    test = decoded.test if len(decoded.test) else None
-    split = decoded.train
-    if options.get("subset") is not None:
-        kept = stratified_subset(split.labels, options["subset"], options.get("subset_seed", 0))
-        split = split.select(kept)
-    about = (decoded.classes, False, _own_shift(split), str(path))
-    return Training(path.resolve().name, split, test, *about)
+        whole = load_dataset(name_or_path, **options)
+        about = (whole.classes, whole.flip, whole.shift, whole.source)
+        found = Training(whole.name, whole.train, whole.test, *about)
+        if is_folder:
+            listed = folder.scan(path.resolve())
+            files = [image for image in listed if image.parents[1].name == "train"]
+    names = tuple(str(file.relative_to(path.resolve())) for file in files)
+    if subset is not None:
+        index = stratified_subset(found.split.labels, subset, subset_seed)
+        names = tuple(names[i] for i in index.tolist()) if names else ()
+        found = found._replace(split=found.split.select(index))
+    return found._replace(files=names or None)
+
+
+def _alone(path: Path, decoded: Decoded) -> Training:
+    """Return a user's own images, perhaps without test images."""
+    split, test = decoded.train, decoded.test if len(decoded.test) else None
+    return Training(path.name, split, test, decoded.classes, False, _own_shift(split), str(path))
 
 
 def _has_folders(folder: Path) -> bool:
@@ -197,13 +224,6 @@ def _own(path: Path, decoded: Decoded) -> Dataset:
 def _load_folder(path: Path, image_size: int | None) -> Dataset:
     path = path.resolve()  # so that "." has a name
     return _own(path, _decoded(path, folder.scan(path), image_size, folder.decode))
-
-
-def _decode_flat(path: Path, image_size: int | None) -> Decoded:
-    path = path.resolve()
-    classes = path / "train" if _has_folders(path / "train") else path
-    images = folder.scan_classes(classes, path)
-    return _decoded(classes, images, image_size, folder.decode_classes)
 
 
 def _decoded(
