@@ -53,8 +53,8 @@ _NAMES = {
 
 #: Modules that are attributes without being imported first.
 _MODULES = (
-    *("backbones", "checks", "data", "evaluation", "metrics", "noise", "objectives", "rates"),
-    *("readouts", "records", "redunet", "selection", "training"),
+    *("audit", "backbones", "checks", "data", "evaluation", "metrics", "noise"),
+    *("objectives", "rates", "readouts", "records", "redunet", "selection", "training"),
 )
 
 

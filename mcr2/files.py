@@ -7,6 +7,7 @@ read can run code.
 import contextlib
 import csv
 import hashlib
+import math
 import os
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -97,8 +98,14 @@ def read_array(path: Path) -> Array:
         return np.array(array)
 
 
-def read_arrays(path: Path, needed: Sequence[str], allowed: Sequence[str]) -> dict[str, Array]:
-    """Read the arrays of an ``.npz`` file that are needed or allowed; others are not looked at."""
+def read_arrays(
+    path: Path, needed: Sequence[str], allowed: Sequence[str], mapped: Sequence[str] = ()
+) -> dict[str, Array]:
+    """Read the arrays of an ``.npz`` file that are needed or allowed; others are not looked at.
+
+    Those of ``mapped`` that are stored uncompressed are mapped into memory rather than read, and
+    their checksum is not looked at; what is written to them does not reach the file.
+    """
     _existing(path, ".npz")
     with naming(path):
         with zipfile.ZipFile(path) as archive:
@@ -108,7 +115,7 @@ def read_arrays(path: Path, needed: Sequence[str], allowed: Sequence[str]) -> di
             check_size(claimed, path.stat().st_size)
             for name in names:  # an array under a damaged name would be missed without a word
                 archive.open(name).close()
-            arrays = {key: _member(archive, key) for key in keys}
+            arrays = {key: _member(archive, key, path, key in mapped) for key in keys}
         if missing := [key for key in needed if key not in arrays]:
             raise ValueError(
                 f"no array {', '.join(missing)}; needed are {', '.join(needed)}, and allowed "
@@ -117,12 +124,31 @@ def read_arrays(path: Path, needed: Sequence[str], allowed: Sequence[str]) -> di
     return arrays
 
 
-def _member(archive: zipfile.ZipFile, key: str) -> Array:
+def _member(archive: zipfile.ZipFile, key: str, path: Path, mapped: bool) -> Array:
     info = archive.getinfo(f"{key}.npy")
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"array {key} is compressed in a way that NumPy does not write")
+    if mapped and info.compress_type == zipfile.ZIP_STORED:
+        with naming(f"array {key}"):
+            return _map(path, info)
     with naming(f"array {key}"), archive.open(info) as stream:
         array = npy.read_array(stream, allow_pickle=False)
         if array.dtype.itemsize == 0 or stream.read(1):
             raise ValueError(f"{array.dtype} {array.shape} is not as long as the file")
         return np.asarray(array)
+
+
+def _map(path: Path, info: zipfile.ZipInfo) -> Array:
+    with open(path, "rb") as file:
+        file.seek(info.header_offset)
+        local = file.read(30)  # its name and extra field may be longer than in the directory
+        names = int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little")
+        begin = file.seek(info.header_offset + 30 + names)
+        version = npy.read_magic(file)
+        header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, fortran, dtype = header(file)
+        offset = file.tell()
+    held = begin + info.file_size - offset
+    if dtype.hasobject or dtype.itemsize == 0 or dtype.itemsize * math.prod(shape) != held:
+        raise ValueError(f"{dtype} {shape} is not as long as the file")
+    return np.memmap(path, dtype, "c", offset, shape, "F" if fortran else "C")

@@ -82,6 +82,27 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     _replace(Path(path), lambda name: Path(name).write_bytes(content))
 
 
+def write_new_arrays(path: str | Path, arrays: Mapping[str, Any]) -> None:
+    """Write arrays as an ``.npz`` file, uncompressed, where there is none yet.
+
+    Raises:
+        FileExistsError: there is something; it stays as it is.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.open("xb").close()  # ours from here on
+
+    def write(name: str) -> None:
+        with open(name, "wb") as file:
+            np.savez(file, **arrays)
+
+    try:
+        _replace(path, write)
+    except BaseException:
+        path.unlink()
+        raise
+
+
 def plain(value: Any) -> Any:
     """Turn ``value`` into what JSON can hold: numbers that are not finite become None.
 

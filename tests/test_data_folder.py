@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from mcr2 import files
-from mcr2.data import cache, folder, load_dataset, readers
+from mcr2.data import cache, folder, load_dataset, load_training, readers
 from mcr2.data.splits import Decoded, as_split
 
 
@@ -481,3 +481,65 @@ def test_an_unwritable_cache_is_done_without(tmp_path, monkeypatch, decoded_time
     assert len(decoded_times) == 3
     assert not entries(tmp_path)
     assert capfd.readouterr() == ("", "")
+
+
+# ------------------------------------------------------------- folders without test images
+
+
+def test_a_flat_folder_of_classes_is_read_for_its_training_images(tmp_path):
+    pixels = write_images(tmp_path / "own")
+    whole = load_dataset(tmp_path / "own")
+    for which in ("own/train", "moved"):  # a folder of classes, and one that holds train/ alone
+        if which == "moved":
+            shutil.copytree(tmp_path / "own/train", tmp_path / "moved/train")
+        flat = load_training(tmp_path / which)
+        assert torch.equal(flat.split.images, whole.train.images)
+        assert torch.equal(flat.split.labels, whole.train.labels)
+        assert (flat.split.clean_labels, flat.test, flat.classes) == (None, None, whole.classes)
+    both = load_training(tmp_path / "own", subset=6)
+    assert len(both.split) == 6
+    assert len(both.files) == 6
+    for image, file in zip(both.split.images, both.files, strict=True):
+        assert np.array_equal(image, pixels[file].transpose(2, 0, 1))
+    assert flat.files[0] == "train/ant/0.png"
+    assert load_training(tmp_path / "own/train").files[0] == "ant/0.png"
+    assert torch.equal(both.test.images, whole.test.images)
+    assert len(load_training(tmp_path / "own/train", subset=6).split) == 6
+    assert load_training(tmp_path / "own/train", image_size=3).split.images.shape[2:] == (3, 3)
+    assert len(pixels) == 18
+
+
+def test_a_flat_folder_has_the_bounds_of_any_other(tmp_path):
+    root = tmp_path / "flat"
+    write_images(tmp_path / "own")
+    shutil.copytree(tmp_path / "own/train", root)
+    (root / "dog").mkdir()
+    with pytest.raises(ValueError, match="dog: an empty class folder"):
+        load_training(root)
+    (root / "dog/0.png").symlink_to(tmp_path / "own/test/ant/0.png")
+    with pytest.raises(ValueError, match="a link out of"):
+        load_training(root)
+    shutil.rmtree(root / "dog")
+    (root / "notes.txt").write_text("hello")
+    with pytest.raises(ValueError, match=r"notes\.txt: not a class folder; images belong in flat/"):
+        load_training(root)
+    (root / "notes.txt").unlink()
+    for name in ("bee", "cow"):
+        shutil.rmtree(root / name)
+    with pytest.raises(ValueError, match="1 class folders; at least 2 are needed"):
+        load_training(root)
+
+
+def test_an_npz_file_without_test_images_is_read_for_its_training_images(tmp_path):
+    x = np.random.default_rng(0).integers(0, 256, (6, 5, 4), dtype=np.uint8)
+    arrays = {"x_train": x, "y_train": np.arange(6) % 2, "y_train_clean": np.arange(6) // 3}
+    np.savez(tmp_path / "few.npz", **arrays)
+    few = load_training(tmp_path / "few.npz")
+    assert few.test is None
+    assert few.split.clean_labels.tolist() == [0, 0, 0, 1, 1, 1]
+    with pytest.raises(ValueError, match="no array x_test, y_test"):
+        load_dataset(tmp_path / "few.npz")
+    with pytest.raises(ValueError, match="image_size resizes the images of a folder"):
+        load_training(tmp_path / "few.npz", image_size=8)
+    with pytest.raises(ValueError, match="axes says how an"):
+        load_training(tmp_path, axes="NCHW")

@@ -90,6 +90,10 @@ class ReduNet(Bench):
     """Time the construction of a ReduNet's layer beside a plain form of it."""
 
 
+class Audit(FormBench):
+    """Time the audit of labels beside nearest neighbours and cleanlab."""
+
+
 #: Benchmarks by name, that of their module.
 BENCHES: dict[str, type[Bench]] = {
     "step": Step,
@@ -97,6 +101,7 @@ BENCHES: dict[str, type[Bench]] = {
     "rates": Rates,
     "metrics": Metrics,
     "redunet": ReduNet,
+    "audit": Audit,
 }
 
 

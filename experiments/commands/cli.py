@@ -38,6 +38,7 @@ COMMANDS: dict[str, str] = {
     "train": "experiments.commands.train:Train",
     "evaluate": "experiments.commands.evaluate:Evaluate",
     "reread": "experiments.commands.evaluate:Reread",
+    "audit": "experiments.commands.audit:Audit",
     "measure": "experiments.commands.measure:Measure",
     "noise": "experiments.commands.noise:ShowNoise",
     "datasets": "experiments.commands.datasets:Datasets",

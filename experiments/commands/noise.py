@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
+from experiments.runs.terminal import say
 from experiments.studies.engine import dataset_name, noise_name
 
 if TYPE_CHECKING:
@@ -99,7 +100,8 @@ class ShowNoise:
                 images = data.train.images[chosen]
                 contact_sheet(out / "sheet.png", images, captions, table.title)
                 made.append("sheet.png")
-            print(f"\n{out}: {', '.join(made)}")
+            print()
+            say(f"{out}: {', '.join(made)}")
             return 0
 
         return go

@@ -36,6 +36,7 @@ from experiments.runs.specs import RunSpec, as_dict, field_value, from_dict
 from experiments.runs.tensorboard_log import TensorBoardLog
 from experiments.runs.terminal import warn
 from experiments.runs.user_code import is_user_code, load_object
+from mcr2 import checks
 from mcr2.data import DATASETS, Dataset
 from mcr2.evaluation import (
     Evaluation,
@@ -67,7 +68,7 @@ from mcr2.records import (
     tensors_digest,
     write_signed,
 )
-from mcr2.selection import SELECTIONS, make_selection
+from mcr2.selection import SELECTIONS, make_selection, select
 from mcr2.training import Progress
 
 SPEC = "spec.json"
@@ -423,12 +424,7 @@ def _evaluate(
         chosen = make_selection(rule, points, n_validation=len(data.held_out))
         kept = record.weights.get(str(chosen.epoch))
         if kept is not None and chosen.epoch not in evaluations:
-            state = _read_weights(run.folder, kept)
-            try:
-                encoder = method.load(spec, data.sizes, state)
-            except RuntimeError as error:
-                where = run.folder / kept["file"]
-                raise ValueError(f"{where} holds the weights of another network") from error
+            encoder = _load_encoder(run.folder, kept, spec, data, method)
             own = [layer for layer in layers if layer in layers_of(encoder)]  # by depth, of ReduNet
             measured |= dict.fromkeys(own)
             final = chosen.epoch == points[-1].epoch
@@ -469,13 +465,60 @@ def _read_weights(folder: Path, kept: dict[str, str]) -> dict[str, torch.Tensor]
     return state
 
 
+def _load_encoder(
+    folder: Path, kept: dict[str, str], spec: RunSpec, data: Prepared, method: Method
+) -> ImageEncoder:
+    """Return the network of a file of a run."""
+    state = _read_weights(folder, kept)
+    try:
+        return method.load(spec, data.sizes, state)
+    except RuntimeError as error:
+        where = folder / kept["file"]
+        raise ValueError(f"{where} holds the weights of another network") from error
+
+
 def _terminal_epoch(record: Record) -> int | None:
     key = measure_key("fit_noisy", split="train", labels="noisy", readout=record.readout)
     began = terminal_phase([entry["measures"].get(key) or 0.0 for entry in record.history])
     return None if began is None else int(record.history[began]["epoch"])
 
 
-def evaluate_again(
+@dataclass(frozen=True)
+class Reopened:
+    """A run from its folder, with its data and method, which are those that it was made with."""
+
+    run: Run
+    spec: RunSpec
+    method: Method
+    data: Prepared
+    machine: Machine
+
+    def epoch_of(self, rule: str) -> int:
+        """Return the epoch that a selection rule reports.
+
+        Raises:
+            ValueError: the run does not serve the rule; the message lists those it does.
+        """
+        points = candidates(self.run.record.history, self.run.record.readout)
+        checks.choice(f"selection of {self.run.folder}", rule, rules_with(self.spec, points))
+        return points[select(rule, points)].epoch
+
+    def encoder(self, epoch: int) -> ImageEncoder:
+        """Return the network at an epoch whose weights were kept, on the machine's device.
+
+        Raises:
+            ValueError: they were not kept, are damaged, or are those of another network.
+        """
+        kept = self.run.record.weights.get(str(epoch))
+        if kept is None:
+            raise ValueError(f"{self.run.folder} has no weights of epoch {epoch}")
+        encoder = _load_encoder(self.run.folder, kept, self.spec, self.data, self.method)
+        if isinstance(encoder, torch.nn.Module):
+            encoder.to(self.machine.torch_device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return encoder
+
+
+def reopen(
     folder: str | Path,
     *,
     device: str = "auto",
@@ -484,35 +527,14 @@ def evaluate_again(
     dataset: str | None = None,
     noise_from: str | None = None,
     code: Sequence[str] = (),
-    layers: Sequence[str] = (),
     other_data: bool = False,
-) -> Run:
-    """Evaluate a finished run again from its weights; nothing is trained and nothing written.
-
-    Args:
-        folder: the run's.
-        device: as in :class:`Machine`.
-        threads: CPU threads; None takes the run's own number, which gives its very numbers.
-        data_root: where data sets are looked for first.
-        dataset: where the run's data are now, if not where its spec says.
-        noise_from: where the file or the other data of its noise are now, likewise.
-        code: the user's own classes that may be imported, as the run's spec names them, or the
-            same file or module and class in another place.
-        layers: named stages to measure beside the features, where the network has them.
-        other_data: allow data that the run was not made with.
-
-    Returns:
-        The run, with the new evaluation; its ``layers`` and ``data`` say what was measured.
-
-    Raises:
-        ValueError: the folder holds no finished run, or its data, weights or code are not those
-            that the record was made from.
-    """
+) -> Reopened:
+    """Open a finished run's folder; arguments and errors are those of :func:`evaluate_again`."""
     run = load_run(folder, evaluated=False)  # the old one may be damaged
     record = run.record
     own = record.environment.get("threads", 1) if threads is None else threads
     machine = Machine(device, own, data_root)
-    on = machine.configure_torch()
+    machine.configure_torch()
     spec = from_dict(record.spec)
     spec = replace(
         spec,
@@ -532,10 +554,37 @@ def evaluate_again(
             raise ValueError(f"{spec.noise} is not the noise that {folder} was run with")
         if data.corruption.hash != record.noise.get("hash"):
             raise ValueError(f"{spec.noise} draws other labels here than {folder} was run with")
-    if record.status != "finished":
+    return Reopened(run, spec, method, data, machine)
+
+
+def evaluate_again(folder: str | Path, *, layers: Sequence[str] = (), **how: Any) -> Run:
+    """Evaluate a finished run again from its weights; nothing is trained and nothing written.
+
+    Args:
+        folder: the run's.
+        layers: named stages to measure beside the features, where the network has them.
+        how: ``device``, as in :class:`Machine`; ``threads``, CPU threads, None takes the run's own
+            number, which gives its very numbers; ``data_root``, where data sets are looked for
+            first; ``dataset``, where the run's data are now, if not where its spec says;
+            ``noise_from``, where the file or the other data of its noise are now, likewise;
+            ``code``, the user's own classes that may be imported, as the run's spec names them, or
+            the same file or module and class in another place; ``other_data``, allow data that the
+            run was not made with.
+
+    Returns:
+        The run, with the new evaluation; its ``layers`` and ``data`` say what was measured.
+
+    Raises:
+        ValueError: the folder holds no finished run, or its data, weights or code are not those
+            that the record was made from.
+    """
+    opened = reopen(folder, **how)
+    run, spec, machine = opened.run, opened.spec, opened.machine
+    if run.record.status != "finished":
         return run
     wanted = tuple(dict.fromkeys((*spec.measured_layers, *layers)))
-    evaluation = _evaluate(run, spec, data, method, on, machine.threads, wanted)
+    device, method = machine.torch_device(), opened.method
+    evaluation = _evaluate(run, spec, opened.data, method, device, machine.threads, wanted)
     return replace(run, evaluation=evaluation)
 
 

@@ -135,14 +135,19 @@ def make_backbone(spec: RunSpec, sizes: Sizes) -> nn.Module:
 
 def feed_for(spec: RunSpec, data: Prepared) -> Feed:
     """Return what a run is fed; a spec may leave augmentation to the data set."""
-    seeds, dataset = spec.streams.seeds(spec.seed), data.dataset
+    return make_feed(spec, shift=data.dataset.shift, flip=data.dataset.flip)
+
+
+def make_feed(spec: RunSpec, *, shift: int, flip: bool) -> Feed:
+    """Return what a spec is fed, of data with an augmentation of their own."""
+    seeds = spec.streams.seeds(spec.seed)
     return Feed(
         sampling_seed=seeds["batches"],
         augmentation_seed=seeds["augmentation"],
         objective_seed=seeds["objective"],
         augmentation=Augmentation(
-            shift=dataset.shift if spec.shift is None else spec.shift,
-            flip=dataset.flip if spec.flip is None else spec.flip,
+            shift=shift if spec.shift is None else spec.shift,
+            flip=flip if spec.flip is None else spec.flip,
         ),
         shuffle=spec.shuffle,
     )

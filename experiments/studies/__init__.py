@@ -16,6 +16,7 @@ STUDIES: dict[str, str] = {
     "construction": "experiments.studies.construction:Construction",
     "gaussians": "experiments.studies.gaussians:Gaussians",
     "shifts": "experiments.studies.shifts:Shifts",
+    "audits": "experiments.studies.audits:Audits",
     "free_features": "experiments.studies.free_features:FreeFeatures",
 }
 

@@ -1,7 +1,8 @@
 """Images and labels: where they are found, how they are read, how they become batches.
 
 A ``Split`` is uint8 images and their labels on one device, a ``Dataset`` a training and a test
-split. ``load_dataset`` takes a name in ``DATASETS``, an ``.npz`` file or an image folder;
+split. ``load_dataset`` takes a name in ``DATASETS``, an ``.npz`` file or an image folder, and
+``load_training`` also those without test images;
 ``batches`` cuts an epoch into shuffled, augmented batches. To add a data set, write one function
 that reads a folder (see ``readers``) and name it in ``DATASETS``.
 """
@@ -16,7 +17,14 @@ from mcr2.data.batching import (
     stratified_subset,
     to_float,
 )
-from mcr2.data.sources import DATASETS, Source, availability, load_dataset
+from mcr2.data.sources import (
+    DATASETS,
+    Source,
+    Training,
+    availability,
+    load_dataset,
+    load_training,
+)
 from mcr2.data.splits import Dataset, Split
 
 __all__ = [
@@ -26,9 +34,11 @@ __all__ = [
     "Dataset",
     "Source",
     "Split",
+    "Training",
     "availability",
     "batches",
     "load_dataset",
+    "load_training",
     "mix_seed",
     "num_batches",
     "step_imbalance",

@@ -1,6 +1,7 @@
 """A user's own images in folders: ``train/CLASS/*`` and ``test/CLASS/*``, decoded once to memory.
 
 ``scan`` lists the files and refuses what is not such a folder; ``decode`` reads the images.
+``scan_classes`` and ``decode_classes`` do so of one folder of classes, ``CLASS/*``.
 """
 
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mcr2.data.splits import Decoded, as_split
 from mcr2.files import MOST_BYTES, Array, check_size, naming
@@ -33,25 +35,34 @@ def scan(root: Path) -> list[Path]:
             raise ValueError(
                 f"{root}: no folder {which}/; an image folder holds train/CLASS/* and test/CLASS/*"
             )
-        folders = _inside(root / which, root)
-        classes[which] = {folder.name for folder in folders}
-        for folder in folders:
-            if not folder.is_dir():
-                raise ValueError(f"{folder}: not a class folder; images belong in {which}/CLASS/")
-            images = _inside(folder, root)
-            if not images:
-                raise ValueError(f"{folder}: an empty class folder")
-            for image in images:
-                if not image.is_file():  # a folder, or a pipe that would never end
-                    raise ValueError(f"{image}: not a file; a class folder holds images only")
-            found += images
+        images = scan_classes(root / which, root)
+        classes[which] = {image.parent.name for image in images}
+        found += images
     for here, there in (("train", "test"), ("test", "train")):
         if lacking := sorted(classes[here] - classes[there]):
             raise ValueError(f"{root / there}: no class folder {lacking[0]}, which {here}/ has")
-    if len(classes["train"]) < 2:
-        raise ValueError(
-            f"{root / 'train'}: {len(classes['train'])} class folders; at least 2 are needed"
-        )
+    return found
+
+
+def scan_classes(folder: Path, root: Path) -> list[Path]:
+    """List the images of one folder of classes, ``CLASS/*``, below a root that links stay inside.
+
+    What is passed over and refused is as for :func:`scan`.
+    """
+    found: list[Path] = []
+    folders = _inside(folder, root)
+    for each in folders:
+        if not each.is_dir():
+            raise ValueError(f"{each}: not a class folder; images belong in {folder.name}/CLASS/")
+        images = _inside(each, root)
+        if not images:
+            raise ValueError(f"{each}: an empty class folder")
+        for image in images:
+            if not image.is_file():  # a folder, or a pipe that would never end
+                raise ValueError(f"{image}: not a file; a class folder holds images only")
+        found += images
+    if len(folders) < 2:
+        raise ValueError(f"{folder}: {len(folders)} class folders; at least 2 are needed")
     return found
 
 
@@ -67,7 +78,21 @@ def _inside(folder: Path, root: Path) -> list[Path]:
 
 
 def decode(paths: list[Path], image_size: int | None) -> Decoded:
-    """Read the images that ``scan`` lists; their labels are taken as clean.
+    """Read the images that ``scan`` lists; their labels are taken as clean."""
+    classes, images, y = _decode_all(paths, image_size)
+    n = sum(path.parents[1].name == "train" for path in paths)
+    train, test = as_split(images[:n], y[:n], y[:n]), as_split(images[n:], y[n:], y[n:])
+    return Decoded(classes, train, test)
+
+
+def decode_classes(paths: list[Path], image_size: int | None) -> Decoded:
+    """Read the images that ``scan_classes`` lists; there is no test image, the truth is unknown."""
+    classes, images, y = _decode_all(paths, image_size)
+    return Decoded(classes, as_split(images, y, None), as_split(images[:0], y[:0], y[:0]))
+
+
+def _decode_all(paths: list[Path], image_size: int | None) -> tuple[tuple[str, ...], Array, Tensor]:
+    """Read images: the names of their classes, (N, H, W, C) uint8, and labels.
 
     One channel where all images are grey, otherwise three. Transparency and orientation tags are
     ignored, and an animation is its first frame. With ``image_size`` all get that many pixels a
@@ -87,15 +112,12 @@ def decode(paths: list[Path], image_size: int | None) -> Decoded:
                 )
         # What is resized may grow: then the limit is that of all data.
         stored = MOST_BYTES if image_size else sum(path.stat().st_size for path in paths)
-        with naming(paths[0].parents[2]):
+        with naming(os.path.commonpath(paths)):
             check_size(len(paths) * height * width * channels, stored)
         images = np.empty((len(paths), height, width, channels), np.uint8)
         list(pool.map(partial(_decode, resize=image_size is not None), paths, images))
     classes, labels = np.unique([path.parent.name for path in paths], return_inverse=True)
-    n = sum(path.parents[1].name == "train" for path in paths)
-    y = torch.from_numpy(labels)
-    train, test = as_split(images[:n], y[:n], y[:n]), as_split(images[n:], y[n:], y[n:])
-    return Decoded(tuple(classes.tolist()), train, test)
+    return tuple(classes.tolist()), images, torch.from_numpy(labels)
 
 
 def _header(path: Path) -> tuple[tuple[int, int], str]:

@@ -14,10 +14,16 @@ AXES = ("NCHW", "NHWC")
 LABELS_ARE = ("clean", "noisy")
 
 
-def read_npz(path: Path, axes: str | None = None, labels_are: str | None = None) -> Decoded:
-    """Read an ``.npz`` file; ``load_dataset`` says what it holds, and what the arguments mean."""
-    needed = ("x_train", "y_train", "x_test", "y_test")
-    arrays = read_arrays(path, needed, ("y_train_clean", "classes", "axes", "labels_are"))
+def read_npz(
+    path: Path, axes: str | None = None, labels_are: str | None = None, *, tested: bool = True
+) -> Decoded:
+    """Read an ``.npz`` file; ``load_dataset`` says what it holds, and what the arguments mean.
+
+    Where not ``tested``, test images may be missing.
+    """
+    test, allowed = ("x_test", "y_test"), ("y_train_clean", "classes", "axes", "labels_are")
+    needed = ("x_train", "y_train")
+    arrays = read_arrays(path, (*needed, *test * tested), (*test * (not tested), *allowed))
     with naming(path):
         if axes is None and "axes" in arrays:
             axes = choice("axes", str(arrays["axes"]), AXES)
@@ -27,7 +33,9 @@ def read_npz(path: Path, axes: str | None = None, labels_are: str | None = None)
 
 
 def _decoded(arrays: dict[str, Array], axes: str | None, labels_are: str | None) -> Decoded:
-    x_train, x_test = (_images(key, arrays[key], axes) for key in ("x_train", "x_test"))
+    x_train = _images("x_train", arrays["x_train"], axes)
+    has_test = "x_test" in arrays and "y_test" in arrays
+    x_test = _images("x_test", arrays["x_test"], axes) if has_test else x_train[:0]
     if x_train.shape[1:] != x_test.shape[1:]:
         shapes = f"x_train has shape {arrays['x_train'].shape}, x_test {arrays['x_test'].shape}"
         raise ValueError(f"{shapes}; images must have one size")
@@ -50,7 +58,7 @@ def _decoded(arrays: dict[str, Array], axes: str | None, labels_are: str | None)
             raise ValueError("labels_are is 'clean', but y_train differs from y_train_clean")
     if names is None:
         names = _guess_classes(y_train if clean is None else torch.cat([y_train, clean]))
-    y_test = read("y_test", len(x_test), len(names))
+    y_test = read("y_test", len(x_test), len(names)) if has_test else y_train[:0]
     train, test = as_split(x_train, y_train, clean), as_split(x_test, y_test, y_test)
     return Decoded(tuple(map(str, names.tolist())), train, test)
 

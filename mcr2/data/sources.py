@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,7 +19,7 @@ from mcr2.data.batching import step_imbalance, stratified_subset
 from mcr2.data.cache import cached
 from mcr2.data.npz import AXES, LABELS_ARE, read_npz
 from mcr2.data.readers import plain_or_gz, torchvision_class
-from mcr2.data.splits import Dataset, Decoded, Places
+from mcr2.data.splits import Dataset, Decoded, Places, Split
 
 SYSTEM_ROOT = "/usr/share/datasets"
 """Where packages of Debian put data sets; looked in last."""
@@ -110,16 +110,7 @@ def load_dataset(
     name = str(name_or_path)
     path = Path(name).expanduser()
     is_named, is_npz = name in DATASETS, name.lower().endswith(".npz")
-    if image_size is not None:
-        integer("image_size", image_size, 1)
-        if is_named or is_npz:
-            raise ValueError(f"image_size resizes the images of a folder, and {name} is not one")
-    if axes is not None:
-        choice("axes", axes, AXES)
-        if not is_npz:
-            raise ValueError(f"axes says how an .npz file's images lie, and {name} is not one")
-    if labels_are is not None:
-        choice("labels_are", labels_are, LABELS_ARE)
+    _check_options(name, image_size, axes, labels_are)
     if is_named:
         dataset = _load_named(name, data_root, download)
     elif is_npz:
@@ -148,23 +139,123 @@ def load_dataset(
     return replace(dataset, train=train)
 
 
+def _check_options(
+    name: str, image_size: int | None, axes: str | None, labels_are: str | None
+) -> None:
+    """Refuse options that are not for what a name or a path stands for."""
+    is_named, is_npz = name in DATASETS, name.lower().endswith(".npz")
+    if image_size is not None:
+        integer("image_size", image_size, 1)
+        if is_named or is_npz:
+            raise ValueError(f"image_size resizes the images of a folder, and {name} is not one")
+    if axes is not None:
+        choice("axes", axes, AXES)
+        if not is_npz:
+            raise ValueError(f"axes says how an .npz file's images lie, and {name} is not one")
+    if labels_are is not None:
+        choice("labels_are", labels_are, LABELS_ARE)
+
+
+class Training(NamedTuple):
+    """The training images of a data set, and what else it has.
+
+    ``test`` is None where there are no test images; ``files`` are those of a folder, for each
+    training image its path below it; the rest is as a ``Dataset`` has it.
+    """
+
+    name: str
+    split: Split
+    test: Split | None
+    classes: tuple[str, ...]
+    flip: bool
+    shift: int
+    source: str
+    files: tuple[str, ...] | None = None
+
+
+def load_training(name_or_path: str | Path, **options: Any) -> Training:
+    """Load training images alone, as ``load_dataset`` does and with its arguments.
+
+    Test images are not needed: an ``.npz`` file may lack ``x_test`` and ``y_test``, and a folder
+    may hold just ``CLASS/*`` or ``train/CLASS/*``, whose labels are not taken as clean.
+
+    Raises:
+        TypeError, ValueError, FileNotFoundError: as ``load_dataset``.
+
+    Example:
+        >>> load_training("digits", subset=100).split
+        Split(100 images of 1×8×8 on cpu, 0 labelled wrong)
+    """
+    name = str(name_or_path)
+    path, is_named = Path(name).expanduser(), name in DATASETS
+    image_size, axes, labels_are = (options.get(k) for k in ("image_size", "axes", "labels_are"))
+    _check_options(name, image_size, axes, labels_are)
+    subset, subset_seed = options.pop("subset", None), options.pop("subset_seed", 0)
+    files: list[Path] = []
+    is_folder = not is_named and os.path.isdir(path)
+    if not is_named and name.lower().endswith(".npz"):
+        decoded = read_npz(path, axes, labels_are, tested=False)
+        found = _alone(path, decoded)
+    elif is_folder and not _has_folders(path / "test"):
+        root = path.resolve()
+        classes = root / "train" if _has_folders(root / "train") else root
+        files = folder.scan_classes(classes, root)
+        found = _alone(root, _decoded(classes, files, image_size, folder.decode_classes))
+    else:
+        whole = load_dataset(name_or_path, **options)
+        about = (whole.classes, whole.flip, whole.shift, whole.source)
+        found = Training(whole.name, whole.train, whole.test, *about)
+        if is_folder:
+            listed = folder.scan(path.resolve())
+            files = [image for image in listed if image.parents[1].name == "train"]
+    names = tuple(str(file.relative_to(path.resolve())) for file in files)
+    if subset is not None:
+        index = stratified_subset(found.split.labels, subset, subset_seed)
+        names = tuple(names[i] for i in index.tolist()) if names else ()
+        found = found._replace(split=found.split.select(index))
+    return found._replace(files=names or None)
+
+
+def _alone(path: Path, decoded: Decoded) -> Training:
+    """Return a user's own images, perhaps without test images."""
+    split, test = decoded.train, decoded.test if len(decoded.test) else None
+    return Training(path.name, split, test, decoded.classes, False, _own_shift(split), str(path))
+
+
+def _has_folders(folder: Path) -> bool:
+    return folder.is_dir() and any(path.is_dir() for path in folder.iterdir())
+
+
+def _own_shift(split: Split) -> int:
+    side = min(split.images.shape[2:])  # all that is known of a user's own data
+    return 4 if side >= 32 else 2 if side >= 16 else 1
+
+
 def _own(path: Path, decoded: Decoded) -> Dataset:
-    side = min(decoded.train.images.shape[2:])  # all that is known of a user's own data
-    shift = 4 if side >= 32 else 2 if side >= 16 else 1
+    shift = _own_shift(decoded.train)
     return Dataset(path.name, **decoded._asdict(), flip=False, shift=shift, source=str(path))
 
 
 def _load_folder(path: Path, image_size: int | None) -> Dataset:
-    import PIL  # its version counts: another may decode or resize to other pixels
-
     path = path.resolve()  # so that "." has a name
     images = folder.scan(path)
-    variant = (str(path), image_size, PIL.__version__)
-    read = partial(folder.decode, images, image_size)
-    found = _own(path, cached(_cache() / "decoded", path.name, variant, images, read))
+    found = _own(path, _decoded(path, images, image_size, folder.decode))
     files = [image.relative_to(path / "train").as_posix() for image in images[: len(found.train)]]
     places = Places(torch.arange(len(files)), len(files), tuple(files))
     return replace(found, train=replace(found.train, places=places))
+
+
+def _decoded(
+    path: Path,
+    images: list[Path],
+    image_size: int | None,
+    decode: Callable[[list[Path], int | None], Decoded],
+) -> Decoded:
+    import PIL  # its version counts: another may decode or resize to other pixels
+
+    variant = (str(path), image_size, PIL.__version__)
+    read = partial(decode, images, image_size)
+    return cached(_cache() / "decoded", path.name, variant, images, read)
 
 
 def _load_named(name: str, data_root: str | Path | None, download: bool) -> Dataset:

@@ -34,7 +34,9 @@ class Arrays(NamedTuple):
     num_classes: int
 
 
-def read_features(path: str | Path, *, num_classes: int | None = None) -> Arrays:
+def read_features(
+    path: str | Path, *, num_classes: int | None = None, mapped: bool = False
+) -> Arrays:
     """Read features, labels and a linear classifier from an ``.npz`` file.
 
     Args:
@@ -44,6 +46,8 @@ def read_features(path: str | Path, *, num_classes: int | None = None) -> Arrays
             ``test_labels (M,)``.
         num_classes: K; None takes the number of rows of ``weight``, without one the largest label
             plus one. Classes may be absent.
+        mapped: map the training features from the file where they are stored uncompressed, so that
+            they need not fit into memory.
 
     Raises:
         FileNotFoundError: no such file.
@@ -57,7 +61,7 @@ def read_features(path: str | Path, *, num_classes: int | None = None) -> Arrays
         ...     read_features(f"{folder}/x.npz").num_classes
         2
     """
-    arrays = read_arrays(Path(path), NEEDED, ALLOWED)
+    arrays = read_arrays(Path(path), NEEDED, ALLOWED, ("features",) if mapped else ())
     for one, other in NEEDS.items():
         if one in arrays and other not in arrays:
             raise ValueError(f"{path}: {one} without {other}")
