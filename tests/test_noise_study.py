@@ -85,7 +85,7 @@ def test_open_set_noise_measures_again_alike_and_finds_its_images_beside_it(
     place = tmp_path / "moved"
     shutil.copytree(open_set[0], place)
     status, printed, err = mcr2("evaluate", next(place.glob("runs/*ratio0.25*")))
-    assert (status, "are the same as the record's" in printed) == (0, True), err
+    assert (status, "are the same as in evaluation.json" in printed) == (0, True), err
     hidden = foreign.with_suffix(".hidden")
     foreign.rename(hidden)
     try:
@@ -94,7 +94,7 @@ def test_open_set_noise_measures_again_alike_and_finds_its_images_beside_it(
         assert (status, "is gone; say where it is with --noise-from" in err) == (2, True)
         shutil.copy(hidden, place / foreign.name)
         status, printed, _ = mcr2("evaluate", run)
-        assert (status, "are the same as the record's" in printed) == (0, True)
+        assert (status, "are the same as in evaluation.json" in printed) == (0, True)
         elsewhere = shutil.copy(hidden, tmp_path / "elsewhere.npz")
         (place / foreign.name).unlink()
         status, printed, _ = mcr2("reread", place, "--noise-from", elsewhere)
