@@ -449,7 +449,8 @@ def test_tables_of_runs_that_all_failed_are_gaps():
 
 def test_measures_are_columns_of_the_csv(tmp_path):
     results = make_results(["ce", "mcr2"], [0.3], [0], lost=[("ce", 0.3, 0)])
-    write_tables(tmp_path, results, tables_of(results), {"dataset": "digits"}, ["n"])
+    tables = {table.title: table for table in tables_of(results)}
+    write_tables(tmp_path, results, tables, {"dataset": "digits"}, ["n"])
     held = json.loads((tmp_path / "table.json").read_text())
     assert held["rows"] == results.rows
     assert (held["dataset"], held["notes"]) == ("digits", ["n"])

@@ -29,7 +29,7 @@ class Doctor:
 
         checks = [_python(), *_torch(), *self._data(), _disk(), *_extras()]
         rows = tuple((name, said, "" if fine else "PROBLEM") for name, said, fine in checks)
-        print(Table("What mcr2 finds here", ("", "", ""), rows, left=3).text())
+        print(Table("What mcr2 finds here", ("what", "found", ""), rows, left=3).text())
         problems = [name for name, _, fine in checks if not fine]
         print(f"\nnot fine: {', '.join(problems)}" if problems else "\neverything is there")
         return int(bool(problems))

@@ -68,7 +68,7 @@ class Show:
 
         def go() -> int:
             blocks = [
-                f"[{name}] {table.text(width)}"
+                f"[{name}]\n{table.text(width)}"
                 for name, table in held.tables.items()
                 if self.table in (None, name)
             ]

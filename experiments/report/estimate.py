@@ -63,8 +63,8 @@ def report_estimate(planned: Sequence[PlannedRun], jobs: int, machine: Machine) 
         memory = [each.memory for each in known if each.memory is not None]
         disk = sum(each.disk for each in known) + at_once * max(e.checkpoint for e in known)
         notes.append(
-            f"all: {duration(elapsed(seconds, at_once))} ({duration(sum(seconds))} one after the other), "
-            f"{_bytes(at_once * max(memory) if memory else None)} of memory, {_bytes(disk)} of disk"
+            f"all: {duration(elapsed(seconds, at_once))} ({duration(sum(seconds))} one after the "
+            f"other), {_bytes(at_once * max(memory) if memory else None)} of memory, {_bytes(disk)} of disk"
         )
     title = (
         f"Estimate for {count_of(len(left), 'run')} on {machine.torch_device()}, "

@@ -19,7 +19,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.report.canvas import COLOURS, cosines, label, limits, log_y, panels, pyplot, save, say, svg
+from experiments.report.canvas import (
+    COLOURS,
+    cosines,
+    label,
+    limits,
+    log_y,
+    panels,
+    pyplot,
+    save,
+    say,
+    svg,
+)
 from experiments.report.results import Line, Results, are_numbers, value_text
 from experiments.report.statistics import Estimate
 from experiments.report.table import count_of
@@ -117,8 +128,9 @@ def _like(look: Mapping[str, Any]) -> Callable[[Any], bool]:
     """Return what tells whether a line is drawn as a legend says: by its marker, shade or style."""
     if look.get("linestyle") == "none":
         face = look.get("mfc")
-        return lambda line: line.get_marker() == look["marker"] and (
-            face is None or line.get_markerfacecolor() == face
+        return lambda line: (
+            line.get_marker() == look["marker"]
+            and (face is None or line.get_markerfacecolor() == face)
         )
     if "alpha" in look:
         return lambda line: line.get_alpha() is not None or "linewidth" in look
@@ -150,7 +162,7 @@ def _across(
                 found[-1] += values
                 places = at(number - (len(results.lines) - 1) / 2)
                 face = line.colour if style == "-" else "white"
-                look = {"linestyle": style, "mfc": face, "markersize": 4}
+                look: dict[str, Any] = {"linestyle": style, "mfc": face, "markersize": 4}
                 _bars(panel, line, places, values, shares="/" not in measure, **look)
         panel.set_title(title, fontsize=11)
     axes[0, 0].set_ylabel(ylabel)
@@ -203,7 +215,9 @@ def _ends(value: Estimate, shares: bool = True) -> tuple[float, float]:
     """Return the ends of an interval; of a share, within 0 and 1."""
     low, high = value.mean - (value.half_width or 0.0), value.mean + (value.half_width or 0.0)
     # A mean that rounding carried out of its bounds stays within its own interval.
-    return (max(low, min(0.0, value.mean)), min(high, max(1.0, value.mean))) if shares else (low, high)
+    return (
+        (max(low, min(0.0, value.mean)), min(high, max(1.0, value.mean))) if shares else (low, high)
+    )
 
 
 def _span(values: Iterable[Estimate | None], least: float = 0.05) -> tuple[float, float]:

@@ -5,7 +5,7 @@ Nothing is imported that the folder names, and no data set is looked for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,10 +50,10 @@ def _table(held: Mapping[str, Any]) -> Table:
     return Table(str(held["title"]), header, rows, int(held["left"]), notes)
 
 
-def _runs(folder: Path, names: set[str]) -> list[Run]:
+def _runs(folder: Path, names: Iterable[str]) -> list[Run]:
     """Return the runs of a study's folder that its rows are of."""
-    paths = (path.parent for path in sorted(folder.glob(f"runs/*/{RECORD}")))
-    return [load_run(path) for path in paths if path.name in names]
+    there = {path.parent.name for path in folder.glob(f"runs/*/{RECORD}")}
+    return [load_run(folder / "runs" / name) for name in names if name in there]
 
 
 def read_study(folder: str | Path, *, runs: bool = True) -> HeldStudy:
@@ -95,6 +95,6 @@ def read_study(folder: str | Path, *, runs: bool = True) -> HeldStudy:
             f"{path} is damaged, or older than this version: {error}; the study's own command, or "
             f"mcr2 reread {folder}, writes it anew"
         ) from error
-    found = _runs(folder, {row["run"] for row in rows}) if runs else []
+    found = _runs(folder, dict.fromkeys(row["run"] for row in rows)) if runs else []
     results = Results(dataset, axes, rows, found, reference)
     return HeldStudy(folder, content, results, tables, notes)

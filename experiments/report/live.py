@@ -128,8 +128,8 @@ class StudyView:
             return ""
         by_method = {method: mean(seconds) for method, seconds in took.items()}
         usual = mean(by_method.values())
-        seconds = [left.get(one, by_method.get(one.spec.method, usual)) for one in waiting]
-        return f", about {duration(max(sum(seconds) / self.jobs, max(seconds)))} left"
+        each = [left.get(one, by_method.get(one.spec.method, usual)) for one in waiting]
+        return f", about {duration(max(sum(each) / self.jobs, *each))} left"
 
 
 def _values(progress: Mapping[str, Any]) -> str:

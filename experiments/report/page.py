@@ -88,8 +88,8 @@ def render(
         parts=parts * bool(views)
         + [("audit", "Audit")] * bool(checked)
         + [("provenance", "Where this comes from")],
-        style=Markup(style),  # noqa: S704  ours
-        script=Markup(script),  # noqa: S704  ours
+        style=Markup(style),
+        script=Markup(script),
         script_hash=f"sha256-{digest}",
         studies=views,
         tables=tables,
@@ -142,7 +142,10 @@ def _table(id: str, table: Table, *, sortable: bool = True, study: str = "") -> 
         return found
 
     rows = [
-        {"entries": list(map(visible, row)), "filters": json.dumps(filters(row)) if any(columns.values()) else ""}
+        {
+            "entries": list(map(visible, row)),
+            "filters": json.dumps(filters(row)) if any(columns.values()) else "",
+        }
         for row in table.rows
     ]
     return {
@@ -256,7 +259,10 @@ def _transitions(runs: Sequence[Run]) -> list[Table]:
     found: dict[tuple[str, str], Table] = {}
     for run in sorted(runs, key=lambda run: run.record.spec["ratio"]):
         noise, classes = run.record.noise, run.record.data.get("classes") or []
-        matrix, key = noise.get("transition"), (str(noise.get("kind")), f"{run.record.spec['ratio']:g}")
+        matrix, key = (
+            noise.get("transition"),
+            (str(noise.get("kind")), f"{run.record.spec['ratio']:g}"),
+        )
         if not matrix or key in found or len(matrix) > MOST_CLASSES or not run.record.spec["ratio"]:
             continue
         names = [short(str(name), 20) for name in classes]
@@ -272,8 +278,13 @@ def _transitions(runs: Sequence[Run]) -> list[Table]:
 
 
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Return entries by dotted names, those of lists of mappings numbered from 0."""
+    if isinstance(value, (list, tuple)) and value and isinstance(value[0], Mapping):
+        value = dict(enumerate(value[:20]))
     if isinstance(value, Mapping):
-        return list(chain(*(_flat(v, f"{prefix}.{k}" if prefix else str(k)) for k, v in value.items())))
+        return list(
+            chain(*(_flat(v, f"{prefix}.{k}" if prefix else str(k)) for k, v in value.items()))
+        )
     return [(prefix, value)]
 
 
@@ -291,7 +302,9 @@ def _pairs(value: Any) -> list[tuple[str, str]]:
 def _run(id: str, study: HeldStudy, run: Run, budget: list[int]) -> View:
     record, evaluation = run.record, run.evaluation
     spec = record.spec
-    settings = [f"{axis.name} {spec[axis.name]}" for axis in study.results.axes if axis.name in spec]
+    settings = [
+        f"{axis.name} {spec[axis.name]}" for axis in study.results.axes if axis.name in spec
+    ]
     chosen = evaluation.selections.get("last", {}) if evaluation else {}
     key = measure_key("accuracy", split="test", labels="clean", readout=record.readout)
     reached = chosen.get("measures", {}).get(key)
@@ -429,14 +442,18 @@ def _audit(folder: Path) -> View:
         if path.name != "suggestions.png":
             about = f"Contact sheet {_page(path)[1]}: the most suspicious labels first"
         sheets.append({"source": _data_uri(content, "image/png"), "alt": about})
-    facts = {k: v for k, v in _flat(held) if not isinstance(v, list) or len(v) <= 20}
+    pairs = [(k, v) for k, v in _flat(held) if not (isinstance(v, list) and _nested(v))]
     return {
         "name": f"Audit {short(str(folder), 60)}",
-        "pairs": _pairs({k: v for k, v in facts.items() if not isinstance(v, list) or not any(isinstance(x, (list, dict)) for x in v)}),
+        "pairs": _pairs(dict(pairs)),
         "sheets": sheets,
         "left_out": left_out,
         "environment": _pairs(environment),
     }
+
+
+def _nested(value: list[Any]) -> bool:
+    return any(isinstance(each, list) for each in value)
 
 
 def _page(path: Path) -> tuple[int, str]:

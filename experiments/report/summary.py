@@ -21,7 +21,7 @@ from experiments.report.tables import MEMORIZATION, differences, shown
 PRINTED = {"last": "At the last epoch", "noisy_validation": "Stopped early on noisy labels"}
 
 #: Lines of notes that are printed; the others are in the report.
-MOST_NOTES = 8
+MOST_NOTES = 7
 
 
 def summary_tables(results: Results, baseline: str = "ce") -> list[Table]:
@@ -62,7 +62,6 @@ def _grouped(
         if lines:
             rows.append((heading, *("" for _ in values)))
             rows += [(f"  {name}", *entries) for name, entries in lines]
-    title = f"{title}, by {results.axes[0].title} ({results.interval})"
     return Table(title, ("", *values), tuple(rows), left=1) if rows else None
 
 
@@ -79,7 +78,8 @@ def accuracy(results: Results) -> Table | None:
             (method, [f"{known[v]:.3f}" if v in known else "-" for v in results.values()])
             for method, known in figures.items()
         ]
-    return _grouped(results, f"Test accuracy on {short(results.dataset)}", groups)
+    title = f"Test accuracy on {short(results.dataset)}, by {results.axes[0].title} "
+    return _grouped(results, f"{title}({results.interval})", groups)
 
 
 def _compared(results: Results, rule: str, baseline: str) -> dict[str, dict[Any, Difference]]:
@@ -102,7 +102,7 @@ def gains(results: Results, baseline: str = "ce") -> Table | None:
         ]
         for rule in PRINTED
     }
-    return _grouped(results, f"Difference to {baseline}, paired seed by seed", groups)
+    return _grouped(results, f"Difference to {baseline}, paired: same seed, same labels", groups)
 
 
 def _of(by: Mapping[Any, Difference], value: Any) -> Estimate | None:
@@ -244,7 +244,9 @@ def _extremes(results: Results, rule: str) -> str:
         known = [(value, each) for value, each in values if each is not None]
         if len(known) > 1:
             ordered = sorted(known, key=lambda pair: pair[1].mean)
-            low, high = (f"{results.at(v)} ({each.text(3)})" for v, each in ordered[:: len(known) - 1])
+            low, high = (
+                f"{results.at(v)} ({each.text(3)})" for v, each in ordered[:: len(known) - 1]
+            )
             parts.append(f"{_name(results, case)} is most accurate at {high}, least at {low}")
     return f"{PRINTED[rule]}, {'; '.join(parts)}." if parts else ""
 

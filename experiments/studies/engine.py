@@ -233,7 +233,11 @@ class GridStudy(GridOptions, Study):
         machine = self.machine()
         used = {**environment(), **asdict(machine), "device": str(machine.torch_device())}
         named = [one if isinstance(one, str) else one.__name__ for one in self.figures]
-        facts = {"study": self.name, "dataset": results.dataset, "recipe": self.recipe}
+        facts: dict[str, Any] = {
+            "study": self.name,
+            "dataset": results.dataset,
+            "recipe": self.recipe,
+        }
         facts |= {"command": command_line(self), "environment": used, "figures": named}
         return facts | self.facts(results)
 
@@ -418,10 +422,9 @@ def not_terminal(outcomes: Sequence[Outcome]) -> list[str]:
         short.setdefault(spec.method, []).append(run.record.history[-1]["measures"][key])
     every = [spec.method for spec, _ in finished(outcomes)]
     return [
-        f"{method}: terminal phase not reached by {len(fits)} of "
-        f"{count_of(every.count(method), 'run')} (fit_noisy at the end "
+        f"{method}: terminal phase not reached, {len(fits)} of "
+        f"{count_of(every.count(method), 'run')}, fit_noisy "
         + " to ".join(dict.fromkeys((f"{min(fits):.3f}", f"{max(fits):.3f}")))
-        + ")"
         for method, fits in short.items()
     ]
 
