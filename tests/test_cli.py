@@ -214,7 +214,7 @@ def test_a_mistaken_study(options, place, capsys):
         ("evaluate run --layers stage9", "run has no layer 'stage9'"),
         ("reread thesis", "thesis holds no finished run"),
         ("show thesis", "thesis holds no finished study"),
-        ("report", "Missing from mcr2 report: {PATH [PATH ...]}"),
+        ("report", "out is empty; give at least one folder"),
         ("report thesis", "thesis holds no finished study"),
         ("report study study", "out has repetitions: study study"),
         ("report thesis --page thesis", "--page thesis is a folder"),

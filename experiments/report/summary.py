@@ -21,7 +21,7 @@ from experiments.report.tables import MEMORIZATION, differences, shown
 PRINTED = {"last": "At the last epoch", "noisy_validation": "Stopped early on noisy labels"}
 
 #: Lines of notes that are printed; the others are in the report.
-MOST_NOTES = 7
+MOST_NOTES = 6
 
 
 def summary_tables(results: Results, baseline: str = "ce") -> list[Table]:

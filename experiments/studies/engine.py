@@ -221,8 +221,8 @@ class GridStudy(GridOptions, Study):
             return int(failed or error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM))
         spent = "" if seconds is None else f" ({seconds:.0f} s)"
         print(
-            f"\n{count_of(len(outcomes), 'run')} in {out}{spent}: table.json, table.csv, table.md, "
-            f"figures, report.html\nEverything else: mcr2 show {out}, or report.html in a browser"
+            f"\n{count_of(len(outcomes), 'run')} in {out}{spent}: table.json, .csv, .md, report.html"
+            f"\nAll else: report.html in a browser, or mcr2 show {out}"
         )
         return int(failed)
 
