@@ -61,10 +61,11 @@ def report_estimate(planned: Sequence[PlannedRun], jobs: int, machine: Machine) 
     if known:
         seconds, at_once = [each.seconds for each in known], min(jobs, len(known))
         memory = [each.memory for each in known if each.memory is not None]
+        held = _bytes(at_once * max(memory) if memory else None)
         disk = sum(each.disk for each in known) + at_once * max(e.checkpoint for e in known)
         notes.append(
             f"all: {duration(elapsed(seconds, at_once))} ({duration(sum(seconds))} one after the "
-            f"other), {_bytes(at_once * max(memory) if memory else None)} of memory, {_bytes(disk)} of disk"
+            f"other), {held} of memory, {_bytes(disk)} of disk"
         )
     title = (
         f"Estimate for {count_of(len(left), 'run')} on {machine.torch_device()}, "

@@ -31,7 +31,7 @@ def summary_tables(results: Results, baseline: str = "ce") -> list[Table]:
 
 
 def fitting(table: Table, width: int) -> str:
-    """Return a table as text, its numbers without leading zeros where it is too wide otherwise.
+    """Return a table as text, its numbers without leading zeros where only that makes it fit.
 
     Example:
         >>> print(fitting(Table("t", ("a", "b"), (("x", "0.57±0.10"),), left=1), 10))
@@ -40,16 +40,20 @@ def fitting(table: Table, width: int) -> str:
         ----------
         x  .57±.10
     """
-    text = table.text(width)
-    whole = table.text().splitlines()
-    if max(map(len, whole[1:])) <= width:
-        return text
-    rows = tuple(tuple(re.sub(r"(?<![\d.])0\.(?=\d)", ".", e) for e in row) for row in table.rows)
-    return replace(table, rows=rows).text(width)
+    rows = [
+        (*row[: table.left], *(re.sub(r"(?<![\d.])0\.(?=\d)", ".", e) for e in row[table.left :]))
+        for row in table.rows
+    ]
+    shorter = replace(table, rows=tuple(rows))
+    fits = [max(map(len, each.text().splitlines()[1:])) <= width for each in (table, shorter)]
+    return (shorter if fits == [False, True] else table).text(width)
 
 
 def _name(results: Results, case: Mapping[str, Any]) -> str:
-    return ", ".join(results.named(case))
+    """Return what a case is called: its method, and the values of what else is varied."""
+    varied = [axis for axis in results.axes[1:] if len(results.values(axis)) > 1]
+    settings = (f"{axis.name} {value_text(case[axis.name])}" for axis in varied)
+    return ", ".join([results.names[case["method"]], *settings])
 
 
 def _grouped(
