@@ -149,6 +149,7 @@ def _across(
     ylabel: str,
     styles: Styles | None = None,
     width: float = 3.2,
+    named: bool = True,
 ) -> tuple[Any, Any, list[list[Estimate | None]]]:
     """Draw scalars against the first axis, a panel a title; return each panel's estimates too."""
     figure, axes = panels(1, len(scalars), width, 3.2, sharex=True)
@@ -166,7 +167,8 @@ def _across(
                 _bars(panel, line, places, values, shares="/" not in measure, **look)
         panel.set_title(title, fontsize=11)
     axes[0, 0].set_ylabel(ylabel)
-    _legend(figure, results, styles)
+    if named:
+        _legend(figure, results, styles)
     return figure, axes[0], found
 
 
@@ -284,17 +286,20 @@ def _draw_setting(results: Results) -> Any:
         rules = rules[:1]
     fixed = [a for a in results.axes[1:] if len(results.values(a)) == 1]
     parts = [f"{axis.name} {value_text(results.values(axis)[0])}" for axis in fixed]
-    parts += ["last epoch"] * (len(rules) == 1) + [count_of(results.seeds, "seed")]
+    by_rule = len(rules) > 1  # a single line, whose name is in the title
+    parts = [line.label for line in results.lines] * by_rule + parts
+    parts += ["last epoch"] * (not by_rule) + [count_of(results.seeds, "seed")]
     scalars: dict[str, list[Scalar]] = {
         label(f"accuracy: {', '.join(parts)}", 48): [("test_accuracy", r, "-") for r in rules],
         "wrong labels, last epoch": [(m, "last", style) for m, style in became.items()],
     }
-    figure, axes, found = _across(results, scalars, _accuracy_label(results), width=4.5)
+    ylabel = _accuracy_label(results)
+    figure, axes, found = _across(results, scalars, ylabel, width=4.5, named=not by_rule)
     limits(axes[0], _span(found[0])[0], 1)
     limits(axes[1], 0, 1)
     axes[1].set_ylabel("share of the wrong labels")
     looks = [{name: {"linestyle": style} for name, style in became.items()}]
-    if len(rules) > 1:
+    if by_rule:
         colours = dict(zip(rules, _RULE_COLOURS, strict=False))
         for bars, colour in zip(axes[0].containers, colours.values(), strict=False):
             for part in bars.get_children():

@@ -220,9 +220,9 @@ class GridStudy(GridOptions, Study):
             print(f"\nmcr2: tables and figures cannot be written: {error}", file=sys.stderr)
             return int(failed or error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM))
         spent = "" if seconds is None else f" ({seconds:.0f} s)"
-        held = f"{count_of(len(outcomes), 'run')} in {out}{spent}"
+        ended = f"{count_of(len(outcomes), 'run')} in {out}{spent}"
         print(
-            f"\n{held}: table.json, .csv, .md, report.html"
+            f"\n{ended}: table.json, .csv, .md, report.html"
             f"\nAll else: report.html in a browser, or mcr2 show {out}"
         )
         return int(failed)
