@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -230,6 +231,11 @@ def test_a_mistaken_study(options, place, capsys):
         ("evaluate run --measure nc9", "no measure of run has 'nc9' in its key"),
         ("evaluate run --layers stage9", "run has no layer 'stage9'"),
         ("reread thesis", "thesis holds no finished run"),
+        ("show thesis", "thesis holds no finished study"),
+        ("report", "out is empty; give at least one folder"),
+        ("report thesis", "thesis holds no finished study"),
+        ("report study study", "out has repetitions: study study"),
+        ("report thesis --page thesis", "--page thesis is a folder"),
         ("--install-completion fish", "--install-completion takes one of bash, zsh, tcsh"),
         # Folders of something else are left alone.
         *(
@@ -402,6 +408,30 @@ def test_help_imports_no_torch_and_names_what_there_is(tmp_path):
         assert all(re.search(rf"\b{kind}\b", described) for kind in NOISES)
     presets = re.search(r"Ready-made: ([\w, ]+)\. \(default", texts["ablate"])[1]
     assert re.split(r", | or ", presets) == list(ABLATIONS)
+
+
+def test_alone_it_prints_a_short_guide_of_commands_that_there_are(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([])
+    printed = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert len(printed.splitlines()) <= 12
+    named = re.findall(r"^  mcr2 ([a-z]+) ", printed, re.M)
+    assert {"doctor", "table", "show"} <= set(named) <= set(COMMANDS)
+
+
+def test_the_doctor_says_what_is_there_and_what_is_not(place, capsys, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=5 << 30))
+    assert main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    for said in (torch.__version__, "digits", "5.0 GB free here", "everything is there"):
+        assert said in printed
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=5 << 20))
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    assert main(["doctor"]) == 1
+    printed = capsys.readouterr().out
+    assert printed.endswith("\nnot fine: PyTorch, disk\n")
+    assert printed.count("PROBLEM") == 2
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])

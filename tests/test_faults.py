@@ -251,7 +251,7 @@ def whole(tmp_path_factory):
 
 def alterations(whole, tmp_path, monkeypatch, count):
     """Alter ``count`` files, one at a time, and go on; return how often what came of it."""
-    monkeypatch.setattr("experiments.report.figures.write_figures", lambda *_: None)
+    monkeypatch.setattr("experiments.report.figures.write_figures", lambda *_: {})
     place, came, expected = tmp_path / "whole", Counter(), {}
     for number in range(-len(READ), count):
         pattern, go = READ[number % len(READ)]

@@ -451,7 +451,8 @@ def test_tables_of_runs_that_all_failed_are_gaps():
 
 def test_measures_are_columns_of_the_csv(tmp_path):
     results = make_results(["ce", "mcr2"], [0.3], [0], lost=[("ce", 0.3, 0)])
-    write_tables(tmp_path, results, tables_of(results), {"dataset": "digits"}, ["n"])
+    tables = {table.title: table for table in tables_of(results)}
+    write_tables(tmp_path, results, tables, {"dataset": "digits"}, ["n"])
     held = json.loads((tmp_path / "table.json").read_text())
     assert held["rows"] == results.rows
     assert (held["dataset"], held["notes"]) == ("digits", ["n"])
@@ -630,6 +631,45 @@ def test_matched_memorization_follows_each_run():
     assert "nothing was measured" in without.axes[0].texts[0].get_text()
 
 
+def test_bars_of_shares_end_at_0_and_1_and_none_is_clipped():
+    for axes in draw("accuracy", THREE_SEEDS).axes:
+        low, high = axes.get_ylim()
+        ends = [y for c in axes.containers for s in c.lines[2][0].get_segments() for y in s[:, 1]]
+        assert low < min(ends) <= max(ends) < high
+        assert 0 <= min(ends) <= max(ends) <= 1
+    sample = values(THREE_SEEDS, "test_accuracy", "mcr2", ratio=0.3)
+    (bars,) = (c for c in draw("accuracy", THREE_SEEDS).axes[0].containers if mean_of(c, sample))
+    half = scipy.stats.t.ppf(0.975, 2) * scipy.stats.sem(sample)
+    low, high = bars.lines[2][0].get_segments()[1][:, 1]
+    assert low == pytest.approx(max(0, np.mean(sample) - half))
+    assert high == pytest.approx(min(1, np.mean(sample) + half))
+
+
+def mean_of(container, sample):
+    return container.lines[0].get_ydata()[1] == pytest.approx(np.mean(sample))
+
+
+def legend(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_a_legend_names_what_is_drawn_and_nothing_else():
+    assert legend(draw("nc", THREE_SEEDS)) == [
+        *("ce", "mcr2", "train samples", "test samples", "own head, train")
+    ]
+    assert legend(draw("errors", THREE_SEEDS))[-1] == "terminal phase begins"
+    only = legend(draw("errors", STUDIES["one method, one seed"]))
+    assert only == ["mcr2", "train, labels trained on", "test"]
+
+
+def test_a_single_method_has_a_colour_a_selection():
+    results = make_results(["mcr2"], [0.3], [0, 1], axis=EPS, values=[0.1, 0.2])
+    axes = draw("settings", results)["eps_sq"].axes[0]
+    assert axes.get_title() == "accuracy: mcr2, ratio 0.3, 2 seeds"
+    assert len({c.lines[0].get_color() for c in axes.containers}) == 3
+    assert axes.get_ylim()[1] == pytest.approx(1, abs=0.05)
+
+
 def test_dimensions_have_intervals_over_seeds():
     axes = draw("participation", THREE_SEEDS).axes[0]
     (bars, *_) = (c for c in axes.containers if c.lines[0].get_color() == ORANGE)
@@ -657,7 +697,7 @@ def test_more_settings_than_colours_are_averaged():
     assert label == "width a"  # five lines
     many = make_results(["mcr2"], [0.1, 0.3], [0], axis=Axis("n", "n"), values=range(9))
     figure = draw("settings", many)["ratio"]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["mcr2, mean over n"]
+    assert figure.axes[0].get_title() == "accuracy: mcr2, mean over n, 1 seed"
     bars = figure.axes[0].containers[0]
     assert bars.lines[2] == ()  # an average over settings has no interval
     sample = values(many, "test_accuracy", "mcr2", ratio=0.3)

@@ -3,6 +3,8 @@
 import contextlib
 import io
 import json
+import re
+import shlex
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,6 +18,7 @@ from experiments.runs import runner
 from experiments.runs.machine import Machine
 from experiments.runs.runner import evaluate_again, evaluate_fully, run
 from experiments.runs.specs import RunSpec
+from experiments.studies.engine import command_line
 from experiments.studies.label_noise import LabelNoise
 from mcr2.data import DATASETS, availability
 from mcr2.records import load_run, save_evaluation
@@ -127,10 +130,62 @@ def test_a_study_prints_its_tables_and_leaves_them_with_figures(study):
         (line,) = (ln for ln in markdown.splitlines() if ln.startswith(f"| {' | '.join(words)} |"))
         entries = line.strip("| ").split(" | ")
         assert entries[3 if row["ratio"] == 0 else 4] == f"{row['test_accuracy']:.3f}"
-        assert entries in [printed_line.split() for printed_line in printed.splitlines()]
-    assert "ce, ratio 0.5, seed 0: terminal phase not reached (fit_noisy 0." in printed
+        if row["selection"] in ("last", "noisy_validation"):
+            _, accuracies = printed.split(f"\n{row['selection']}\n", 1)
+            (line, *_) = (
+                ln for ln in accuracies.splitlines() if ln.startswith(f"  {row['method']} ")
+            )
+            assert line.split() == [row["method"], *entries[3:]]
+    assert "ce: terminal phase not reached, 2 of 2 runs, fit_noisy 0." in printed
     for name in set(LabelNoise.figures) - {"confusion"}:  # of noise that is not uniform
         assert (out / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_off_a_terminal_a_study_tells_its_plan_and_what_is_left(study):
+    out, printed = study
+    first, *told = printed.splitlines()
+    assert first == f"4 runs in {out}, 2 at a time"
+    assert sum(line.startswith("estimate, about ") for line in told) == 1
+    ended = [line for line in told if re.match(r"\[\d/4\] ", line)]
+    assert len(ended) == 4
+    assert "about " in ended[0]
+    assert ended[-1].endswith(" s)")
+    _, again, _ = table(out, *GRID)
+    assert again.startswith(
+        f"4 runs in {out}, 2 at a time, 4 there already\n[1/4] ce, ratio 0, seed 0:"
+    )
+    assert again.count(": there already, test accuracy ") == 4
+    assert "left" not in again
+
+
+def test_the_command_of_a_study_is_the_one_that_made_it(study):
+    out, _ = study
+    command = shlex.split(json.loads((out / "table.json").read_text())["command"])
+    assert parse(command[1:]) == parse(["table", "--out", str(out), "--jobs", "2", *GRID])
+    varied = ["study", "ablation", "--vary", "lr=0.1,1", "eps_sq=1", "--vary", "gamma1=1", "--amp"]
+    assert parse(shlex.split(command_line(parse(varied)))[1:]) == parse(varied)
+
+
+def test_tables_are_shown_again_without_data_or_runs(study, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    shutil.copy(study[0] / "table.json", out)
+    status, printed, _ = mcr2("show", out)
+    assert status == 0
+    named = re.findall(r"^\[(\w+)\]$", printed, re.M)
+    assert {"accuracy", "collapse", "readouts_clean"} <= set(named)
+    assert "terminal phase not reached, " in printed
+    alone = mcr2("show", out, "differences")[1]
+    assert alone.strip() in printed
+    status, _, complaint = mcr2("show", out, "accuracies")
+    assert (status, complaint.count("\n")) == (2, 1)
+    assert "choose from accuracy, differences" in complaint
+    held = json.loads((out / "table.json").read_text())
+    for damage in ({"axes": []}, {"rows": [{}]}, {"tables": {"a": 3}}, {"reference": [1]}):
+        (out / "table.json").write_text(json.dumps(held | damage))
+        status, _, complaint = mcr2("show", out)
+        assert (status, complaint.count("\n")) == (2, 1), damage
+        assert "table.json is damaged, or older" in complaint
 
 
 def test_an_extended_study_runs_only_what_is_new(extended):

@@ -39,9 +39,12 @@ COMMANDS: dict[str, str] = {
     "evaluate": "experiments.commands.evaluate:Evaluate",
     "reread": "experiments.commands.evaluate:Reread",
     "audit": "experiments.commands.audit:Audit",
+    "show": "experiments.commands.report:Show",
+    "report": "experiments.commands.report:Report",
     "measure": "experiments.commands.measure:Measure",
     "noise": "experiments.commands.noise:ShowNoise",
     "datasets": "experiments.commands.datasets:Datasets",
+    "doctor": "experiments.commands.doctor:Doctor",
     "bench": "",
 }
 
@@ -61,6 +64,19 @@ def find_command(name: str) -> type[Any]:
     module, _, attribute = COMMANDS[name].partition(":")
     found: type[Any] = getattr(importlib.import_module(module), attribute)
     return found
+
+
+#: What ``mcr2`` alone prints.
+WELCOME = """\
+mcr2: what a network's representation looks like when some of its labels are wrong
+
+  mcr2 doctor                     is everything here?
+  mcr2 table                      train cross-entropy and MCR² on digits with wrong labels
+  mcr2 show results/quick-digits  its tables again; mcr2 report writes a page to browse
+  mcr2 table --methods ce loss.py:Mine
+                                  the same with a loss of your own
+  mcr2 --help                     every command; mcr2 COMMAND --help its options
+"""
 
 
 def guide() -> str:
@@ -188,7 +204,9 @@ def parse(arguments: Sequence[str]) -> Any:
         ValueError: arguments that make none, in one line.
         SystemExit: with status 0, after help was printed.
     """
-    name, *rest = arguments or ("--help",)
+    if not arguments:
+        raise _printed(WELCOME.rstrip())
+    name, *rest = arguments
     if name in ("-h", "--help"):
         raise _printed(guide())
     if name == "--version":

@@ -69,7 +69,7 @@ def log_y(axes: Any) -> None:
 
 
 def limits(axes: Any, low: float, high: float) -> None:
-    """Show shares from ``low`` to ``high``; a wide interval is cut, not the axis stretched."""
+    """Show shares from ``low`` to ``high``, with a little room at both ends."""
     axes.set_ylim(low - 0.04 * (high - low), high + 0.04 * (high - low))
 
 
@@ -121,6 +121,16 @@ def spectra(panel: Any, values: Mapping[str, Any]) -> None:
     if len(values) <= 20:
         panel.legend(fontsize=8, frameon=False)
     panel.set(xlabel="index", ylabel="singular value")
+
+
+def svg(figure: Any) -> bytes:
+    """Return a figure as SVG: the same bytes for the same figure, letters as shapes."""
+    import matplotlib
+
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "mcr2", "svg.fonttype": "path"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
 
 
 def save(figure: Any, path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from experiments.report.table import Table
+from experiments.report.table import Table, count_of, duration
 from experiments.runs.estimate import RunEstimate, estimate
 from experiments.runs.machine import Machine
 from experiments.runs.method import rules_for
@@ -29,12 +29,6 @@ def elapsed(seconds: Sequence[float], jobs: int) -> float:
     return max(free)
 
 
-def _time(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
 def _bytes(count: float | None) -> str:
     if count is None:
         return "-"
@@ -42,7 +36,7 @@ def _bytes(count: float | None) -> str:
 
 
 def _row(spec: RunSpec, group: Sequence[RunEstimate]) -> tuple[str, ...]:
-    one, seconds = group[0], _time(max(each.seconds for each in group))
+    one, seconds = group[0], duration(max(each.seconds for each in group))
     held = (one.memory, max(each.disk for each in group), one.checkpoint)
     named = (spec.method, spec.backbone, ", ".join(rules_for(spec)))
     return (*named, str(len(group)), str(one.steps), seconds, *map(_bytes, held))
@@ -52,7 +46,8 @@ def report_estimate(planned: Sequence[PlannedRun], jobs: int, machine: Machine) 
     """Measure what the runs that are not finished yet will take, and say it."""
     left = [one for one in planned if complete(one, mend=False) is None]
     if not left:
-        return f"all {len(planned)} runs are finished: nothing is left to spend"
+        every = "the run is" if len(planned) == 1 else f"all {len(planned)} runs are"
+        return f"{every} finished: nothing is left to spend"
     estimates = estimate(left, jobs, machine)
     known = [each for each in estimates if each is not None]
     groups: dict[RunSpec, list[RunEstimate]] = {}
@@ -60,20 +55,21 @@ def report_estimate(planned: Sequence[PlannedRun], jobs: int, machine: Machine) 
         groups.setdefault(replace(each.planned.spec, ratio=0.0, seed=0), []).append(each)
     notes = [""]
     if len(left) < len(planned):
-        notes.append(f"{len(planned) - len(left)} of {len(planned)} runs are finished already")
+        notes.append(f"finished already: {len(planned) - len(left)} of {len(planned)} runs")
     for one in (o for o, e in zip(left, estimates, strict=True) if e is None):
         notes.append(f"{one.spec.method} at ratio {one.spec.ratio:g}: takes no steps, not known")
     if known:
         seconds, at_once = [each.seconds for each in known], min(jobs, len(known))
         memory = [each.memory for each in known if each.memory is not None]
+        held = _bytes(at_once * max(memory) if memory else None)
         disk = sum(each.disk for each in known) + at_once * max(e.checkpoint for e in known)
         notes.append(
-            f"all: {_time(elapsed(seconds, at_once))} ({_time(sum(seconds))} one after the other), "
-            f"{_bytes(at_once * max(memory) if memory else None)} of memory, {_bytes(disk)} of disk"
+            f"all: {duration(elapsed(seconds, at_once))} ({duration(sum(seconds))} one after the "
+            f"other), {held} of memory, {_bytes(disk)} of disk"
         )
     title = (
-        f"Estimate for {len(left)} runs on {machine.torch_device()}, {machine.threads} "
-        f"thread{'s' * (machine.threads > 1)} each, {min(jobs, len(left))} at a time"
+        f"Estimate for {count_of(len(left), 'run')} on {machine.torch_device()}, "
+        f"{count_of(machine.threads, 'thread')} each, {min(jobs, len(left))} at a time"
     )
     rows = tuple(_row(spec, group) for spec, group in groups.items())
     return Table(title, HEADER, rows, notes=tuple(notes)).text()

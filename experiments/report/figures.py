@@ -19,9 +19,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.report.canvas import cosines, label, limits, log_y, panels, save, say, shares
+from experiments.report.canvas import (
+    COLOURS,
+    cosines,
+    label,
+    limits,
+    log_y,
+    panels,
+    pyplot,
+    save,
+    say,
+    shares,
+    svg,
+)
 from experiments.report.results import Line, Results, are_numbers, value_text
 from experiments.report.statistics import Estimate
+from experiments.report.table import count_of
 from experiments.report.tables import LABELS, MEMORIZATION, classes_of, confusions, read_by
 from mcr2.evaluation import COMMON_READOUT, measure_key
 from mcr2.evaluation.catalogue import MEASURES
@@ -30,6 +43,9 @@ from mcr2.records import Run
 
 #: Line of each split.
 SPLITS = {"train": "-", "test": "--"}
+
+#: Colours of selection rules, where a single method has no need of its own.
+_RULE_COLOURS = (COLOURS[1], COLOURS[0], COLOURS[6])
 
 #: The readout by which a method's accuracy is reported.
 OWN = "own"
@@ -95,13 +111,31 @@ def _handles(styles: Styles) -> list[Any]:
 
 
 def _legend(figure: Any, results: Results, styles: Styles | None = None) -> None:
-    """Name colours, and line styles in grey, above all panels."""
+    """Name colours, and line styles in grey, above all panels: those that are drawn."""
     lines = {line.label: {"color": line.colour, "linewidth": 3} for line in results.lines}
-    handles = _handles({**lines, **(styles or {})})
-    wide = 0.085 * max(len(handle.get_label()) for handle in handles) + 0.7  # inches, about
-    columns = max(1, min(len(handles), int(figure.get_figwidth() / wide)))
-    place = "outside upper center"
-    figure.legend(handles=handles, loc=place, ncols=columns, fontsize=10, frameon=False)
+    drawn = [line for axes in figure.axes for line in axes.lines if len(line.get_xdata())]
+    colours = {line.get_color() for line in drawn}
+    kept = {name: look for name, look in lines.items() if look["color"] in colours}
+    looks = {name: look for name, look in (styles or {}).items() if any(map(_like(look), drawn))}
+    handles = _handles({**(kept or lines), **looks})
+    wide = [0.08 * len(handle.get_label()) + 0.65 for handle in handles]  # inches, about
+    room = figure.get_figwidth()
+    columns = len(handles) if sum(wide) <= room else max(1, int(room / max(wide)))
+    look = {"fontsize": 10, "frameon": False, "handlelength": 1.6, "columnspacing": 1.4}
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns, **look)
+
+
+def _like(look: Mapping[str, Any]) -> Callable[[Any], bool]:
+    """Return what tells whether a line is drawn as a legend says: by its marker, shade or style."""
+    if look.get("linestyle") == "none":
+        face = look.get("mfc")
+        return lambda line: (
+            line.get_marker() == look["marker"]
+            and (face is None or line.get_markerfacecolor() == face)
+        )
+    if "alpha" in look:
+        return lambda line: line.get_alpha() is not None or "linewidth" in look
+    return lambda line: line.get_linestyle() == look.get("linestyle")
 
 
 # --- scalars with their intervals over seeds
@@ -116,6 +150,7 @@ def _across(
     ylabel: str,
     styles: Styles | None = None,
     width: float = 3.2,
+    named: bool = True,
 ) -> tuple[Any, Any, list[list[Estimate | None]]]:
     """Draw scalars against the first axis, a panel a title; return each panel's estimates too."""
     figure, axes = panels(1, len(scalars), width, 3.2, sharex=True)
@@ -129,10 +164,12 @@ def _across(
                 found[-1] += values
                 places = at(number - (len(results.lines) - 1) / 2)
                 face = line.colour if style == "-" else "white"
-                _bars(panel, line, places, values, linestyle=style, mfc=face, markersize=4)
+                look: dict[str, Any] = {"linestyle": style, "mfc": face, "markersize": 4}
+                _bars(panel, line, places, values, shares="/" not in measure, **look)
         panel.set_title(title, fontsize=11)
     axes[0, 0].set_ylabel(ylabel)
-    _legend(figure, results, styles)
+    if named:
+        _legend(figure, results, styles)
     return figure, axes[0], found
 
 
@@ -164,20 +201,33 @@ def _bars(
     values: Sequence[Estimate | None],
     *,
     upright: bool = True,
+    shares: bool = True,
     **look: Any,
 ) -> None:
-    """Draw a line's estimates with their intervals, upright or flat."""
-    points = [(x, e.mean, e.half_width or 0.0) for x, e in zip(at, values, strict=True) if e]
+    """Draw a line's estimates with their intervals, upright or flat; of shares within 0 and 1."""
+    points = [(x, e.mean, *_ends(e, shares)) for x, e in zip(at, values, strict=True) if e]
     if points:
-        x, mean, half = zip(*points, strict=True)
-        reach = half if any(half) and not line.averaged else None
+        x, mean, low, high = zip(*points, strict=True)
+        below, above = np.subtract(mean, low), np.subtract(high, mean)
+        reach = [below, above] if low != high and not line.averaged else None
         look |= {"marker": "o", "color": line.colour, "elinewidth": 1, "capsize": 2.5}
         panel.errorbar(*((x, mean, reach) if upright else (mean, x, None, reach)), **look)
 
 
-def _lowest(values: Iterable[Estimate | None]) -> float:
-    """Return how far down an axis of shares should reach: wide intervals are cut."""
-    return max(0.0, min([0.95, *(v.mean - min(v.half_width or 0, 0.12) for v in values if v)]))
+def _ends(value: Estimate, shares: bool = True) -> tuple[float, float]:
+    """Return the ends of an interval; of a share, within 0 and 1."""
+    low, high = value.mean - (value.half_width or 0.0), value.mean + (value.half_width or 0.0)
+    # A mean that rounding carried out of its bounds stays within its own interval.
+    return (
+        (max(low, min(0.0, value.mean)), min(high, max(1.0, value.mean))) if shares else (low, high)
+    )
+
+
+def _span(values: Iterable[Estimate | None], least: float = 0.05) -> tuple[float, float]:
+    """Return from where to where an axis of shares reaches: all intervals, no bar is clipped."""
+    ends = [_ends(value) for value in values if value]
+    low, high = min((e[0] for e in ends), default=0.0), max((e[1] for e in ends), default=1.0)
+    return (min(low, max(0.0, high - least)), high)
 
 
 def draw_accuracy(results: Results) -> Any:
@@ -194,7 +244,7 @@ def draw_accuracy(results: Results) -> Any:
     figure, axes, found = _across(results, scalars, _accuracy_label(results), width=width)
     for panel in axes:
         panel.set_xlabel("")
-        limits(panel, _lowest(chain(*found)), 1.0)
+        limits(panel, *_span(chain(*found)))
         panel.label_outer()
     figure.supxlabel(results.axes[0].title, fontsize=10)
     return figure
@@ -231,22 +281,33 @@ def draw_settings(results: Results) -> dict[str, Any]:
 
 
 def _draw_setting(results: Results) -> Any:
-    rules = {"last": "-", "noisy_validation": "--", "oracle": ":"}
-    rules = {rule: style for rule, style in rules.items() if rule in results.rules}
-    if len(results.lines) > 1:
-        rules = dict(list(rules.items())[:1])
+    rules = [r for r in ("last", "noisy_validation", "oracle") if r in results.rules]
     became = {"fit_corrupted": "-", "recovered": "--"}
-    scalars = {
-        "accuracy": [("test_accuracy", rule, style) for rule, style in rules.items()],
-        "wrong labels, at the last epoch": [(m, "last", style) for m, style in became.items()],
+    if len(results.lines) > 1:  # colours are lines' already
+        rules = rules[:1]
+    fixed = [a for a in results.axes[1:] if len(results.values(a)) == 1]
+    parts = [f"{axis.name} {value_text(results.values(axis)[0])}" for axis in fixed]
+    by_rule = len(rules) > 1  # a single line, whose name is in the title
+    parts = [line.label for line in results.lines] * by_rule + parts
+    parts += ["last epoch"] * (not by_rule) + [count_of(results.seeds, "seed")]
+    scalars: dict[str, list[Scalar]] = {
+        label(f"accuracy: {', '.join(parts)}", 48): [("test_accuracy", r, "-") for r in rules],
+        "wrong labels, last epoch": [(m, "last", style) for m, style in became.items()],
     }
-    figure, axes, found = _across(results, scalars, _accuracy_label(results), width=4.5)
-    limits(axes[0], _lowest(found[0]), 1)
+    ylabel = _accuracy_label(results)
+    figure, axes, found = _across(results, scalars, ylabel, width=4.5, named=not by_rule)
+    limits(axes[0], _span(found[0])[0], 1)
     limits(axes[1], 0, 1)
     axes[1].set_ylabel("share of the wrong labels")
-    for panel, styles in zip(axes, (rules, became), strict=True):
-        handles = _handles({name: {"linestyle": style} for name, style in styles.items()})
-        panel.legend(handles=handles, fontsize=9, frameon=False)
+    looks = [{name: {"linestyle": style} for name, style in became.items()}]
+    if by_rule:
+        colours = dict(zip(rules, _RULE_COLOURS, strict=False))
+        for bars, colour in zip(axes[0].containers, colours.values(), strict=False):
+            for part in bars.get_children():
+                part.set_color(colour)
+        looks.insert(0, {rule: {"color": colour} for rule, colour in colours.items()})
+    for panel, look in zip(axes[-len(looks) :], looks, strict=True):
+        panel.legend(handles=_handles(look), fontsize=9, frameon=False)
     return figure
 
 
@@ -267,7 +328,8 @@ def draw_readouts(results: Results) -> Any:
             found += values
         panel.set_title(label(results.at(value)), fontsize=11)
         panel.set_xlabel(_accuracy_label(results))
-        panel.set_xlim(_lowest(found) - 0.02, 1.02)
+        low, high = _span(found)
+        panel.set_xlim(low - 0.02, high + 0.02)
         panel.locator_params(axis="x", nbins=6)
     axes[0, 0].set_yticks(range(len(keys)), [label(key.readout) for key in keys], fontsize=9)
     axes[0, 0].set_ylim(max(len(keys), 1) - 0.4, -0.6)
@@ -333,8 +395,8 @@ def draw_collapse(results: Results) -> Any:
             draw = partial(_draw_collapse, measure, readout)
             _runs(panel, results, lines, value, draw, title, course)
         row[0].set_ylabel(label(results.at(value)))
-    head = {"own head, train samples": {"linestyle": ":"}}
-    _legend(figure, results, {**TRAIN_TEST, **head, "means near 0: not reliable": {"alpha": 0.3}})
+    head = {"own head, train": {"linestyle": ":"}}
+    _legend(figure, results, {**TRAIN_TEST, **head, "not reliable": {"alpha": 0.3}})
     return figure
 
 
@@ -431,27 +493,39 @@ def draw_matched_memorization(results: Results) -> Any:
             draw = partial(_draw_paths, readout)
             _runs(panel, results, results.lines, value, draw, title, xlabel)
         row[0].set_ylabel(f"test accuracy, {label(results.at(value))}")
-    limits(axes[0, 0], 0, 1)
-    marker = {"marker": "o", "linestyle": "none"}
-    _legend(figure, results, {"before training": {**marker, "mfc": "white"}, "last epoch": marker})
+    right = [y for panel in axes.flat for line in panel.lines for y in line.get_ydata()]
+    limits(axes[0, 0], min(right, default=0.0), max(right, default=1.0))
+    # Most paths end below 0.15: above a hundredth the axis is logarithmic.
+    axes[0, 0].set_xscale("symlog", linthresh=0.01, linscale=0.4)
+    ticks = [0, 0.01, 0.03, 0.1, 0.3, 1]
+    axes[0, 0].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes[0, 0].set_xticks([], minor=True)
+    axes[0, 0].set_xlim(-0.001, 1.2)
+    ends = {"before training": _START, "last epoch": _END}
+    _legend(figure, results, {name: {**look, "linestyle": "none"} for name, look in ends.items()})
     return figure
 
 
+#: A path starts in a ring, which stays visible around the dot it ends in where both coincide.
+_START = {"marker": "o", "markersize": 8, "mfc": "none"}
+_END = {"marker": "o", "markersize": 4}
+
+
 def _draw_paths(readout: str, axes: Any, runs: Sequence[Run], colour: str) -> None:
-    """Draw each run's path: an open marker where it starts, a full one where it ends."""
+    """Draw each run's path: a ring where it starts, a dot where it ends."""
     for run in runs:
         fitted = {p.x: p.mean for p in curve([run], "fit_corrupted", "train", readout)}
         right = {p.x: p.mean for p in curve([run], "accuracy", "test", readout)}
         path = [(fitted[x], right[x]) for x in fitted if x in right]
         if len(path) > 1:
             axes.plot(*zip(*path, strict=True), color=colour, linewidth=0.9, alpha=0.8)
-            axes.plot(*path[0], "o", color=colour, markersize=5, mfc="white", zorder=4)
+            axes.plot(*path[0], color=colour, zorder=4, **_START)
             start, end = max(pairwise(path), key=lambda step: math.dist(*step))
             arrow = {"arrowstyle": "-|>", "color": colour, "linewidth": 0.9, "mutation_scale": 9}
             if start != end:
                 axes.annotate("", xy=end, xytext=start, arrowprops=arrow)
         if path:
-            axes.plot(*path[-1], "o", color=colour, markersize=6, zorder=5)
+            axes.plot(*path[-1], color=colour, zorder=5, **_END)
 
 
 def draw_spectra(results: Results) -> Any:
@@ -567,10 +641,40 @@ FIGURES: dict[str, Callable[[Results], Any]] = {
 }
 
 
-def write_figures(out: Path, results: Results, figures: Iterable[Any] = tuple(FIGURES)) -> None:
-    """Draw figures into ``out``: names of :data:`FIGURES`, or functions of results."""
+class Drawing(NamedTuple):
+    """A figure for a page: its content, of which type it is, and what it shows in words."""
+
+    content: bytes
+    type: str
+    about: str
+
+
+def draw_all(
+    results: Results, figures: Iterable[Any], out: Path | None = None
+) -> dict[str, Drawing]:
+    """Draw figures, names of :data:`FIGURES` or functions of results, and return them as SVG.
+
+    Args:
+        results: what they show.
+        figures: which.
+        out: folder for the same as PNG.
+    """
+    found = {}
     for one in figures:
         name, draw = (one, FIGURES[one]) if isinstance(one, str) else (one.__name__, one)
         drawn = draw(results)
         for file, figure in (drawn if isinstance(drawn, dict) else {name: drawn}).items():
-            save(figure, out / f"{file}.png")
+            about = (draw.__doc__ or name).strip().partition("\n")[0]
+            found[file] = Drawing(svg(figure), "image/svg+xml", about)
+            figure.set_layout_engine("none")  # it stays as it is now
+            if out is not None:
+                save(figure, out / f"{file}.png")
+            pyplot().close(figure)
+    return found
+
+
+def write_figures(
+    out: Path, results: Results, figures: Iterable[Any] = tuple(FIGURES)
+) -> dict[str, Drawing]:
+    """Draw figures into ``out`` as PNG, and return them as SVG, see :func:`draw_all`."""
+    return draw_all(results, figures, out)

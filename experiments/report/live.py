@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from rich import progress as bars
@@ -12,8 +14,9 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from experiments.report.table import count_of, duration
 from experiments.runs.executors import Outcome
-from experiments.runs.runner import PlannedRun
+from experiments.runs.runner import PlannedRun, complete
 from experiments.runs.specs import RunSpec
 from experiments.runs.terminal import visible
 from mcr2.evaluation import measure_key
@@ -45,23 +48,30 @@ def training_bar(name: str, epochs: int) -> Iterator[Callable[[Progress], None]]
 
 
 class StudyView:
-    """The table of the ``total`` runs as far as it is known, and a line a run that goes on.
+    """The table of the planned runs as far as it is known, and a line a run that goes on.
 
-    Off a terminal it is a plain line for each run that has ended.
+    Off a terminal it is the plan, an estimate and a plain line for each run that has ended.
     """
 
     def __init__(
         self,
-        total: int,
+        planned: Sequence[PlannedRun],
+        out: Path,
+        jobs: int,
         table: Callable[[Sequence[Outcome]], str],
         describe: Callable[[RunSpec], str],
     ) -> None:
-        self.total, self.table, self.describe = total, table, describe
+        self.planned, self.out, self.jobs = planned, out, jobs
+        self.table, self.describe = table, describe
+        self.there = {one for one in planned if complete(one) is not None}
         self.console = Console(highlight=False)
         self.live = Live(console=self.console, transient=True, refresh_per_second=4)
-        self.announced = 0
+        self.announced, self.estimated = 0, False
 
     def __enter__(self) -> StudyView:
+        there = f", {len(self.there)} there already" if self.there else ""
+        at_once = f", {min(self.jobs, len(self.planned))} at a time"
+        self._say(f"{count_of(len(self.planned), 'run')} in {self.out}{at_once}{there}")
         if self.console.is_terminal:
             self.live.start()
         return self
@@ -73,20 +83,54 @@ class StudyView:
         self, outcomes: Sequence[Outcome], running: Mapping[PlannedRun, Mapping[str, Any]]
     ) -> None:
         """Show the runs that have ended, and the progress of those that go on."""
+        left = self._left(outcomes, running)
         if self.console.is_terminal:
             table = self.table(outcomes) if outcomes else "no run has finished yet"
             lines = [
                 visible(f"{self.describe(run.spec)}: {_status_line(progress)}")
                 for run, progress in running.items()
             ]
-            head = f"{len(outcomes)} of {self.total} runs finished"
+            head = f"{len(outcomes)} of {count_of(len(self.planned), 'run')} finished{left}"
             self.live.update(Group(*map(Text, (table, "", head, *lines))))
             return
+        if left and not self.estimated:
+            self.estimated = True
+            self._say(f"estimate{left}")
         for outcome in outcomes[self.announced :]:
             self.announced += 1
-            line = visible(f"{self.describe(outcome.planned.spec)}: {_outcome_line(outcome)}")
-            text = f"[{self.announced}/{self.total}] {line}"
-            self.console.print(text, markup=False, soft_wrap=True)
+            already = "there already, " if outcome.planned in self.there else ""
+            line = f"{self.describe(outcome.planned.spec)}: {already}{_outcome_line(outcome)}"
+            self._say(f"[{self.announced}/{len(self.planned)}] {line}{'' if already else left}")
+
+    def _say(self, text: str) -> None:
+        self.console.print(visible(text), markup=False, soft_wrap=True)
+
+    def _left(
+        self, outcomes: Sequence[Outcome], running: Mapping[PlannedRun, Mapping[str, Any]]
+    ) -> str:
+        """Return the time left in words, nothing where it is not known or nothing is left.
+
+        A run is taken to last as long as others of its method did, or as others did.
+        """
+        took: dict[str, list[float]] = {}
+        left: dict[PlannedRun, float] = {}
+        for outcome in outcomes:
+            if outcome.run is not None:
+                seconds = outcome.run.record.wall_seconds
+                took.setdefault(outcome.planned.spec.method, []).append(seconds)
+        for one, progress in running.items():
+            if progress and progress["epoch"] and progress["seconds_left"]:
+                left[one] = progress["seconds_left"]
+                whole = progress["epochs"] / max(progress["epochs"] - progress["epoch"], 1)
+                took.setdefault(one.spec.method, []).append(left[one] * whole)
+        ended = {outcome.planned for outcome in outcomes}
+        waiting = [one for one in self.planned if one not in ended]
+        if not took or not waiting:
+            return ""
+        by_method = {method: mean(seconds) for method, seconds in took.items()}
+        usual = mean(by_method.values())
+        each = [left.get(one, by_method.get(one.spec.method, usual)) for one in waiting]
+        return f", about {duration(max(sum(each) / self.jobs, *each))} left"
 
 
 def _values(progress: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ terminal is sent no control character of it, and Markdown none of its marks.
 from __future__ import annotations
 
 import re
+import shutil
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 
 from experiments.runs.terminal import visible
 
-#: Text on a terminal is folded at this many columns.
+#: Text that is not for a terminal is folded at this many columns.
 WIDTH = 120
 
 #: What means something in Markdown; an underscore only outside words.
@@ -44,6 +45,38 @@ def escape_markdown(text: str) -> str:
     return _MARKS.sub(r"\\\g<0>", visible(text))
 
 
+def terminal_width() -> int:
+    """Return how many columns the terminal has, :data:`WIDTH` where there is none."""
+    return max(40, shutil.get_terminal_size((WIDTH, 24)).columns)
+
+
+def wrap(text: str, width: int) -> list[str]:
+    """Return anybody's text as lines of at most ``width`` columns, visible."""
+    return textwrap.wrap(visible(text), width, break_on_hyphens=False) or [""]
+
+
+def count_of(number: int, what: str) -> str:
+    """Return a number of things, in the singular where it is one.
+
+    Example:
+        >>> count_of(1, "run"), count_of(2, "run"), count_of(0, "run")
+        ('1 run', '2 runs', '0 runs')
+    """
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the unit in which a person would say it.
+
+    Example:
+        >>> duration(100), duration(200), duration(9000)
+        ('100 s', '3 min', '2.5 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 def entry(value: Any) -> str:
     """Return a number, a text or a list as an entry of a table; a dash for None.
 
@@ -59,6 +92,8 @@ def entry(value: Any) -> str:
 @dataclass(frozen=True)
 class Table:
     """A titled table of text: a header and rows of equal length.
+
+    A row with an entry in its first column alone is a heading, and as wide as it needs to be.
 
     Attributes:
         left: how many columns name a row; they are aligned to the left, the others to the right.
@@ -80,14 +115,14 @@ class Table:
         """
         title, notes = [visible(self.title)], list(map(visible, self.notes))
         if width is not None:
-            wrapper = textwrap.TextWrapper(width, break_on_hyphens=False)
-            title = wrapper.wrap(title[0])
-            notes = list(chain(*map(wrapper.wrap, notes)))
+            title = wrap(self.title, width)
+            notes = list(chain(*(wrap(note, width) for note in self.notes)))
         lines = [list(map(visible, row)) for row in (self.header, *self.rows)]
+        needed = [row for row in lines if any(row[1:]) or len(row) == 1]
         columns = [
             [entry.ljust(wide) if number < self.left else entry.rjust(wide) for entry in column]
             for number, column in enumerate(zip(*lines, strict=True))
-            for wide in [max(map(len, column))]
+            for wide in [max(len(row[number]) for row in needed)]
         ]
         names = columns[: self.left]
         blocks = [list(names)]

@@ -397,24 +397,31 @@ TABLES: dict[str, Callable[[Results], Table | None]] = {
 def write_tables(
     out: Path,
     results: Results,
-    tables: Sequence[Table],
+    tables: Mapping[str, Table],
     facts: Mapping[str, Any],
     notes: Sequence[str],
 ) -> None:
     """Write ``table.json``, ``table.csv`` and ``table.md`` into ``out``, atomically.
 
-    ``table.json`` is an object with the ``facts``, ``rows`` and ``notes``; ``table.csv`` has a
-    line a row, its measures in columns behind the others; ``table.md`` has the tables and the
-    notes.
+    ``table.json`` is an object with the ``facts``, ``axes``, ``reference``, ``rows``, ``notes``
+    and the ``tables`` by name; ``table.csv`` has a line a row, its measures in columns behind the
+    others; ``table.md`` has the tables and the notes.
     """
-    write_json(out / "table.json", {**facts, "rows": list(results.rows), "notes": list(notes)})
+    held = {
+        "axes": [axis._asdict() for axis in results.axes],
+        "reference": results.reference,
+        "rows": list(results.rows),
+        "notes": list(notes),
+        "tables": {name: vars(table) for name, table in tables.items()},
+    }
+    write_json(out / "table.json", {**facts, **held})
     flat = [flat_row(row) for row in results.rows]
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(dict.fromkeys(chain(*flat))), lineterminator="\n")
     writer.writeheader()
     writer.writerows(flat)
     write_text(out / "table.csv", buffer.getvalue())
-    parts = [table.markdown() for table in tables]
+    parts = [table.markdown() for table in tables.values()]
     if notes:
         parts.append("\n".join(f"- {escape_markdown(note)}" for note in notes))
     write_text(out / "table.md", "\n\n".join(parts) + "\n")

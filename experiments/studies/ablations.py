@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 import tyro
 
 from experiments.report.axis import RATIO, Axis
-from experiments.studies.engine import GridStudy, failures, finished, not_terminal
+from experiments.studies.engine import GridStudy, failures, finished, unfinished
 
 if TYPE_CHECKING:
     from experiments.report.results import Results
@@ -157,9 +157,12 @@ class Ablation(GridStudy):
 
     def notes(self, outcomes: Sequence[Outcome], results: Results) -> list[str]:
         """Return failures, and how many runs were terminal: a line a run would bury the table."""
+        from experiments.report.table import count_of
+
         of = len(finished(outcomes))
-        reached = of - len(not_terminal(outcomes, self.describe))
-        told = f"{reached} of {of} finished runs reached the terminal phase of training"
+        reached = of - len(unfinished(outcomes))
+        runs = count_of(of, "finished run")
+        told = f"{reached} of {runs} reached the terminal phase of training"
         return [*failures(outcomes, self.describe), told]
 
     def facts(self, results: Results) -> dict[str, Any]:

@@ -168,7 +168,7 @@ class Audits(MachineOptions, Study):
         networks = [unit for unit in missing if unit.features != "pixels"]
         for unit in pixels:
             audit_unit(unit, self._subject(unit))
-        outcomes = self._train(list(dict.fromkeys(u.planned for u in networks)), machine, jobs)
+        outcomes = self._train(list(dict.fromkeys(u.planned for u in networks)), out, machine, jobs)
         failed = {one.planned for one in outcomes if one.failure is not None}
         for unit in networks:
             if unit.planned not in failed:
@@ -202,13 +202,15 @@ class Audits(MachineOptions, Study):
         )
         return of_run(opened, _method_and_rule(unit.features)[1], along=True)
 
-    def _train(self, planned: list[PlannedRun], machine: Machine, jobs: int) -> list[Outcome]:
+    def _train(
+        self, planned: list[PlannedRun], out: Path, machine: Machine, jobs: int
+    ) -> list[Outcome]:
         from experiments.report.live import StudyView
         from experiments.runs.executors import run_planned
 
         if not planned:
             return []
-        with StudyView(len(planned), lambda _: "", _describe) as view:
+        with StudyView(planned, out, jobs, lambda _: "", _describe) as view:
             return run_planned(planned, jobs=jobs, machine=machine, watch=view.show)
 
 

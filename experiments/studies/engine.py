@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import re
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from experiments.report.axis import RATIO, Axis
 from experiments.runs.options import DataOptions, GridOptions, TrainingOptions
-from experiments.runs.terminal import say, visible, warn
+from experiments.runs.terminal import say, warn
 
 if TYPE_CHECKING:
     from experiments.report.results import Results
@@ -85,7 +86,7 @@ class GridStudy(GridOptions, Study):
 
     def notes(self, outcomes: Sequence[Outcome], results: Results) -> list[str]:
         """Return lines beneath the tables."""
-        told = failures(outcomes, self.describe) + not_terminal(outcomes, self.describe)
+        told = failures(outcomes, self.describe) + not_terminal(outcomes)
         return told + evaluation_notes(outcomes)
 
     def facts(self, results: Results) -> dict[str, Any]:
@@ -181,48 +182,80 @@ class GridStudy(GridOptions, Study):
     def run(self, planned: Sequence[PlannedRun], out: Path, jobs: int) -> int:
         """Run what is not complete, then show and write everything; return the exit status."""
         from experiments.report.live import StudyView
-        from experiments.report.table import WIDTH
+        from experiments.report.summary import fitting
+        from experiments.report.table import terminal_width
         from experiments.runs.executors import run_planned
 
         def first_table(outcomes: Sequence[Outcome]) -> str:
-            made = self._tables(self.results(outcomes))
-            return made[0].text(WIDTH) if made else ""
+            made = self.printed(self.results(outcomes))
+            return fitting(made[0], terminal_width()) if made else ""
 
         start = time.perf_counter()
-        with StudyView(len(planned), first_table, self.describe) as view:
+        with StudyView(planned, out, jobs, first_table, self.describe) as view:
             outcomes = run_planned(planned, jobs=jobs, machine=self.machine(), watch=view.show)
+            view.show(outcomes, {})
         return self.show(outcomes, out, time.perf_counter() - start)
 
-    def show(self, outcomes: Sequence[Outcome], out: Path, seconds: float | None = None) -> int:
-        """Print tables and notes, and write them and the figures into ``out``."""
-        from experiments.report.figures import write_figures
-        from experiments.report.table import WIDTH
-        from experiments.report.tables import write_tables
-        from mcr2.records import environment
+    def printed(self, results: Results) -> list[Table]:
+        """Return the tables that are printed; the others are in the report.
 
-        results = self.results(outcomes)
-        tables = self._tables(results)
-        notes = self.notes(outcomes, results)
-        for table in tables:
-            print(f"\n{table.text(WIDTH)}")
-        if notes:
-            print("\n" + "\n".join(map(visible, notes)))
-        machine = self.machine()
-        used = {**environment(), **asdict(machine), "device": str(machine.torch_device())}
-        facts = {"dataset": results.dataset, "recipe": self.recipe, "environment": used}
+        They are the summary of a study that has the table of accuracies, else the first table.
+        """
+        from experiments.report.summary import summary_tables
+
+        if "accuracy" not in self.tables:
+            return list(self._tables(results).values())[:1]
+        return summary_tables(results) if self._tables(results, ("accuracy",)) else []
+
+    def show(self, outcomes: Sequence[Outcome], out: Path, seconds: float | None = None) -> int:
+        """Print a summary, and write tables, figures and the report into ``out``."""
+        from experiments.report.figures import write_figures
+        from experiments.report.held import HeldStudy
+        from experiments.report.page import write_page
+        from experiments.report.summary import conclusion, fitting, note_lines
+        from experiments.report.table import count_of, terminal_width, wrap
+        from experiments.report.tables import write_tables
+
+        results, width = self.results(outcomes), terminal_width()
+        tables, notes, said = self._tables(results), self.notes(outcomes, results), []
+        if tables:
+            said = conclusion(results)
+        blocks = [fitting(table, width) for table in self.printed(results)]
+        blocks.append("\n".join(note_lines(notes, width, f"mcr2 show {out} notes")))
+        blocks.append("\n".join(line for sentence in said for line in wrap(sentence, width)))
+        print("\n" + "\n\n".join(filter(None, blocks)))
+        facts = self._facts(results) | {"conclusion": said}
         failed = any(row["status"] == "failed" for row in results.rows)
         try:
-            write_tables(out, results, tables, facts | self.facts(results), notes)
-            write_figures(out, results, self.figures)
+            write_tables(out, results, tables, facts, notes)
+            drawn = write_figures(out, results, self.figures)
+            held = HeldStudy(out, facts, results, tables, tuple(notes))
+            write_page(out / "report.html", [held], [drawn])
         except OSError as error:
             print()
             warn(f"tables and figures cannot be written: {error}")
             return int(failed or error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM))
         spent = "" if seconds is None else f" ({seconds:.0f} s)"
-        count = f"{len(outcomes)} run{'s' * (len(outcomes) != 1)}"
+        ended = f"{count_of(len(outcomes), 'run')} in {out}{spent}"
         print()
-        say(f"{count} in {out}{spent}: table.json, table.csv, table.md, figures")
+        say(f"{ended}: table.json, .csv, .md, report.html")
+        say(f"All else: report.html in a browser, or mcr2 show {out}")
         return int(failed)
+
+    def _facts(self, results: Results) -> dict[str, Any]:
+        """Return what ``table.json`` says beside rows and tables: how it came about."""
+        from mcr2.records import environment
+
+        machine = self.machine()
+        used = {**environment(), **asdict(machine), "device": str(machine.torch_device())}
+        named = [one if isinstance(one, str) else one.__name__ for one in self.figures]
+        facts: dict[str, Any] = {
+            "study": self.name,
+            "dataset": results.dataset,
+            "recipe": self.recipe,
+        }
+        facts |= {"command": command_line(self), "environment": used, "figures": named}
+        return facts | self.facts(results)
 
     def results(self, outcomes: Sequence[Outcome]) -> Results:
         """Return what tables and figures are made of."""
@@ -236,18 +269,22 @@ class GridStudy(GridOptions, Study):
             reference=self.reference(),
         )
 
-    def _tables(self, results: Results) -> list[Table]:
+    def _tables(self, results: Results, names: Sequence[Any] | None = None) -> dict[str, Table]:
+        """Return the study's tables by name, or those named."""
         from experiments.report.tables import TABLES, family_tables
 
         if all(row["status"] == "failed" for row in results.rows):
-            return []  # the reasons stand in the notes
-        makers: list[Any] = []
-        for name in self.tables:
+            return {}  # the reasons stand in the notes
+        makers: dict[str, Any] = {}
+        for name in self.tables if names is None else names:
             if name == "families":  # every family with a shown measure, those of today and later
-                makers += family_tables().values()
+                makers |= family_tables()
+            elif isinstance(name, str):
+                makers[name] = TABLES[name]
             else:
-                makers.append(TABLES[name] if isinstance(name, str) else name)
-        return [table for table in (make(results) for make in makers) if table is not None]
+                makers[name.__name__] = name
+        made = {name: make(results) for name, make in makers.items()}
+        return {name: table for name, table in made.items() if table is not None}
 
 
 def spec_fields(options: DataOptions) -> dict[str, Any]:
@@ -306,6 +343,33 @@ def restore(kind: type[Any], options: Mapping[str, Any]) -> Any:
     names = {field.name for field in fields(kind)}
     given = {name: value(held) for name, held in options.items() if name in names}
     return kind(**given | {"out": Path(given["out"]) if given.get("out") else None})
+
+
+def command_line(study: Study) -> str:
+    """Return the command that runs a study with these options.
+
+    Example:
+        >>> from experiments.studies.label_noise import LabelNoise
+        >>> command_line(LabelNoise(ratios=(0.0, 0.5), set=("lr=0.1",)))
+        'mcr2 study label_noise --set lr=0.1 --ratios 0.0 0.5'
+    """
+    import inspect
+
+    from experiments.studies import STUDIES
+
+    kind = type(study)
+    name = study.name
+    if name not in STUDIES:
+        name = f"{inspect.getsourcefile(kind)}:{kind.__qualname__}"
+    words = ["mcr2", "study", name]
+    for field in fields(study):  # type: ignore[arg-type]
+        value, option = getattr(study, field.name), "--" + field.name.replace("_", "-")
+        if value in (field.default, None, False):
+            continue
+        groups = value if isinstance(value, tuple) else (value,)
+        for group in groups if isinstance(groups[0], tuple) else (groups,):
+            words += [option] if value is True else [option, *map(str, group)]
+    return shlex.join(words)
 
 
 def claim_folder(
@@ -378,23 +442,36 @@ def finished(outcomes: Sequence[Outcome]) -> list[tuple[RunSpec, Run]]:
     return [(spec, run) for spec, run in held if run and run.record.status == "finished"]
 
 
-def not_terminal(outcomes: Sequence[Outcome], describe: Callable[[RunSpec], str]) -> list[str]:
-    """Return a line for each run that did not reach the terminal phase of training.
+def unfinished(outcomes: Sequence[Outcome]) -> list[tuple[RunSpec, Run]]:
+    """Return the finished runs that did not reach the terminal phase of training."""
+    return [
+        (spec, run)
+        for spec, run in finished(outcomes)
+        if run.evaluation is not None and run.evaluation.terminal_epoch is None
+    ]
+
+
+def not_terminal(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return a line for each method some of whose runs did not reach the terminal phase.
 
     The terminal phase begins where ``fit_noisy``, by the method's own readout, stays at 0.99 or
     above for three evaluations running.
     """
+    from experiments.report.table import count_of
     from mcr2.evaluation import measure_key
 
-    lines = []
-    for spec, run in finished(outcomes):
-        if run.evaluation is not None and run.evaluation.terminal_epoch is None:
-            by = run.record.readout
-            key = measure_key("fit_noisy", split="train", labels="noisy", readout=by)
-            fit, after = run.record.history[-1]["measures"][key], run.record.epochs
-            told = f"terminal phase not reached (fit_noisy {fit:.3f} after {after} epochs)"
-            lines.append(f"{describe(spec)}: {told}")
-    return lines
+    short: dict[str, list[float]] = {}
+    for spec, run in unfinished(outcomes):
+        by = run.record.readout
+        key = measure_key("fit_noisy", split="train", labels="noisy", readout=by)
+        short.setdefault(spec.method, []).append(run.record.history[-1]["measures"][key])
+    every = [spec.method for spec, _ in finished(outcomes)]
+    return [
+        f"{method}: terminal phase not reached, {len(fits)} of "
+        f"{count_of(every.count(method), 'run')}, fit_noisy "
+        + " to ".join(dict.fromkeys((f"{min(fits):.3f}", f"{max(fits):.3f}")))
+        for method, fits in short.items()
+    ]
 
 
 def evaluation_notes(outcomes: Sequence[Outcome]) -> list[str]:

@@ -249,7 +249,9 @@ def draw_ascents(found: Sequence[Ascent], left: Any, middle: Any, right: Any) ->
         colour = canvas.COLOURS[kinds.index(reached[i]) % len(canvas.COLOURS)]
         label = None if reached[i] in reached[:i] else reached[i]
         left.semilogy(gap, color=colour, label=label)
-    left.legend(title="dimensions reached", fontsize=9, frameon=False)
+    look = {"fontsize": 9, "frameon": False, "ncols": 2}  # beneath, for lines go everywhere
+    beneath = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2)}
+    left.legend(title="dimensions reached", **look, **beneath)
     left.set(xlabel="evaluations of ΔR", ylabel="1 − ΔR / its maximum", title="MCR²: ascent")
     first = found[0]
     names = [f"class {k}: {q} dimensions" for k, q in enumerate(first.dimensions)]

@@ -117,6 +117,7 @@ def plot(found: Sequence[Clusters], path: Path) -> None:
     from experiments.report import canvas
 
     figure = canvas.pyplot().figure(figsize=(11, 3.7 * len(found)), layout="constrained")
+    named: dict[str, Any] = {}
     for row, result in enumerate(found):
         d = result.test.shape[1]
         after = f"after {len(result.history) - 1} layers"
@@ -131,8 +132,10 @@ def plot(found: Sequence[Clusters], path: Path) -> None:
                 axes.scatter(*own.T, s=8, color=colour, alpha=0.5, linewidths=0)
                 ends = [(0.0, float(x)) for x in own.mean(0)]
                 axes.plot(*ends, color=colour, linewidth=2, label=f"class {k}")
-            axes.legend(fontsize=8, frameon=False, loc="lower left")
+            named |= dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
         axes = figure.add_subplot(len(found), 3, 3 * row + 3)
         canvas.rates(axes, result.history, first=1)
         axes.set(title="rates by layer", xscale="log", xlabel="layer (the first has index 1)")
+    look = {"fontsize": 10, "frameon": False, "ncols": len(named)}
+    figure.legend(named.values(), named, loc="outside upper center", **look)
     canvas.save(figure, path)

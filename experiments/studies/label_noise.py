@@ -86,9 +86,9 @@ class LabelNoise(GridStudy):
     def notes(self, outcomes: Sequence[Outcome], results: Results) -> list[str]:
         """Return lines beneath the tables."""
         return [
-            *separate_runs(outcomes),
-            *super().notes(outcomes, results),
             *fails_clean_labels(results),
+            *super().notes(outcomes, results),
+            *separate_runs(outcomes),
         ]
 
     def facts(self, results: Results) -> dict[str, Any]:
