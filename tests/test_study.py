@@ -179,7 +179,7 @@ def test_tables_are_shown_again_without_data_or_runs(study, tmp_path):
     assert alone.strip() in printed
     status, _, complaint = mcr2("show", out, "accuracies")
     assert (status, complaint.count("\n")) == (2, 1)
-    assert "choose from accuracy, differences" in complaint
+    assert "choose from accuracy, noise, differences" in complaint
     held = json.loads((out / "table.json").read_text())
     for damage in ({"axes": []}, {"rows": [{}]}, {"tables": {"a": 3}}, {"reference": [1]}):
         (out / "table.json").write_text(json.dumps(held | damage))
