@@ -47,16 +47,28 @@ def panels(rows: int, columns: int, width: float, height: float, **how: Any) -> 
     return figure, axes
 
 
+def name_lines(panel: Any, size: int = 9, **how: Any) -> None:
+    """Give a panel a legend of its own, where any of its lines has a name."""
+    if panel.get_legend_handles_labels()[0]:
+        panel.legend(fontsize=size, frameon=False, **how)
+
+
 def say(axes: Any, text: str) -> None:
     """Write into an empty panel why it is empty."""
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color="0.4")
 
 
-def log_y(axes: Any) -> None:
-    """Make the vertical axis logarithmic where anything on it is positive."""
+def log_y(axes: Any, *sharing: Any) -> None:
+    """Make the vertical axis logarithmic where anything on it is positive.
+
+    Args:
+        axes: the panel whose axis it is.
+        sharing: other panels that share it.
+    """
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-    drawn = [v for line in axes.lines for v in line.get_ydata() if v > 0]
+    lines = [line for panel in (axes, *sharing) for line in panel.lines]
+    drawn = [v for line in lines for v in line.get_ydata() if v > 0]
     if not drawn:
         return
     axes.set_yscale("log")
@@ -71,6 +83,11 @@ def log_y(axes: Any) -> None:
 def limits(axes: Any, low: float, high: float) -> None:
     """Show shares from ``low`` to ``high``, with a little room at both ends."""
     axes.set_ylim(low - 0.04 * (high - low), high + 0.04 * (high - low))
+
+
+def shades(count: int) -> Any:
+    """Return so many colours from dark to light, of lines that have an order."""
+    return pyplot().get_cmap("viridis")(np.linspace(0, 0.9, count))
 
 
 def cosines(panel: Any, matrix: Any, labels: Sequence[int], names: Sequence[str] = ()) -> Any:
@@ -114,8 +131,7 @@ def rates(panel: Any, history: Sequence[Any], first: int = 0) -> None:
 
 def spectra(panel: Any, values: Mapping[str, Any]) -> None:
     """Draw the singular values of classes by name, of more than there are colours in shades."""
-    shades = pyplot().get_cmap("viridis")(np.linspace(0, 0.9, len(values)))
-    colours = COLOURS if len(values) <= len(COLOURS) else shades
+    colours = COLOURS if len(values) <= len(COLOURS) else shades(len(values))
     for (name, each), colour in zip(values.items(), colours, strict=False):
         panel.plot(range(1, len(each) + 1), each, ".-", color=colour, label=label(name))
     if len(values) <= 20:

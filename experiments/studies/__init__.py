@@ -18,6 +18,10 @@ STUDIES: dict[str, str] = {
     "shifts": "experiments.studies.shifts:Shifts",
     "audits": "experiments.studies.audits:Audits",
     "free_features": "experiments.studies.free_features:FreeFeatures",
+    "layers": "experiments.studies.layers:Layers",
+    "rate_plane": "experiments.studies.rate_plane:RatePlane",
+    "memorization_dilation": "experiments.studies.memorization_dilation:MemorizationDilation",
+    "double_descent": "experiments.studies.double_descent:DoubleDescent",
 }
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 import tyro
 
 from experiments.report.axis import RATIO, Axis
-from experiments.studies.engine import GridStudy, failures, finished, unfinished
+from experiments.studies.engine import GridStudy, failures, terminal_runs
 
 if TYPE_CHECKING:
     from experiments.report.results import Results
@@ -156,14 +156,8 @@ class Ablation(GridStudy):
         ]
 
     def notes(self, outcomes: Sequence[Outcome], results: Results) -> list[str]:
-        """Return failures, and how many runs were terminal: a line a run would bury the table."""
-        from experiments.report.table import count_of
-
-        of = len(finished(outcomes))
-        reached = of - len(unfinished(outcomes))
-        runs = count_of(of, "finished run")
-        told = f"{reached} of {runs} reached the terminal phase of training"
-        return [*failures(outcomes, self.describe), told]
+        """Return failures, and how many runs were terminal."""
+        return [*failures(outcomes, self.describe), terminal_runs(outcomes)]
 
     def facts(self, results: Results) -> dict[str, Any]:
         """Return what was varied."""

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from experiments.report.axis import RATIO, Axis
+from experiments.report.axis import LAYER, RATIO, Axis
 from experiments.runs.options import DataOptions, GridOptions, TrainingOptions
 from experiments.runs.terminal import say, warn
 
@@ -38,6 +38,10 @@ STUDY = "study.json"
 
 #: Options of data that are fields of a spec.
 SHARED = ("subset", "image_size", "axes", "labels_are", "noise")
+
+#: The stages of a named backbone before its features. Left out are ``pool``, the last of them
+#: averaged as each is when measured, and ``projection``, the features before they are scaled.
+STAGES = ("stem", "stage1", "stage2", "stage3", "stage4")
 
 #: A method more than this under cross-entropy on clean labels fails the clean-label check.
 COMPETENCE = 0.02
@@ -65,13 +69,17 @@ class Study:
 class GridStudy(GridOptions, Study):
     """A grid of runs over named axes, and what their records say."""
 
-    #: Names of ``TABLES`` and ``FIGURES``, or functions of :class:`Results` of the study's own;
-    #: ``"families"`` are the tables of all families. The first table is shown while runs go on.
+    #: Names of ``TABLES`` and ``FIGURES``, or functions of :class:`Results` of the study's own; one
+    #: for tables returns a table, None or several. ``"families"`` are the tables of all families.
+    #: The first table is shown while runs go on.
     tables: ClassVar[tuple[Any, ...]] = ("accuracy",)
     figures: ClassVar[tuple[Any, ...]] = ("accuracy",)
 
     def study_axes(self) -> tuple[Axis, ...]:
-        """Return what the study varies beside methods and seeds; the first makes columns."""
+        """Return what the study varies beside methods and seeds; the first makes columns.
+
+        With ``LAYER`` among them a run has a row for each layer, at its last epoch.
+        """
         return (RATIO,)
 
     def specs(self) -> list[RunSpec]:
@@ -80,9 +88,10 @@ class GridStudy(GridOptions, Study):
 
     def rows(self, outcome: Outcome) -> list[dict[str, Any]]:
         """Return a run's rows of ``table.json``; every row has the same keys."""
-        from experiments.report.rows import rows_of
+        from experiments.report.rows import layer_rows, rows_of
 
-        return rows_of(outcome, self.study_axes())
+        axes = self.study_axes()
+        return layer_rows(outcome, axes) if LAYER in axes else rows_of(outcome, axes)
 
     def notes(self, outcomes: Sequence[Outcome], results: Results) -> list[str]:
         """Return lines beneath the tables."""
@@ -111,7 +120,8 @@ class GridStudy(GridOptions, Study):
         """Return what tells a run from the others, on a line."""
         from experiments.report.rows import axis_value
 
-        found = ((axis.name, axis_value(spec, axis.name)) for axis in self.study_axes())
+        axes = [axis.name for axis in self.study_axes() if axis != LAYER]
+        found = ((name, axis_value(spec, name)) for name in axes)
         values = [f"{name} {f'{v:g}' if isinstance(v, float) else v}" for name, v in found]
         served = f", for {' and '.join(spec.selections)}" if spec.selections else ""
         return ", ".join([spec.method, *values, f"seed {spec.seed}"]) + served
@@ -283,8 +293,14 @@ class GridStudy(GridOptions, Study):
                 makers[name] = TABLES[name]
             else:
                 makers[name.__name__] = name
-        made = {name: make(results) for name, make in makers.items()}
-        return {name: table for name, table in made.items() if table is not None}
+        tables: dict[str, Table] = {}
+        for name, make in makers.items():
+            made = make(results)
+            several = made if isinstance(made, list) else [made]
+            for number, table in enumerate(several, start=1):
+                if table is not None:
+                    tables[name if len(several) == 1 else f"{name}{number}"] = table
+        return tables
 
 
 def spec_fields(options: DataOptions) -> dict[str, Any]:
@@ -306,6 +322,18 @@ def specs_of(
     settings = options.settings() if isinstance(options, TrainingOptions) else options.set
     recipe, given = find_recipe(options.recipe), spec_fields(options)
     return grid(recipe, methods, ratios, seeds, fields=given, settings=settings)
+
+
+def measuring(methods: Sequence[str], layers: Sequence[str]) -> list[str]:
+    """Return settings by which runs are read at their last epoch, and trained ones at layers too.
+
+    Nothing is held out: no epoch is selected.
+    """
+    from experiments.runs.methods import find_method
+
+    trained = [method for method in methods if find_method(method).trained]
+    at_layers = [f"{method}.measured_layers={'+'.join(layers)}" for method in trained]
+    return ["validation=0", "selections=last", *(at_layers if layers else ())]
 
 
 def one_spec(options: DataOptions, method: str, ratio: float, seed: int) -> RunSpec:
@@ -472,6 +500,15 @@ def not_terminal(outcomes: Sequence[Outcome]) -> list[str]:
         + " to ".join(dict.fromkeys((f"{min(fits):.3f}", f"{max(fits):.3f}")))
         for method, fits in short.items()
     ]
+
+
+def terminal_runs(outcomes: Sequence[Outcome]) -> str:
+    """Return how many runs reached the terminal phase: a line each would bury a long table."""
+    from experiments.report.table import count_of
+
+    of = len(finished(outcomes))
+    reached = of - len(unfinished(outcomes))
+    return f"{reached} of {count_of(of, 'finished run')} reached the terminal phase of training"
 
 
 def evaluation_notes(outcomes: Sequence[Outcome]) -> list[str]:

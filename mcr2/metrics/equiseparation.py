@@ -27,7 +27,7 @@ def separation_fuzziness(features: Array, labels: Labels, *, num_classes: int) -
     Raises:
         TypeError, ValueError: as :func:`mcr2.metrics.collapse.neural_collapse`.
 
-    Reference: He & Su, "A law of data separation in deep learning", PNAS 2023.
+    Reference: He & Su, "A law of data separation in deep learning", PNAS 2023, equation 1.
 
     Example:
         >>> import torch
@@ -72,7 +72,7 @@ def equiseparation(
         TypeError, ValueError: fewer than three layers; D not positive and finite; other depths than
             layers, or all the same.
 
-    Reference: He & Su, "A law of data separation in deep learning", PNAS 2023.
+    Reference: He & Su, "A law of data separation in deep learning", PNAS 2023, equation 2.
 
     Example:
         >>> law = equiseparation([8.0, 4.0, 2.0, 1.0])
