@@ -217,7 +217,7 @@ def test_verdicts_follow_from_what_was_measured():
 
 def test_the_study_end_to_end(tmp_path, capsys):
     out = tmp_path / "out"
-    small = "--subset 100 --epochs 2 --seeds 0 --jobs 1 --layers stem stage4 --set width=2"
+    small = "--subset 100 --epochs 2 --seeds 0 --jobs 1 --layers stem stage3 --set width=2"
     small += " redunet.layers=2 evaluate_every=1"
     assert main(["study", "layers", "--out", str(out), *small.split()]) == 0
     printed = capsys.readouterr().out
@@ -226,7 +226,7 @@ def test_the_study_end_to_end(tmp_path, capsys):
     layers = {}
     for row in value["rows"]:
         layers.setdefault((row["method"], row["ratio"]), []).append(row["layer"])
-    trained, made = ["stem", "stage4", "features"], ["layer0", "layer1", "layer2"]
+    trained, made = ["stem", "stage3", "features"], ["layer0", "layer1", "layer2"]
     assert layers == {
         (method, ratio): made if method == "redunet" else trained
         for method in ("ce", "mcr2", "redunet")

@@ -63,13 +63,14 @@ def open_set(foreign, tmp_path_factory):
 
 
 def test_a_study_of_open_set_noise_counts_what_has_no_true_class(open_set):
-    out, printed = open_set
+    out, _ = open_set
     for row in rows(out):
         assert row["redrawn"] == row["wrong"] == row["ratio"]
         assert row["recovered"] is None
         assert (row["fit_corrupted"] is None) == (row["ratio"] == 0)
-    assert "none of these  fit_corrupted" in printed
-    assert "wrong    0.000  0.250" in printed
+    shown = mcr2("show", out)[1]
+    assert "none of these  fit_corrupted" in shown
+    assert "wrong    0.000  0.250" in shown
     assert (out / "confusion.png").read_bytes().startswith(b"\x89PNG")
     noisy = next(r for r in folder_of_runs(out) if r.record.spec["ratio"] == 0.25)
     measures = noisy.evaluation.selections["last"]["measures"]
@@ -97,8 +98,8 @@ def test_open_set_noise_measures_again_alike_and_finds_its_images_beside_it(
         assert (status, "are the same as in evaluation.json" in printed) == (0, True)
         elsewhere = shutil.copy(hidden, tmp_path / "elsewhere.npz")
         (place / foreign.name).unlink()
-        status, printed, _ = mcr2("reread", place, "--noise-from", elsewhere)
-        assert (status, "none of these" in printed) == (0, True)
+        assert mcr2("reread", place, "--noise-from", elsewhere)[0] == 0
+        assert "none of these" in mcr2("show", place)[1]
         x = np.zeros((150, 3, 12, 12), np.uint8)
         y = np.arange(150) % 2
         np.savez(place / foreign.name, x_train=x, y_train=y, x_test=x[:9] + 1, y_test=y[:9])
@@ -120,14 +121,14 @@ def labels(tmp_path_factory):
 
 def test_a_study_of_given_labels_takes_the_datas_and_the_files(labels, tmp_path):
     out = tmp_path / "out"
-    status, printed, err = mcr2("table", "--out", out, "--noise", f"given:{labels}#human", *SMALL)
+    status, _, err = mcr2("table", "--out", out, "--noise", f"given:{labels}#human", *SMALL)
     assert status == 0, err
     assert sorted({row["ratio"] for row in rows(out)}) == [0, 1]
     full = next(r for r in folder_of_runs(out) if r.record.spec["ratio"] == 1)
     places = load(RunSpec("ce", subset=200)).train.places.index
     assert full.record.noise["redrawn"] == 200
     assert full.record.noise["wrong_indices"] == (places % 3 == 0).nonzero().flatten().tolist()
-    assert "Wrong labels by true class" in printed
+    assert "Wrong labels by true class" in mcr2("show", out)[1]
     assert str(labels) not in full.record.noise["content"]
 
 
@@ -148,8 +149,8 @@ def test_a_run_is_named_by_what_is_in_its_noises_file_not_where_it_is(labels, fo
 
 def test_uniform_noise_is_not_read_class_by_class(tmp_path):
     out = tmp_path / "out"
-    status, printed, _ = mcr2("table", "--out", out, "--ratios", 0.5, *SMALL)
-    assert status == 0
+    assert mcr2("table", "--out", out, "--ratios", 0.5, *SMALL)[0] == 0
+    printed = mcr2("show", out)[1]
     assert "by true class" not in printed
     assert not (out / "confusion.png").exists()
     assert "redrawn  0.500" in printed

@@ -126,10 +126,12 @@ def _legend(figure: Any, results: Results, styles: Styles | None = None) -> None
 
 def legend(figure: Any, colours: Mapping[str, str], styles: Styles | None = None) -> None:
     """Name colours, and line styles in grey, above all panels: those that are drawn."""
+    from matplotlib.colors import to_hex
+
     lines = {name: {"color": colour, "linewidth": 3} for name, colour in colours.items()}
     drawn = [line for axes in figure.axes for line in axes.lines if len(line.get_xdata())]
-    seen = {line.get_color() for line in drawn}
-    kept = {name: look for name, look in lines.items() if look["color"] in seen}
+    seen = {to_hex(line.get_color()) for line in drawn}
+    kept = {name: lines[name] for name, colour in colours.items() if to_hex(colour) in seen}
     looks = {name: look for name, look in (styles or {}).items() if any(map(_like(look), drawn))}
     handles = _handles({**(kept or lines), **looks})
     wide = [0.08 * len(handle.get_label()) + 0.65 for handle in handles]  # inches, about

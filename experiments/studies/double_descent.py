@@ -407,9 +407,12 @@ class DoubleDescent(GridStudy):
         return replace(super().results(outcomes), extra=self.feature_errors)
 
     def notes(self, outcomes: Sequence[Outcome], results: Results) -> list[str]:
-        """Return failures, how many runs were terminal, and what became of the claims."""
-        told = [*failures(outcomes, self.describe), terminal_runs(outcomes)]
-        return [*told, *verdicts(results, self.samples)]
+        """Return failures, how many runs were terminal."""
+        return [*failures(outcomes, self.describe), terminal_runs(outcomes)]
+
+    def conclusion(self, results: Results) -> list[str]:
+        """Return what became of the claims."""
+        return verdicts(results, self.samples)
 
     def facts(self, results: Results) -> dict[str, Any]:
         """Return the errors of random features."""

@@ -41,7 +41,7 @@ SHARED = ("subset", "image_size", "axes", "labels_are", "noise")
 
 #: The stages of a named backbone before its features. Left out are ``pool``, the last of them
 #: averaged as each is when measured, and ``projection``, the features before they are scaled.
-STAGES = ("stem", "stage1", "stage2", "stage3", "stage4")
+STAGES = ("stem", "stage1", "stage2", "stage3")
 
 #: A method more than this under cross-entropy on clean labels fails the clean-label check.
 COMPETENCE = 0.02
@@ -97,6 +97,12 @@ class GridStudy(GridOptions, Study):
         """Return lines beneath the tables."""
         told = failures(outcomes, self.describe) + not_terminal(outcomes)
         return told + evaluation_notes(outcomes)
+
+    def conclusion(self, results: Results) -> list[str]:
+        """Return what the measurements say, printed last: sentences computed, never written."""
+        from experiments.report.summary import conclusion
+
+        return conclusion(results)
 
     def facts(self, results: Results) -> dict[str, Any]:
         """Return what ``table.json`` says of the study beside its rows."""
@@ -222,14 +228,14 @@ class GridStudy(GridOptions, Study):
         from experiments.report.figures import write_figures
         from experiments.report.held import HeldStudy
         from experiments.report.page import write_page
-        from experiments.report.summary import conclusion, fitting, note_lines
+        from experiments.report.summary import fitting, note_lines
         from experiments.report.table import count_of, terminal_width, wrap
         from experiments.report.tables import write_tables
 
         results, width = self.results(outcomes), terminal_width()
         tables, notes, said = self._tables(results), self.notes(outcomes, results), []
         if tables:
-            said = conclusion(results)
+            said = self.conclusion(results)
         blocks = [fitting(table, width) for table in self.printed(results)]
         blocks.append("\n".join(note_lines(notes, width, f"mcr2 show {out} notes")))
         blocks.append("\n".join(line for sentence in said for line in wrap(sentence, width)))

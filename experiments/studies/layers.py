@@ -24,7 +24,6 @@ from experiments.studies.engine import STAGES, GridStudy, measuring
 if TYPE_CHECKING:
     from experiments.report.results import Results
     from experiments.report.table import Table
-    from experiments.runs.executors import Outcome
     from experiments.runs.specs import RunSpec
     from mcr2.metrics.equiseparation import Equiseparation
 
@@ -361,6 +360,6 @@ class Layers(GridStudy):
         """Return the specs, seed by seed, ratio by ratio."""
         return self.grid(self.methods)
 
-    def notes(self, outcomes: Sequence[Outcome], results: Results) -> list[str]:
-        """Return what runs say of themselves, then what became of the claims."""
-        return [*super().notes(outcomes, results), *verdicts(results)]
+    def conclusion(self, results: Results) -> list[str]:
+        """Return what became of the claims."""
+        return verdicts(results)

@@ -15,7 +15,7 @@ the scale of features; a wrong label is memorised where a method's own readout p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -25,7 +25,6 @@ from experiments.studies.engine import GridStudy, measuring
 if TYPE_CHECKING:
     from experiments.report.results import Results
     from experiments.report.table import Table
-    from experiments.runs.executors import Outcome
     from experiments.runs.specs import RunSpec
     from mcr2.records import Run
 
@@ -242,6 +241,6 @@ class MemorizationDilation(GridStudy):
         """Return the specs, seed by seed, ratio by ratio."""
         return self.grid(self.methods)
 
-    def notes(self, outcomes: Sequence[Outcome], results: Results) -> list[str]:
-        """Return what runs say of themselves, then what became of the claims."""
-        return [*super().notes(outcomes, results), *verdicts(results)]
+    def conclusion(self, results: Results) -> list[str]:
+        """Return what became of the claims."""
+        return verdicts(results)
