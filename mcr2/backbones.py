@@ -116,16 +116,17 @@ class ResNet(nn.Sequential):
             )
 
 
-#: Backbones by name; each takes ``in_channels``, ``feature_dim``, ``projection``, ``stem_stride``.
+#: Backbones by name; each takes ``in_channels``, ``feature_dim``, ``projection``, ``stem_stride``,
+#: and ``width`` in place of its own.
 #: ``resnet18`` with 3 channels and 128 features is the paper's network: 11,497,664 parameters.
 BACKBONES: dict[str, Callable[..., ResNet]] = {
-    "resnet18": partial(ResNet, (2, 2, 2, 2), 64),
-    "resnet34": partial(ResNet, (3, 4, 6, 3), 64),
-    "resnet10": partial(ResNet, (1, 1, 1, 1), 64),
-    "resnet10_w32": partial(ResNet, (1, 1, 1, 1), 32),
-    "resnet10_w24": partial(ResNet, (1, 1, 1, 1), 24),
-    "resnet10_w16": partial(ResNet, (1, 1, 1, 1), 16),
-    "resnet10_w8": partial(ResNet, (1, 1, 1, 1), 8),
+    "resnet18": partial(ResNet, (2, 2, 2, 2), width=64),
+    "resnet34": partial(ResNet, (3, 4, 6, 3), width=64),
+    "resnet10": partial(ResNet, (1, 1, 1, 1), width=64),
+    "resnet10_w32": partial(ResNet, (1, 1, 1, 1), width=32),
+    "resnet10_w24": partial(ResNet, (1, 1, 1, 1), width=24),
+    "resnet10_w16": partial(ResNet, (1, 1, 1, 1), width=16),
+    "resnet10_w8": partial(ResNet, (1, 1, 1, 1), width=8),
 }
 
 

@@ -10,5 +10,9 @@ class Axis(NamedTuple):
     title: str
 
 
+#: The axis of depth: a row for each layer of a run, see
+#: :func:`experiments.report.rows.layer_rows`.
+LAYER = Axis("layer", "layer")
+
 #: The axis of label noise.
 RATIO = Axis("ratio", "share of training labels redrawn")

@@ -73,6 +73,11 @@ def limits(axes: Any, low: float, high: float) -> None:
     axes.set_ylim(low - 0.04 * (high - low), high + 0.04 * (high - low))
 
 
+def shades(count: int) -> Any:
+    """Return so many colours from dark to light, of lines that have an order."""
+    return pyplot().get_cmap("viridis")(np.linspace(0, 0.9, count))
+
+
 def cosines(panel: Any, matrix: Any, labels: Sequence[int], names: Sequence[str] = ()) -> Any:
     """Show |cosine| ``(m, m)`` of samples sorted by class, 20 classes by name; return the image."""
     panel.grid(False)
@@ -99,8 +104,7 @@ def rates(panel: Any, history: Sequence[Any], first: int = 0) -> None:
 
 def spectra(panel: Any, values: Mapping[str, Any]) -> None:
     """Draw the singular values of classes by name, of more than there are colours in shades."""
-    shades = pyplot().get_cmap("viridis")(np.linspace(0, 0.9, len(values)))
-    colours = COLOURS if len(values) <= len(COLOURS) else shades
+    colours = COLOURS if len(values) <= len(COLOURS) else shades(len(values))
     for (name, each), colour in zip(values.items(), colours, strict=False):
         panel.plot(range(1, len(each) + 1), each, ".-", color=colour, label=label(name))
     if len(values) <= 20:

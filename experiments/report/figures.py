@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.report.canvas import cosines, label, limits, log_y, panels, save, say
-from experiments.report.results import Line, Results, are_numbers, value_text
+from experiments.report.results import Line, Results, are_numbers, constructed, value_text
 from experiments.report.statistics import Estimate
-from experiments.report.tables import LABELS, MEMORIZATION, read_by
+from experiments.report.tables import LABELS, MEMORIZATION, read_by, standing_key
 from mcr2.evaluation import COMMON_READOUT, measure_key
 from mcr2.evaluation.catalogue import MEASURES
 from mcr2.evaluation.results import FEATURES
@@ -53,12 +53,14 @@ def _points(values: Mapping[int, Sequence[float]]) -> list[Point]:
     return [Point(x, sum(v) / len(v), min(v), max(v)) for x, v in sorted(values.items())]
 
 
-def curve(runs: Iterable[Run], measure: str, split: str, readout: str = "-") -> list[Point]:
+def curve(
+    runs: Iterable[Run], measure: str, split: str, readout: str = "-", layer: str = FEATURES
+) -> list[Point]:
     """Return a measure along training, over the runs that have it at an epoch."""
     at: dict[int, list[float]] = {}
     for run in runs:
         by = run.record.readout if readout == OWN else readout
-        key = measure_key(measure, split=split, labels=LABELS[split], readout=by)
+        key = standing_key(measure, split, by, layer)
         for entry in run.record.history:
             value = entry["measures"].get(key)
             if value is not None and math.isfinite(value):
@@ -95,8 +97,13 @@ def _handles(styles: Styles) -> list[Any]:
 
 
 def _legend(figure: Any, results: Results, styles: Styles | None = None) -> None:
+    """Name the colours of lines, and line styles in grey, above all panels."""
+    legend(figure, {line.label: line.colour for line in results.lines}, styles)
+
+
+def legend(figure: Any, colours: Mapping[str, str], styles: Styles | None = None) -> None:
     """Name colours, and line styles in grey, above all panels."""
-    lines = {line.label: {"color": line.colour, "linewidth": 3} for line in results.lines}
+    lines = {name: {"color": colour, "linewidth": 3} for name, colour in colours.items()}
     handles = _handles({**lines, **(styles or {})})
     wide = 0.085 * max(len(handle.get_label()) for handle in handles) + 0.7  # inches, about
     columns = max(1, min(len(handles), int(figure.get_figwidth() / wide)))
@@ -215,9 +222,8 @@ def draw_participation(results: Results) -> Any:
     scalars: dict[str, list[Scalar]] = {}
     for measure in ("participation_ratio", "dim95", "class_dim95"):
         for split, style in SPLITS.items():
-            labels = "-" if MEASURES[measure].per == "features" else LABELS[split]
-            key = measure_key(measure, split=split, labels=labels)
-            scalars.setdefault(_title(measure), []).append((key, "last", style))
+            scalar = (standing_key(measure, split), "last", style)
+            scalars.setdefault(_title(measure), []).append(scalar)
     figure, axes, _ = _across(results, scalars, "dimensions, at the last epoch", TRAIN_TEST)
     for panel in axes:
         panel.set_ylim(bottom=0)
@@ -297,14 +303,10 @@ def _runs(
 
 
 def _courses(results: Results) -> dict[str, list[Line]]:
-    """Return what lines run over: epochs where a network is trained, layers where it is made.
-
-    A network that took steps without a learning rate was constructed layer by layer.
-    """
+    """Return what lines run over: epochs where a network is trained, layers where it is made."""
     found: dict[str, list[Line]] = {"epoch": [], "layer": []}
     for line in results.lines:
-        records = [run.record for run in results.runs_of(**line.where)]
-        made = any(r.steps > 0 and r.history[-1].get("lr") is None for r in records)
+        made = any(constructed(run.record) for run in results.runs_of(**line.where))
         found["layer" if made else "epoch"].append(line)
     return {course: lines for course, lines in found.items() if lines}
 

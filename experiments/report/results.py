@@ -18,7 +18,7 @@ from experiments.report.axis import Axis
 from experiments.report.canvas import COLOURS
 from experiments.report.statistics import Estimate, Row, estimate, matching, value_of
 from experiments.report.table import short
-from mcr2.records import Run
+from mcr2.records import Record, Run
 from mcr2.selection import SELECTIONS
 
 #: Methods that keep their colour whatever else a study compares.
@@ -168,6 +168,11 @@ class Results:
         """Return the readout that a method's accuracies are reported with."""
         found = matching(self.rows, method=method, **where)
         return ", ".join(sorted({row["readout"] for row in found if row["readout"]})) or "-"
+
+
+def constructed(record: Record) -> bool:
+    """Whether a network was constructed layer by layer: it took steps without a learning rate."""
+    return record.steps > 0 and record.history[-1].get("lr") is None
 
 
 def short_names(methods: Sequence[str]) -> dict[str, str]:

@@ -102,6 +102,40 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     return Estimate(mean(values), quantile * stdev(values) / math.sqrt(n), n)
 
 
+def verdict(claim: str, cases: Mapping[str, bool | None], criterion: str) -> str:
+    """Return the line that says whether a claim holds in the cases where it could be decided.
+
+    It *holds* where it does so in all of them, *holds in part* where in some, and *does not hold
+    here* where in none.
+
+    Args:
+        claim: what is claimed.
+        cases: whether it holds, by the name of a case; None where that was not measured.
+        criterion: by which each was decided.
+
+    Example:
+        >>> verdict("Water boils", {"at 90 °C": False, "at 100 °C": True}, "there are bubbles")
+        'Water boils: holds in part (at 100 °C; not at 90 °C). Criterion: there are bubbles.'
+    """
+    holds = [name for name, found in cases.items() if found]
+    fails = [name for name, found in cases.items() if found is False]
+    if holds and fails:
+        found = f"holds in part ({', '.join(holds)}; not {', '.join(fails)})"
+    elif holds:
+        found = f"holds ({', '.join(holds)})"
+    elif fails:
+        found = f"does not hold here ({', '.join(fails)})"
+    else:
+        found = "not measured"
+    return f"{claim}: {found}. Criterion: {criterion}."
+
+
+def in_every_seed(found: Sequence[bool | None]) -> bool | None:
+    """Return whether something holds in each seed where it was measured; None of none."""
+    known = [value for value in found if value is not None]
+    return all(known) if known else None
+
+
 def value_of(row: Row, name: str) -> float | None:
     """Return a row's scalar by its name, None where it is undefined or not finite.
 

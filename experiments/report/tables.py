@@ -54,15 +54,34 @@ def shown_measures(measures: Mapping[str, Any]) -> dict[str, Any]:
     true ones, what tells whether class means are reliable, and the test accuracy by every readout.
     """
 
-    def stands(key: Key) -> bool:
-        if key.labels not in ("-", LABELS.get(key.split)) or key.measure not in MEASURES:
-            return False
+    def is_shown(key: Key) -> bool:
         measure = MEASURES[key.measure]
         if measure.family == "accuracy":
             return key.measure == "accuracy" and key.split == "test"
         return measure.shown or key.measure == RELIABLE
 
+    standing = standing_measures(measures)
+    return {text: value for text, value in standing.items() if is_shown(Key.parse(text))}
+
+
+def standing_measures(measures: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of a run's measures that are by the labels which :data:`LABELS` names."""
+
+    def stands(key: Key) -> bool:
+        return key.labels in ("-", LABELS.get(key.split)) and key.measure in MEASURES
+
     return {text: value for text, value in measures.items() if stands(Key.parse(text))}
+
+
+def standing_key(measure: str, split: str, readout: str = "-", layer: str = FEATURES) -> str:
+    """Return the key of a measure by the labels which :data:`LABELS` names, where it has any.
+
+    Example:
+        >>> standing_key("rate", "test"), standing_key("dim95", "train")
+        ('features/test/clean/-/rate', 'features/train/-/-/dim95')
+    """
+    labels = "-" if MEASURES[measure].per == "features" else LABELS[split]
+    return str(Key(layer, split, labels, readout, measure))
 
 
 def shown(value: Estimate | None, seeds: int, places: int | None = None, **how: Any) -> str:

@@ -16,6 +16,9 @@ from mcr2.readouts import WITH_COMPONENTS, parse_readout
 from mcr2.selection import NEED_VALIDATION, SELECTIONS, Candidate, select
 from mcr2.training import Progress, Watch
 
+#: The readout by nearest class means, which every history has beside ``ridge``: of any layer.
+CLASS_MEAN = "class_mean"
+
 
 @dataclass(frozen=True)
 class Workspace:
@@ -93,7 +96,7 @@ def rules_with(spec: RunSpec, points: Sequence[Candidate]) -> tuple[str, ...]:
 def evaluator_along(
     spec: RunSpec, data: Prepared, readout: str, device: torch.device
 ) -> Callable[[ImageEncoder], Evaluation]:
-    """Return what evaluates an encoder along a run."""
+    """Return what evaluates an encoder along a run, by its readout, ridge and class means."""
     train, test, validation = data.on(device)
 
     def measure(encoder: ImageEncoder) -> Evaluation:
@@ -104,6 +107,7 @@ def evaluator_along(
             validation,
             num_classes=data.sizes.num_classes,
             readout=readout,
+            readouts=(CLASS_MEAN,),
             full=False,
             layers=spec.measured_layers,
         )

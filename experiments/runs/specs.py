@@ -84,6 +84,7 @@ class RunSpec:
             ``package.module:Class`` of any ``nn.Module`` from images to features.
         stem_stride, feature_dim, projection: of the network; a class of one's own is given those
             that it takes.
+        width: channels of the first stage of a named backbone; None is its own.
         shift, flip: augmentation; None takes the data set's own.
         shuffle: a new order of samples each epoch.
         training: epochs, batches, optimiser, schedule.
@@ -112,6 +113,7 @@ class RunSpec:
     stem_stride: int = 1
     feature_dim: int = 64
     projection: str = "mlp"
+    width: int | None = None
     shift: int | None = None
     flip: bool | None = None
     shuffle: bool = True
@@ -134,9 +136,12 @@ class RunSpec:
             checks.integer(f"streams.{name}", getattr(self.streams, name) or 0, 0, 2**32 - 1)
         if not 0 <= checks.number("validation", self.validation) < 1:
             raise ValueError(f"validation is {self.validation}; it must be from 0 to below 1")
-        for name, low in (("subset", 1), ("image_size", 1), ("shift", 0), ("stem_stride", 1)):
+        lowest = {"subset": 1, "image_size": 1, "shift": 0, "stem_stride": 1, "width": 1}
+        for name, low in lowest.items():
             if getattr(self, name) is not None:
                 checks.integer(name, getattr(self, name), low)
+        if self.width is not None and ":" in self.backbone:
+            raise ValueError(f"width is {self.width}; {self.backbone} has a width of its own")
         for name, allowed in (("axes", ("NCHW", "NHWC")), ("labels_are", ("clean", "noisy"))):
             if getattr(self, name) is not None:
                 checks.choice(name, getattr(self, name), allowed)

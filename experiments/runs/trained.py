@@ -126,7 +126,8 @@ def make_backbone(spec: RunSpec, sizes: Sizes) -> nn.Module:
         "stem_stride": spec.stem_stride,
     }
     if not is_user_code(spec.backbone):
-        return BACKBONES[spec.backbone](**arguments)
+        width = {} if spec.width is None else {"width": spec.width}
+        return BACKBONES[spec.backbone](**arguments, **width)
     found = _construct(spec.backbone, load_object(spec.backbone)[0], arguments, {})
     if not isinstance(found, nn.Module):
         raise TypeError(f"{spec.backbone} is not a torch.nn.Module but {type(found).__name__}")

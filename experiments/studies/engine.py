@@ -17,10 +17,11 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from experiments.report.axis import RATIO, Axis
+from experiments.report.axis import LAYER, RATIO, Axis
 from experiments.runs.options import DataOptions, GridOptions, TrainingOptions
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ STUDY = "study.json"
 
 #: Options of data that are fields of a spec.
 SHARED = ("subset", "image_size", "axes", "labels_are", "noise")
+
+#: The stages of a named backbone before its features. Left out are ``pool``, the last of them
+#: averaged as each is when measured, and ``projection``, the features before they are scaled.
+STAGES = ("stem", "stage1", "stage2", "stage3", "stage4")
 
 #: A method more than this under cross-entropy on clean labels fails the clean-label check.
 COMPETENCE = 0.02
@@ -63,13 +68,17 @@ class Study:
 class GridStudy(GridOptions, Study):
     """A grid of runs over named axes, and what their records say."""
 
-    #: Names of ``TABLES`` and ``FIGURES``, or functions of :class:`Results` of the study's own;
-    #: ``"families"`` are the tables of all families. The first table is shown while runs go on.
+    #: Names of ``TABLES`` and ``FIGURES``, or functions of :class:`Results` of the study's own; one
+    #: for tables returns a table, None or several. ``"families"`` are the tables of all families.
+    #: The first table is shown while runs go on.
     tables: ClassVar[tuple[Any, ...]] = ("accuracy",)
     figures: ClassVar[tuple[Any, ...]] = ("accuracy",)
 
     def study_axes(self) -> tuple[Axis, ...]:
-        """Return what the study varies beside methods and seeds; the first makes columns."""
+        """Return what the study varies beside methods and seeds; the first makes columns.
+
+        With ``LAYER`` among them a run has a row for each layer, at its last epoch.
+        """
         return (RATIO,)
 
     def specs(self) -> list[RunSpec]:
@@ -78,9 +87,10 @@ class GridStudy(GridOptions, Study):
 
     def rows(self, outcome: Outcome) -> list[dict[str, Any]]:
         """Return a run's rows of ``table.json``; every row has the same keys."""
-        from experiments.report.rows import rows_of
+        from experiments.report.rows import layer_rows, rows_of
 
-        return rows_of(outcome, self.study_axes())
+        axes = self.study_axes()
+        return layer_rows(outcome, axes) if LAYER in axes else rows_of(outcome, axes)
 
     def notes(self, outcomes: Sequence[Outcome], results: Results) -> list[str]:
         """Return lines beneath the tables."""
@@ -107,7 +117,8 @@ class GridStudy(GridOptions, Study):
         """Return what tells a run from the others, on a line."""
         from experiments.report.rows import axis_value
 
-        found = ((axis.name, axis_value(spec, axis.name)) for axis in self.study_axes())
+        axes = [axis.name for axis in self.study_axes() if axis != LAYER]
+        found = ((name, axis_value(spec, name)) for name in axes)
         values = [f"{name} {f'{v:g}' if isinstance(v, float) else v}" for name, v in found]
         served = f", for {' and '.join(spec.selections)}" if spec.selections else ""
         return ", ".join([spec.method, *values, f"seed {spec.seed}"]) + served
@@ -229,7 +240,9 @@ class GridStudy(GridOptions, Study):
                 makers += family_tables().values()
             else:
                 makers.append(TABLES[name] if isinstance(name, str) else name)
-        return [table for table in (make(results) for make in makers) if table is not None]
+        made = [make(results) for make in makers]
+        parts = chain.from_iterable(part if isinstance(part, list) else [part] for part in made)
+        return [table for table in parts if table is not None]
 
 
 def spec_fields(options: DataOptions) -> dict[str, Any]:
@@ -251,6 +264,18 @@ def specs_of(
     settings = options.settings() if isinstance(options, TrainingOptions) else options.set
     recipe, given = find_recipe(options.recipe), spec_fields(options)
     return grid(recipe, methods, ratios, seeds, fields=given, settings=settings)
+
+
+def measuring(methods: Sequence[str], layers: Sequence[str]) -> list[str]:
+    """Return settings by which runs are read at their last epoch, and trained ones at layers too.
+
+    Nothing is held out: no epoch is selected.
+    """
+    from experiments.runs.methods import find_method
+
+    trained = [method for method in methods if find_method(method).trained]
+    at_layers = [f"{method}.measured_layers={'+'.join(layers)}" for method in trained]
+    return ["validation=0", "selections=last", *(at_layers if layers else ())]
 
 
 def one_spec(options: DataOptions, method: str, ratio: float, seed: int) -> RunSpec:
