@@ -47,16 +47,28 @@ def panels(rows: int, columns: int, width: float, height: float, **how: Any) -> 
     return figure, axes
 
 
+def name_lines(panel: Any, size: int = 9, **how: Any) -> None:
+    """Give a panel a legend of its own, where any of its lines has a name."""
+    if panel.get_legend_handles_labels()[0]:
+        panel.legend(fontsize=size, frameon=False, **how)
+
+
 def say(axes: Any, text: str) -> None:
     """Write into an empty panel why it is empty."""
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color="0.4")
 
 
-def log_y(axes: Any) -> None:
-    """Make the vertical axis logarithmic where anything on it is positive."""
+def log_y(axes: Any, *sharing: Any) -> None:
+    """Make the vertical axis logarithmic where anything on it is positive.
+
+    Args:
+        axes: the panel whose axis it is.
+        sharing: other panels that share it.
+    """
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-    drawn = [v for line in axes.lines for v in line.get_ydata() if v > 0]
+    lines = [line for panel in (axes, *sharing) for line in panel.lines]
+    drawn = [v for line in lines for v in line.get_ydata() if v > 0]
     if not drawn:
         return
     axes.set_yscale("log")

@@ -46,6 +46,7 @@ class Results:
         rows: one for each run and selection rule, see :func:`experiments.report.rows.rows_of`.
         runs: those that left a record, failed ones too.
         reference: published accuracies: source -> method -> value of the first axis -> accuracy.
+        extra: what the study measured beside its runs.
     """
 
     dataset: str
@@ -53,6 +54,7 @@ class Results:
     rows: Sequence[Row]
     runs: Sequence[Run]
     reference: Mapping[str, Mapping[str, Mapping[Any, float]]] = field(default_factory=dict)
+    extra: Sequence[Mapping[str, Any]] = ()
 
     @cached_property
     def names(self) -> dict[str, str]:

@@ -119,14 +119,13 @@ def verdict(claim: str, cases: Mapping[str, bool | None], criterion: str) -> str
     """
     holds = [name for name, found in cases.items() if found]
     fails = [name for name, found in cases.items() if found is False]
+    listed = ", ".join(fails) if len(fails) <= 8 else f"{len(fails)} cases"
     if holds and fails:
-        found = f"holds in part ({', '.join(holds)}; not {', '.join(fails)})"
+        found = f"holds in part ({', '.join(holds)}; not {listed})"
     elif holds:
         found = f"holds ({', '.join(holds)})"
-    elif fails:
-        found = f"does not hold here ({', '.join(fails)})"
     else:
-        found = "not measured"
+        found = f"does not hold here ({listed})" if fails else "not measured"
     return f"{claim}: {found}. Criterion: {criterion}."
 
 

@@ -17,6 +17,10 @@ STUDIES: dict[str, str] = {
     "gaussians": "experiments.studies.gaussians:Gaussians",
     "shifts": "experiments.studies.shifts:Shifts",
     "free_features": "experiments.studies.free_features:FreeFeatures",
+    "layers": "experiments.studies.layers:Layers",
+    "rate_plane": "experiments.studies.rate_plane:RatePlane",
+    "memorization_dilation": "experiments.studies.memorization_dilation:MemorizationDilation",
+    "double_descent": "experiments.studies.double_descent:DoubleDescent",
 }
 
 

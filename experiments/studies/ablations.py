@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 import tyro
 
 from experiments.report.axis import RATIO, Axis
-from experiments.studies.engine import GridStudy, failures, finished, not_terminal
+from experiments.studies.engine import GridStudy, failures, terminal_runs
 
 if TYPE_CHECKING:
     from experiments.report.results import Results
@@ -156,11 +156,8 @@ class Ablation(GridStudy):
         ]
 
     def notes(self, outcomes: Sequence[Outcome], results: Results) -> list[str]:
-        """Return failures, and how many runs were terminal: a line a run would bury the table."""
-        of = len(finished(outcomes))
-        reached = of - len(not_terminal(outcomes, self.describe))
-        told = f"{reached} of {of} finished runs reached the terminal phase of training"
-        return [*failures(outcomes, self.describe), told]
+        """Return failures, and how many runs were terminal."""
+        return [*failures(outcomes, self.describe), terminal_runs(outcomes)]
 
     def facts(self, results: Results) -> dict[str, Any]:
         """Return what was varied."""

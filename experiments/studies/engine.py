@@ -375,6 +375,13 @@ def not_terminal(outcomes: Sequence[Outcome], describe: Callable[[RunSpec], str]
     return lines
 
 
+def terminal_runs(outcomes: Sequence[Outcome]) -> str:
+    """Return how many runs reached the terminal phase: a line each would bury a long table."""
+    runs = [run for _, run in finished(outcomes)]
+    reached = [run for run in runs if run.evaluation and run.evaluation.terminal_epoch is not None]
+    return f"{len(reached)} of {len(runs)} finished runs reached the terminal phase of training"
+
+
 def evaluation_notes(outcomes: Sequence[Outcome]) -> list[str]:
     """Return what evaluations say of themselves, absent classes say, with how many runs say it."""
     runs = [run for _, run in finished(outcomes)]

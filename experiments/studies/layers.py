@@ -328,13 +328,13 @@ def layers_along(results: Results) -> Any:
             title = f"{results.names[method]}, ratio {ratio:g}"
             panel.set(title=canvas.label(title), xlabel="epoch")
         row[0].set_ylabel("nc1, train samples")
-    axes[0, -1].legend(fontsize=9, loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False)
+    canvas.name_lines(axes[0, -1], loc="upper left", bbox_to_anchor=(1.02, 1))
     return figure
 
 
 @dataclass(frozen=True)
 class Layers(GridStudy):
-    """Measure collapse, dimension and coding rates at every layer, with wrong labels and without."""
+    """Measure collapse and coding rates at every layer, with and without wrong labels."""
 
     methods: tuple[str, ...] = ("ce", "mcr2", "redunet")
     """Names of methods, or path/to/file.py:Class of an Objective."""
