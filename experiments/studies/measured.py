@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from experiments.report.statistics import Estimate
     from experiments.runs.executors import Outcome
     from experiments.runs.runner import PlannedRun
+    from experiments.runs.specs import RunSpec
 
 #: In a run's folder: what the study measured, and of what.
 MEASURED = "measured.json"
@@ -93,6 +94,10 @@ class MeasuredStudy(GridStudy):
                 "measures": {},
             }
         ]
+
+    def describe(self, spec: RunSpec) -> str:
+        """Return what tells a run from the others; what is selected goes without saying."""
+        return super().describe(replace(spec, selections=None))
 
     def facts(self, results: Results) -> dict[str, Any]:
         """Return what was measured."""
