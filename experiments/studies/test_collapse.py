@@ -48,19 +48,18 @@ LEAST_SIZE = 100
 #: Rounding of the features: the bound may be undercut by so small a part.
 ROUNDING = 1e-6
 
-#: CDNV, a mean over pairs of classes, and the bound's parts, medians over pairs, with what tables
-#: and figures call them, and the lines that they are drawn with.
+#: CDNV, a mean over pairs of classes, and the bound and its parts, medians over pairs, with what
+#: tables and figures call them, and the lines that they are drawn with.
 MEASURES = {
     "cdnv_train": ("CDNV, train", ".-"),
     "cdnv_test": ("CDNV, test", ".--"),
     "cdnv_about_train": ("CDNV, test, about the training means", ".:"),
-    "bound": ("bound (1 + A) V_S + B", ".-."),
 }
 TERMS = {
-    "median_test": ("V_P, measured", ".--"),
+    "median_test": ("CDNV, test (V_P)", ".--"),
     "A": ("A", ".-"),
     "B": ("B", ".:"),
-    "bound": ("(1 + A) V_S + B", ".-."),
+    "bound": ("bound (1 + A) V_S + B", ".-."),
 }
 
 
@@ -218,8 +217,9 @@ def size_table(results: Results) -> Table:
     from experiments.report.table import Table
     from experiments.report.tables import shown
 
-    names = {name: called for name, (called, _) in (MEASURES | TERMS).items()}
-    names = {"epoch": "epoch", "loss": "loss"} | names | {"bound": MEASURES["bound"][0]}
+    names = {"epoch": "epoch", "loss": "loss"}
+    names |= {name: called for name, (called, _) in MEASURES.items()}
+    names |= {name: f"median {called}" for name, (called, _) in TERMS.items()}
     rows = []
     for (method, called), stop in product(results.names.items(), STOPS):
         for name, title in names.items():
@@ -230,7 +230,7 @@ def size_table(results: Results) -> Table:
             rows.append((called, stop, title, *(shown(value, results.seeds) for value in values)))
     title = (
         "Collapse of training and test samples by the number of training images; CDNV is a mean "
-        f"over pairs of classes, parts of the bound are medians ({results.interval})"
+        f"over pairs of classes where no median is named ({results.interval})"
     )
     note = "(n) behind a value: the loss was reached in n seeds only; - in none"
     header = ("method", "stopped at", "measure", *map(str, results.values()))
@@ -253,11 +253,13 @@ def test_collapse(results: Results) -> Any:
                 ]
                 canvas.mean_and_range(panel, sizes, each, results.colours[method], style)
             panel.set_xscale("log")
+            panel.set_xticks(sizes, list(map(str, sizes)), fontsize=8)
+            panel.minorticks_off()
             panel.set_title(f"stopped at {stop}", fontsize=11)
         canvas.log_y(*row)
         for called, style in drawn.values():
             row[-1].plot([], [], style, color="0.35", label=called)
-        canvas.name_lines(row[-1], 8, loc="upper left", bbox_to_anchor=(1.02, 1))
+        canvas.name_lines(row[-1], 8, loc="upper left", bbox_to_anchor=(1.02, 1), handlelength=3)
     axes[0, 0].set_ylabel("mean over pairs of classes")
     axes[1, 0].set_ylabel("median over pairs of classes")
     for panel in axes[1]:
@@ -297,8 +299,8 @@ class TestCollapse(MeasuredStudy):
         return (SIZE,)
 
     def settings(self) -> list[str]:
-        """Hold nothing out and look every second epoch, then the settings given."""
-        return [*measuring(self.methods, ()), "evaluate_every=2", *super().settings()]
+        """Hold nothing out and look after every epoch, then the settings given."""
+        return [*measuring(self.methods, ()), "evaluate_every=1", *super().settings()]
 
     @cached_property
     def counts(self) -> list[int]:
