@@ -257,6 +257,8 @@ def imbalance(results: Results) -> Any:
             panel.plot(x, [best[r] for r in x], ":", color="0.35", label="layer-peeled optimum")
             canvas.name_lines(panel, 8, handlelength=3)
         panel.set_title(called.replace(", small classes", ",\nsmall classes"), fontsize=11)
+        if name not in OPTIMUM:
+            canvas.limits(panel, 0, 1)
         if max(ratios) >= 8 * min(ratios):
             panel.set_xscale("log")
             panel.minorticks_off()
