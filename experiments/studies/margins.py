@@ -378,7 +378,7 @@ def past_separation_figure(results: Results) -> Any:
                 panel.plot(x, [r[name] for r in rows], ".-", color=colour, linewidth=1)
                 at = [i for i, r in enumerate(rows) if r["look"] == "separation"]
                 panel.plot(x, [r[name] for r in rows], "o", color=colour, mfc="white", markevery=at)
-        panel.set_xscale("log")
+        panel.set(xscale="log", xlim=(0.9, 1.1 * max((r["epoch"] for r in course), default=1)))
         panel.set_xlabel("epoch (a line a seed)")
         panel.set_title(called, fontsize=11)
     axes[0, 1].set_ylim(bottom=0)
@@ -390,8 +390,8 @@ def past_separation_figure(results: Results) -> Any:
             values = list(by_seed(continued, "test_accuracy", **where).values())
             x = [place + 0.15 * number] * len(values)
             last.plot(x, values, "o", color=results.colours[method], markersize=5, alpha=0.7)
-    called = [f"{share:.0%} {which}" for share, which in cases]
-    last.set_xticks(range(len(cases)), called, rotation=60, fontsize=8, ha="right")
+    kept = [f"{share:.0%} {which}" for share, which in cases]
+    last.set_xticks(range(len(cases)), kept, rotation=60, fontsize=8, ha="right")
     last.set_title("test accuracy, by what was kept", fontsize=11)
     marks = {"separation": {"marker": "o", "mfc": "white", "linestyle": "none"}}
     legend(figure, {name: results.colours[m] for m, name in results.names.items()}, marks)
@@ -490,7 +490,7 @@ class MarginsStudy(MeasuredStudy):
 def go_on(
     observer: Observer, spec: RunSpec, feed: Any, epochs: int, share: float, which: str
 ) -> Row:
-    """Train the separated network on a share of the samples, for as many steps as all would take."""
+    """Train the separated network on a share of the samples, as many steps as all would take."""
     from mcr2.data import mix_seed, num_batches
     from mcr2.training import Watch, train
 

@@ -108,7 +108,7 @@ class Equivalence(NamedTuple):
 
     mean: float
     half_width: float
-    count: int
+    pairs: int
 
     @property
     def holds(self) -> bool:
@@ -287,7 +287,7 @@ def equivalence_table(results: Results) -> Table | None:
                 half, low, high = found.half_width, found.mean, found.mean
                 interval = f"[{low - half:+.4f}, {high + half:+.4f}]"
                 held = "yes" if found.holds else "no" if found.is_refuted else "open"
-                rows.append((name, str(found.count), f"{found.mean:+.4f}", interval, held))
+                rows.append((name, str(found.pairs), f"{found.mean:+.4f}", interval, held))
     title = f"Paired differences in test accuracy at the last epoch, for a margin of ±{MARGIN:g}"
     header = ("setting, less what it is compared with", "pairs", "difference", "90 % interval")
     return Table(title, (*header, "equivalent"), tuple(rows), left=1) if rows else None

@@ -87,7 +87,7 @@ def few_shots(
 
     from mcr2.metrics.few_shot import few_shot
 
-    ways = min(WAYS, len(labels.unique()))
+    ways = min(WAYS, len(torch.unique(labels)))
     found: dict[str, float] = {}
     for shots in SHOTS:
         for classifier in CLASSIFIERS:
@@ -303,13 +303,13 @@ def transfer(results: Results) -> Any:
     canvas.log_y(left)
     left.set(ylabel="CDNV of the features", title="collapse")
     right.set(ylabel="accuracy, held-out classes", title="5 shots, by classifier")
-    for panel, shots in ((one, "1 shot"), (five, "5 shots")):
-        called = f"{shots}, nearest class mean, {counts[-1]} source classes"
+    for panel, given in ((one, "1 shot"), (five, "5 shots")):
+        called = f"{given}, nearest class mean, {counts[-1]} source classes"
         panel.set(ylabel="accuracy, held-out classes", title=canvas.label(called, 60))
         panel.set_xticks(range(len(layers)), layers, rotation=30, fontsize=8)
     for panel, names in ((left, SETS.values()), (right, CLASSIFIERS)):
-        for name, style in zip(names, CDNV.values(), strict=True):
-            panel.plot([], [], style, color="0.35", label=name.replace("_", " "))
+        for shown, line in zip(names, CDNV.values(), strict=True):
+            panel.plot([], [], line, color="0.35", label=shown.replace("_", " "))
         canvas.name_lines(panel, 8)
     legend(figure, {name: results.colours[method] for method, name in methods.items()})
     return figure
