@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from experiments.report.axis import Axis
-from experiments.studies.engine import failures, measuring, terminal_runs
+from experiments.studies.engine import check_varied, failures, measuring, terminal_runs
 from experiments.studies.measured import MeasuredStudy, Row, by_seed, over_seeds
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def less(results: Results, name: str, sign: int) -> bool | None:
     most = max(results.values())
     ours, theirs = (by_seed(results, name, method=m, imbalance=most) for m in ("mcr2", "ce"))
     pairs = [(ours[seed], theirs[seed]) for seed in ours.keys() & theirs.keys()]
-    return in_every_seed([sign * (theirs[1] - theirs[0]) > 0 for theirs in pairs])
+    return in_every_seed([sign * (other - own) > 0 for own, other in pairs])
 
 
 def verdicts(results: Results) -> list[str]:
@@ -300,6 +300,7 @@ class Imbalance(MeasuredStudy):
         """Return the specs, equal classes first."""
         from mcr2 import checks
 
+        check_varied(self, IMBALANCE.name)
         checks.integer("the number of ratios", len(self.ratios), 1, 1)
         checks.integer("the number of imbalances", len(self.imbalances), 1)
         runs = self.grid(self.methods)

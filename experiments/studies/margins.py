@@ -246,7 +246,7 @@ def verdicts(results: Results) -> list[str]:
     ]
     for share in SHARES[1:]:
         cases = {
-            f"{name}, {which} margins": in_every_seed(suffices(results, method, share, which))
+            f"{name} by {which} margins": in_every_seed(suffices(results, method, share, which))
             for method, name in results.names.items()
             for which in WHICH
         }

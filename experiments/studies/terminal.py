@@ -23,7 +23,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from experiments.report.axis import RATIO, Axis
-from experiments.studies.engine import GridStudy, failures, measuring, terminal_runs
+from experiments.studies.engine import (
+    GridStudy,
+    check_varied,
+    failures,
+    measuring,
+    terminal_runs,
+)
 
 if TYPE_CHECKING:
     from experiments.report.results import Results
@@ -370,6 +376,7 @@ class Terminal(GridStudy):
 
     def specs(self) -> list[RunSpec]:
         """Return the specs, seed by seed."""
+        check_varied(self, DIMENSION.name, DECAY.name)
         for method in self.methods:
             check_head(method)
         return [

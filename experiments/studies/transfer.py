@@ -22,7 +22,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from experiments.report.axis import Axis
-from experiments.studies.engine import STAGES, measuring
+from experiments.studies.engine import STAGES, check_varied, measuring
 from experiments.studies.measured import MeasuredStudy, Row, by_seed, over_seeds
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from experiments.runs.executors import Outcome
     from experiments.runs.runner import PlannedRun
     from experiments.runs.specs import RunSpec
-    from mcr2.data import Dataset
 
 #: Numbers of source classes to choose from, of which the largest that a data set allows are taken.
 SOURCES = (2, 3, 5, 10, 20, 50, 100, 200)
@@ -400,10 +399,18 @@ class Transfer(MeasuredStudy):
         """Return the specs, few source classes first."""
         from mcr2 import checks
 
+        check_varied(self, SOURCE.name)
         checks.integer("episodes", self.episodes, 2)
         checks.integer("the number of ratios", len(self.ratios), 1, 1)
-        _ = self._held_out
         runs = self.grid(self.methods)
+        for layer in self.layers if ":" not in runs[0].backbone else ():
+            checks.choice("layers", layer, STAGES)
+        _, labels = self._others(replace(runs[0], classes=(max(self.counts),)))
+        if (fewest := int(labels.bincount().min())) <= max(SHOTS):
+            raise ValueError(
+                f"a held-out class has {fewest} images; {max(SHOTS)} shots and a query need "
+                f"{max(SHOTS) + 1}"
+            )
         return [replace(spec, classes=(count,)) for count in self.counts for spec in runs]
 
     def rows(self, outcome: Outcome) -> list[dict[str, Any]]:
@@ -419,11 +426,20 @@ class Transfer(MeasuredStudy):
         assert spec.classes is not None
         return spec.classes[0]
 
-    def measure(self, planned: PlannedRun) -> list[Row]:
-        """Measure CDNV on source and held-out classes, and few-shot accuracies, layer by layer."""
+    def _others(self, spec: RunSpec) -> tuple[Tensor, Tensor]:
+        """Return all images of the held-out classes, and their labels."""
         import torch
 
         from experiments.runs.prepare import unused_classes
+
+        unused = unused_classes(spec, self.data_root)
+        K = unused.num_classes
+        kept = unused.of_classes(range(K - self._held_out, K))
+        splits = (kept.train, kept.test)
+        return torch.cat([s.images for s in splits]), torch.cat([s.labels for s in splits])
+
+    def measure(self, planned: PlannedRun) -> list[Row]:
+        """Measure CDNV on source and held-out classes, and few-shot accuracies, layer by layer."""
         from experiments.runs.runner import kept_encoder
         from mcr2.data import to_float
         from mcr2.evaluation import encode_layers, layers_of
@@ -432,11 +448,9 @@ class Transfer(MeasuredStudy):
         machine, spec = self.machine(), planned.spec
         encoder, data = kept_encoder(planned, machine)
         layers = [name for name in self.layers if name in layers_of(encoder)]
-        unused = last_classes(unused_classes(spec, self.data_root), self._held_out)
-        other = torch.cat([unused.train.images, unused.test.images])
-        sets = {"train": data.train.images, "test": data.test.images, "held_out": other}
-        labels = {"train": data.train.labels, "test": data.test.labels}
-        labels["held_out"] = torch.cat([unused.train.labels, unused.test.labels])
+        others, other_labels = self._others(spec)
+        sets = {"train": data.train.images, "test": data.test.images, "held_out": others}
+        labels = {"train": data.train.labels, "test": data.test.labels, "held_out": other_labels}
         counts = {name: int(y.max()) + 1 for name, y in labels.items()}
         device = machine.torch_device()
         found = {name: encode_layers(encoder, x.to(device), layers) for name, x in sets.items()}
@@ -460,8 +474,3 @@ class Transfer(MeasuredStudy):
     def notes(self, outcomes: Sequence[Outcome], results: Results) -> list[str]:
         """Return what runs say of themselves, then what became of the claims."""
         return [*super().notes(outcomes, results), *verdicts(results)]
-
-
-def last_classes(dataset: Dataset, count: int) -> Dataset:
-    """Return the last classes of a data set."""
-    return dataset.of_classes(range(dataset.num_classes - count, dataset.num_classes))
