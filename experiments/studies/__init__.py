@@ -22,7 +22,7 @@ STUDIES: dict[str, str] = {
     "memorization_dilation": "experiments.studies.memorization_dilation:MemorizationDilation",
     "double_descent": "experiments.studies.double_descent:DoubleDescent",
     "transfer": "experiments.studies.transfer:Transfer",
-    "test_collapse": "experiments.studies.test_collapse:TestCollapse",
+    "test_collapse": "experiments.studies.collapse_on_test:CollapseOnTest",
     "terminal": "experiments.studies.terminal:Terminal",
     "margins": "experiments.studies.margins:MarginsStudy",
     "imbalance": "experiments.studies.imbalance:Imbalance",

@@ -237,7 +237,7 @@ def size_table(results: Results) -> Table:
     return Table(title, header, tuple(rows), left=3, notes=(note,))
 
 
-def test_collapse(results: Results) -> Any:
+def collapse_by_size(results: Results) -> Any:
     """Draw CDNV above and the bound's parts below against the size, a column a stop."""
     from experiments.report import canvas
     from experiments.report.figures import legend
@@ -269,10 +269,8 @@ def test_collapse(results: Results) -> Any:
 
 
 @dataclass(frozen=True)
-class TestCollapse(MeasuredStudy):
+class CollapseOnTest(MeasuredStudy):
     """Measure collapse of test samples, and the bound on it, by the size of the training set."""
-
-    __test__: ClassVar[bool] = False  # its name begins like that of a test
 
     methods: tuple[str, ...] = ("ce",)
     """Names of methods whose loss is a mean over samples, so that a loss means the same at any
@@ -292,7 +290,7 @@ class TestCollapse(MeasuredStudy):
     measured_by = ("loss",)
     makes_runs = False
     tables = (size_table,)
-    figures = (test_collapse,)
+    figures = (collapse_by_size,)
 
     def study_axes(self) -> tuple[Axis, ...]:
         """Return the size of the training set."""
