@@ -14,7 +14,7 @@ from experiments.studies.engine import GridStudy, one_spec
 from mcr2.records import load_run, load_study
 
 ROOT = Path(__file__).parent.parent
-PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 TEXTS = {str(page.relative_to(ROOT)): page.read_text() for page in PAGES}
 
 

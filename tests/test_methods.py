@@ -245,6 +245,7 @@ OTHER = {
     "stem_stride": 2,
     "feature_dim": 7,
     "projection": "none",
+    "width": 4,
     "shift": 0,
     "flip": True,
     "shuffle": False,

@@ -364,6 +364,8 @@ class DoubleDescent(GridStudy):
                 checks.integer(name, value, 1)
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} has repetitions: {' '.join(map(str, values))}")
+        if "width" in {text.partition("=")[0].rpartition(".")[2] for text in self.set}:
+            raise ValueError("width is set and varied; do one of them")
         load(self._sampled(0.0, 0), self.data_root)
         return super().prepare()
 
