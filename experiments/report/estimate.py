@@ -44,7 +44,8 @@ def _bytes(count: float | None) -> str:
 def _row(spec: RunSpec, group: Sequence[RunEstimate]) -> tuple[str, ...]:
     one, seconds = group[0], _time(max(each.seconds for each in group))
     held = (one.memory, max(each.disk for each in group), one.checkpoint)
-    named = (spec.method, spec.backbone, ", ".join(rules_for(spec)))
+    backbone = spec.backbone if spec.width is None else f"{spec.backbone}, width {spec.width}"
+    named = (spec.method, backbone, ", ".join(rules_for(spec)))
     return (*named, str(len(group)), str(one.steps), seconds, *map(_bytes, held))
 
 
