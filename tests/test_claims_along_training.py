@@ -231,7 +231,7 @@ def test_the_study_of_double_descent(tmp_path, capsys):
     options += ["--features", "50", "10", "200"]
     out = tmp_path / "out"
     value, figures = study("double_descent", out, *options)
-    assert figures == {"random_features", "width", "epochs"}
+    assert figures == {"random_features", "error_by_width", "error_by_epoch"}
     assert [row["width"] for row in value["rows"]] == [1, 2]
     held = [(row["features"], row["ratio"]) for row in value["random_features"]]
     assert held == [(10, 0.2), (50, 0.2), (200, 0.2)]

@@ -3,11 +3,11 @@
     mcr2 study double_descent
 
 90 runs of the recipe ``quick`` at 100 epochs, about 15 minutes on two cores, after half a minute of
-least squares on random features. Belkin et al. (2019) say that test error peaks where a model can just fit its
-training labels and falls beyond; Nakkiran et al. (2020) that it does so over width and over epochs,
-the more the more labels are wrong. Expect random ReLU features to peak where there are as many of
-them as samples; in the small ResNets expect little, for every width but the least may fit all
-labels: where a peak does not show, the study says so.
+least squares on random features. Belkin et al. (2019) say that test error peaks where a model can
+just fit its training labels and falls beyond; Nakkiran et al. (2020) that it does so over width and
+over epochs, the more the more labels are wrong. Expect random ReLU features to peak where there are
+as many of them as samples; in the small ResNets expect little, for all but the narrowest may fit
+all labels: where a peak does not show, the study says so.
 
 Axes: the width, in random features or channels of the first stage, and the share of labels redrawn;
 epochs run along the curves.
@@ -260,7 +260,7 @@ def random_features(results: Results) -> Any:
     return figure
 
 
-def width(results: Results) -> Any:
+def error_by_width(results: Results) -> Any:
     """Draw test and train error against the width of the network, a shade a ratio."""
     from experiments.report import canvas
 
@@ -293,7 +293,7 @@ def draw_curves(
         panel.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
-def epochs(results: Results) -> Any:
+def error_by_epoch(results: Results) -> Any:
     """Draw test error along training, a shade a width, a row a method, a column a ratio."""
     from experiments.report import canvas
     from experiments.report.figures import OWN, curve
@@ -321,7 +321,7 @@ class DoubleDescent(GridStudy):
 
     methods: tuple[str, ...] = ("ce", "mcr2")
     """Names of methods, or path/to/file.py:Class of an Objective."""
-    widths: tuple[int, ...] = (1, 2, 4, 8, 16)
+    widths: tuple[int, ...] = (1, 2, 3, 4, 8)
     """Channels of the ResNet's first stage."""
     features: tuple[int, ...] = (
         *(10, 20, 50, 100, 200, 300, 400, 450),
@@ -339,7 +339,7 @@ class DoubleDescent(GridStudy):
 
     name: ClassVar[str] = "double_descent"
     tables = (feature_table, "settings")
-    figures = (random_features, width, epochs)
+    figures = (random_features, error_by_width, error_by_epoch)
 
     def study_axes(self) -> tuple[Axis, ...]:
         """Return the width of the network, and the ratio."""
@@ -376,7 +376,7 @@ class DoubleDescent(GridStudy):
         return replace(one_spec(self, self.methods[0], ratio, seed), subset=self.samples)
 
     @cached_property
-    def random_features(self) -> list[dict[str, Any]]:
+    def feature_errors(self) -> list[dict[str, Any]]:
         """Errors of random features, a row for each seed, ratio and number of them."""
         import torch
 
@@ -399,12 +399,12 @@ class DoubleDescent(GridStudy):
 
     def run(self, planned: Sequence[PlannedRun], out: Path, jobs: int) -> int:
         """Fit the random features, then run what is not complete."""
-        _ = self.random_features
+        _ = self.feature_errors
         return super().run(planned, out, jobs)
 
     def results(self, outcomes: Sequence[Outcome]) -> Results:
         """Return what tables and figures are made of, with the random features beside."""
-        return replace(super().results(outcomes), extra=self.random_features)
+        return replace(super().results(outcomes), extra=self.feature_errors)
 
     def notes(self, outcomes: Sequence[Outcome], results: Results) -> list[str]:
         """Return failures, how many runs were terminal, and what became of the claims."""
