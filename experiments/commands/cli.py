@@ -86,7 +86,9 @@ def _about(kind: type[Any]) -> str:
 
 def _group_guide(group: str) -> str:
     """Return what ``mcr2 study`` and ``mcr2 bench`` print: their members, one in a line."""
-    lines = [f"  {name:14} {_about(kind)}" for name, kind in _members(group).items()]
+    members = _members(group)
+    wide = max(map(len, members))
+    lines = [f"  {name:{wide}}  {_about(kind)}" for name, kind in members.items()]
     own = ["", "or mcr2 study path/to/file.py:NAME for one of your own"] * (group == "study")
     return "\n".join([f"usage: mcr2 {group} NAME [OPTIONS]", "", *lines, *own])
 

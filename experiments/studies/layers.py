@@ -91,7 +91,7 @@ def of_row(row: Mapping[str, Any], measure: str, split: str) -> float | None:
 def law_of(nc1: Profile) -> Equiseparation | None:
     """Fit the law of separation to a profile of nc1; None of fewer than three layers.
 
-    A stage counts as one layer, as one of ReduNet's does.
+    Every layer that is measured counts as one: ρ is from one of them to the next.
     """
     from mcr2.metrics.equiseparation import equiseparation
 
@@ -254,8 +254,8 @@ def law_table(results: Results) -> Table:
                 entries = (shown(rho, part.seeds, 3), shown(fit, part.seeds, 3), begun or "-")
                 rows.append((*part.named(case), split, *entries))
     title = (
-        "Separation: least squares of log nc1 = log a + l log ρ over layers l, and the layer from "
-        f"which on at most {BEGUN:g} of the samples are nearer to another class's mean "
+        "Separation: least squares of log nc1 = log a + l log ρ over measured layers l, and the "
+        f"layer from which on at most {BEGUN:g} of the samples are nearer to another class's mean "
         f"({results.interval})"
     )
     header = ("method", "ratio", "split", "ρ", "R²", "collapse begins at")
