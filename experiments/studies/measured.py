@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 #: In a run's folder: what the study measured, and of what.
 MEASURED = "measured.json"
 
+#: Raised where a study measures something otherwise than before.
+MEASURED_FORMAT = 1
+
 #: What was measured: values by name.
 Row = dict[str, Any]
 
@@ -121,7 +124,8 @@ class MeasuredStudy(GridStudy):
     def _key(self, planned: PlannedRun) -> str:
         from mcr2.records import content_key
 
-        return content_key(planned.key, {name: getattr(self, name) for name in self.measured_by})
+        options = {name: getattr(self, name) for name in self.measured_by}
+        return content_key(MEASURED_FORMAT, planned.key, options)
 
     def _measure_all(self, planned: Sequence[PlannedRun]) -> dict[PlannedRun, str]:
         """Measure what is missing, and return what could not be measured, and why."""

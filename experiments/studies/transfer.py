@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from experiments.report.axis import Axis
@@ -354,7 +355,7 @@ class Transfer(MeasuredStudy):
     """One run of everything a seed."""
 
     name: ClassVar[str] = "transfer"
-    measured_by = ("held_out", "episodes", "layers")
+    measured_by = ("held_out_classes", "episodes", "layers")
     tables = (cdnv_table, few_shot_table)
     figures = (transfer,)
 
@@ -371,28 +372,29 @@ class Transfer(MeasuredStudy):
         """The numbers of source classes."""
         from mcr2 import checks
 
-        K = self._all_classes
         if self.sources is None:
+            K = self.all_classes
             able = [count for count in SOURCES if count <= K - LEAST_HELD_OUT]
             if not able:
                 raise ValueError(f"{K} classes are too few to hold {LEAST_HELD_OUT} of them out")
             return able[-MOST_SOURCES:]
         checks.integer("the number of sources", len(self.sources), 1)
-        for count in self.sources:
-            checks.integer("sources", count, 2, K - 2)
-        return sorted(set(self.sources))
+        return sorted({checks.integer("sources", count, 2) for count in self.sources})
 
     @cached_property
-    def _all_classes(self) -> int:
+    def all_classes(self) -> int:
+        """How many classes the data set has."""
         from experiments.runs.prepare import load
 
         return load(self.grid(self.methods)[0], self.data_root).num_classes
 
     @property
-    def _held_out(self) -> int:
+    def held_out_classes(self) -> int:
+        """How many classes are held out."""
         from mcr2 import checks
 
-        most = self._all_classes - max(self.counts)
+        checks.integer("sources", max(self.counts), 2, self.all_classes - 2)
+        most = self.all_classes - max(self.counts)
         return most if self.held_out is None else checks.integer("held_out", self.held_out, 2, most)
 
     def specs(self) -> list[RunSpec]:
@@ -405,13 +407,17 @@ class Transfer(MeasuredStudy):
         runs = self.grid(self.methods)
         for layer in self.layers if ":" not in runs[0].backbone else ():
             checks.choice("layers", layer, STAGES)
-        _, labels = self._others(replace(runs[0], classes=(max(self.counts),)))
+        return [replace(spec, classes=(count,)) for count in self.counts for spec in runs]
+
+    def plan(self) -> tuple[list[PlannedRun], Path]:
+        """Plan the runs, and check that episodes can be drawn of the held-out classes."""
+        _, labels = self._others(self.specs()[-1])
         if (fewest := int(labels.bincount().min())) <= max(SHOTS):
             raise ValueError(
                 f"a held-out class has {fewest} images; {max(SHOTS)} shots and a query need "
                 f"{max(SHOTS) + 1}"
             )
-        return [replace(spec, classes=(count,)) for count in self.counts for spec in runs]
+        return super().plan()
 
     def rows(self, outcome: Outcome) -> list[dict[str, Any]]:
         """Return a run's rows, with a number of source classes, not a tuple."""
@@ -432,9 +438,9 @@ class Transfer(MeasuredStudy):
 
         from experiments.runs.prepare import unused_classes
 
+        count = self.held_out_classes
         unused = unused_classes(spec, self.data_root)
-        K = unused.num_classes
-        kept = unused.of_classes(range(K - self._held_out, K))
+        kept = unused.of_classes(range(unused.num_classes - count, unused.num_classes))
         splits = (kept.train, kept.test)
         return torch.cat([s.images for s in splits]), torch.cat([s.labels for s in splits])
 
