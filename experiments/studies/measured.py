@@ -6,9 +6,10 @@ command measures what is missing, and reads the rest.
 
 from __future__ import annotations
 
+import os
+import time
 import traceback
-from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -130,42 +131,73 @@ class MeasuredStudy(GridStudy):
     def _measure_all(self, planned: Sequence[PlannedRun]) -> dict[PlannedRun, str]:
         """Measure what is missing, and return what could not be measured, and why."""
         from experiments.report.table import visible
-        from experiments.runs.executors import process_context
-        from experiments.runs.signals import STOP
 
         left = [one for one in planned if self.held(one) is None]
         failed: dict[PlannedRun, str] = {}
+        told = 0
 
-        def tell(number: int, one: PlannedRun, why: str | None) -> None:
-            if why is not None:
-                failed[one] = why
-            ended = "measured" if why is None else f"failed, {why}"
-            print(visible(f"[{number}/{len(left)}] {self.describe(one.spec)}: {ended}"), flush=True)
+        def ended(one: PlannedRun) -> None:
+            nonlocal told
+            told += 1
+            if self.held(one) is None:
+                failed[one] = _reason(one.folder)
+            how = f"failed, {failed[one]}" if one in failed else "measured"
+            print(visible(f"[{told}/{len(left)}] {self.describe(one.spec)}: {how}"), flush=True)
 
         jobs = min(self.machine().jobs(self.jobs), len(left))
-        if jobs <= 1:
-            for number, one in enumerate(left, 1):
-                tell(number, one, _measure(self, one))
-                STOP.raise_if_stopped()
-            return failed
-        with ProcessPoolExecutor(jobs, mp_context=process_context()) as pool:
-            going = {pool.submit(_measure, self, one): one for one in left}
-            try:
-                while going:
-                    done, _ = wait(going, timeout=0.2, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        number = len(left) - len(going) + 1
-                        tell(number, going.pop(future), future.result())
-                    STOP.raise_if_stopped()
-            except BaseException:  # what goes on is finished and kept, the rest is not begun
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-        STOP.nobody_asks()
+        if jobs > 1:
+            _in_processes(self, left, jobs, ended)
+        else:
+            for one in left:
+                _measure(self, one)
+                ended(one)
         return failed
 
 
-def _measure(study: MeasuredStudy, planned: PlannedRun) -> str | None:
-    """Measure a run and write what was found; return why that failed."""
+def _in_processes(
+    study: MeasuredStudy,
+    left: Sequence[PlannedRun],
+    jobs: int,
+    ended: Callable[[PlannedRun], None],
+) -> None:
+    """Measure runs, so many at a time; where a signal asks for an end, all end at once."""
+    from experiments.runs.executors import process_context
+    from experiments.runs.signals import STOP
+
+    waiting, context = list(left), process_context()
+    running: dict[PlannedRun, Any] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                one = waiting.pop(0)
+                running[one] = context.Process(target=_work, args=(study, one), daemon=True)
+                running[one].start()
+            time.sleep(0.2)
+            STOP.raise_if_stopped()
+            for one in [one for one, process in running.items() if not process.is_alive()]:
+                running.pop(one).join()
+                ended(one)
+    finally:
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            process.join()
+    STOP.nobody_asks()
+
+
+def _work(study: MeasuredStudy, planned: PlannedRun) -> None:
+    """Measure a run in a process of its own."""
+    from experiments.runs.signals import STOP, Stopped
+
+    try:
+        with STOP:
+            _measure(study, planned)
+    except Stopped as stopped:
+        os._exit(stopped.status)
+
+
+def _measure(study: MeasuredStudy, planned: PlannedRun) -> None:
+    """Measure a run and write what was found, or why that failed."""
     from experiments.runs.runner import ERROR
     from mcr2.records import plain, write_signed, write_text
 
@@ -176,11 +208,20 @@ def _measure(study: MeasuredStudy, planned: PlannedRun) -> str | None:
         rows = plain(study.measure(planned))
         write_signed(folder / MEASURED, {"key": study._key(planned), "rows": rows})
     except Exception as error:
-        text = traceback.format_exc().encode("utf-8", "backslashreplace").decode()
-        write_text(folder / ERROR, text)
-        reason = " ".join(str(error).split())
-        return f"{type(error).__name__}: {reason} (traceback in {folder / ERROR})"
-    return None
+        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        text = f"{why}\n\n{traceback.format_exc()}"
+        write_text(folder / ERROR, text.encode("utf-8", "backslashreplace").decode())
+
+
+def _reason(folder: Path) -> str:
+    """Return why a run in a folder could not be measured."""
+    from experiments.runs.runner import ERROR
+
+    error = folder / ERROR
+    if not error.is_file():
+        return "its process ended and left nothing"
+    line = error.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
+    return f"{line} (traceback in {error})"
 
 
 def by_seed(results: Results, name: str, **where: Any) -> dict[int, float]:
