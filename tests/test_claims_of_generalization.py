@@ -17,7 +17,7 @@ from experiments.commands.cli import main
 from experiments.report.results import Results
 from experiments.runs.machine import Machine
 from experiments.runs.runner import kept_encoder, plan
-from experiments.runs.specs import RunSpec
+from experiments.runs.specs import from_dict
 from experiments.studies import collapse_on_test, imbalance, margins, terminal, transfer
 from experiments.studies.collapse_on_test import CollapseOnTest
 from experiments.studies.imbalance import Imbalance
@@ -26,7 +26,6 @@ from experiments.studies.terminal import Terminal
 from experiments.studies.transfer import Transfer
 from mcr2.data import load_dataset, to_float
 from mcr2.records import load_run, read_signed
-from mcr2.training import TrainingConfig
 
 OMNIGLOT = Path(__file__).parents[2] / "shared/data/omniglot-small.npz"
 
@@ -96,14 +95,7 @@ def test_transfer_measures_what_features_extracted_by_hand_say(transferred):
     whole = load_dataset("digits")
     for folder in (out / "runs").iterdir():
         record = load_run(folder).record
-        spec = RunSpec(
-            "ce",
-            backbone="resnet10_w8",
-            classes=tuple(record.spec["classes"]),
-            validation=0.0,
-            selections=("last",),
-            training=TrainingConfig(**record.spec["training"] | {"milestones": ()}),
-        )
+        spec = from_dict(record.spec)
         (planned,) = plan([spec], out, Machine())
         assert planned.key == record.key
         encoder, data = kept_encoder(replace(planned, folder=folder), Machine())

@@ -80,24 +80,11 @@ class MeasuredStudy(GridStudy):
         return replace(super().results(outcomes), extra=rows)
 
     def rows(self, outcome: Outcome) -> list[dict[str, Any]]:
-        """Return a run's rows; without runs one, which says how measuring ended."""
+        """Return a run's rows; without runs they only say how measuring ended."""
+        rows = super().rows(outcome)
         if self.makes_runs:
-            return super().rows(outcome)
-        from experiments.report.rows import axis_value
-
-        spec, why = outcome.planned.spec, outcome.failure
-        return [
-            {
-                "method": spec.method,
-                "selection": "last",
-                **{axis.name: axis_value(spec, axis.name) for axis in self.study_axes()},
-                "seed": spec.seed,
-                "status": "finished" if why is None else "failed",
-                "reason": why,
-                "run": outcome.planned.folder.name,
-                "measures": {},
-            }
-        ]
+            return rows
+        return [row | {"status": "failed" if outcome.failure else "finished"} for row in rows]
 
     def describe(self, spec: RunSpec) -> str:
         """Return what tells a run from the others; what is selected goes without saying."""
