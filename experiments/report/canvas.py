@@ -90,6 +90,17 @@ def shades(count: int) -> Any:
     return pyplot().get_cmap("viridis")(np.linspace(0, 0.9, count))
 
 
+def mean_and_range(
+    panel: Any, at: Sequence[float], each: Sequence[Sequence[float]], colour: Any, style: str = ".-"
+) -> None:
+    """Draw means of values, a sequence a place, and their range; places without values are left."""
+    found = [(x, values) for x, values in zip(at, each, strict=True) if values]
+    places = [x for x, _ in found]
+    panel.plot(places, [sum(v) / len(v) for _, v in found], style, color=colour)
+    low, high = [min(v) for _, v in found], [max(v) for _, v in found]
+    panel.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
 def cosines(panel: Any, matrix: Any, labels: Sequence[int], names: Sequence[str] = ()) -> Any:
     """Show |cosine| ``(m, m)`` of samples sorted by class, 20 classes by name; return the image."""
     panel.grid(False)

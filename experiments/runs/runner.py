@@ -248,6 +248,26 @@ def extra_readouts(spec: RunSpec, *, final: bool = True) -> tuple[str, ...]:
     return names if final else tuple(name for name in names if name not in SOLVED)
 
 
+def kept_encoder(planned: PlannedRun, machine: Machine) -> tuple[ImageEncoder, Prepared]:
+    """Return the network that a finished run kept of its last epoch, on its device, and the data.
+
+    Raises:
+        ValueError: the run is not finished, or its weights are missing or damaged.
+    """
+    run, spec = held(planned.folder, planned.key), planned.spec
+    if run is None or run.record.status != "finished":
+        raise ValueError(f"{planned.folder} holds no finished run of {spec.method}")
+    kept = run.record.weights.get(str(run.record.epochs))
+    if kept is None:
+        raise ValueError(f"{planned.folder} does not hold the weights of the last epoch")
+    data = prepare(spec, load(spec, machine.data_root))
+    state = _read_weights(planned.folder, kept)
+    encoder: Any = find_method(spec.method).load(spec, data.sizes, state)
+    if isinstance(encoder, torch.nn.Module):
+        encoder.to(machine.torch_device())
+    return encoder, data
+
+
 def evaluate_fully(
     encoder: ImageEncoder,
     spec: RunSpec,

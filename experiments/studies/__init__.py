@@ -22,6 +22,11 @@ STUDIES: dict[str, str] = {
     "rate_plane": "experiments.studies.rate_plane:RatePlane",
     "memorization_dilation": "experiments.studies.memorization_dilation:MemorizationDilation",
     "double_descent": "experiments.studies.double_descent:DoubleDescent",
+    "transfer": "experiments.studies.transfer:Transfer",
+    "test_collapse": "experiments.studies.collapse_on_test:CollapseOnTest",
+    "terminal": "experiments.studies.terminal:Terminal",
+    "margins": "experiments.studies.margins:MarginsStudy",
+    "imbalance": "experiments.studies.imbalance:Imbalance",
 }
 
 

@@ -342,6 +342,18 @@ def measuring(methods: Sequence[str], layers: Sequence[str]) -> list[str]:
     return ["validation=0", "selections=last", *(at_layers if layers else ())]
 
 
+def check_varied(study: GridStudy, *names: str) -> None:
+    """Refuse ``--set`` of fields that a study varies itself.
+
+    Raises:
+        ValueError: one is set.
+    """
+    taken = {text.partition("=")[0].rpartition(".")[2] for text in study.set}
+    for name in names:
+        if name in taken:
+            raise ValueError(f"{name} is set and varied; do one of them")
+
+
 def one_spec(options: DataOptions, method: str, ratio: float, seed: int) -> RunSpec:
     """Return the spec of a single run of a method."""
     return specs_of(options, [method], [ratio], [seed])[0]

@@ -2,7 +2,7 @@
 
     mcr2 study memorization_dilation
 
-24 runs of the recipe ``quick``, about 12 minutes on two cores. Nguyen et al. (2022) say that a
+36 runs of the recipe ``quick``, some minutes on two cores. Nguyen et al. (2022) say that a
 network which memorises wrong labels moves the samples that carry them out of their class, and
 dilates the class on test samples; label smoothing would do less of both. Expect cross-entropy to
 memorise every wrong label, and its test features to spread with the number of those; MCR² to
@@ -222,7 +222,7 @@ def memorization_dilation(results: Results) -> Any:
 class MemorizationDilation(GridStudy):
     """Measure how test features spread within classes as wrong labels are memorised."""
 
-    methods: tuple[str, ...] = ("ce", "mcr2")
+    methods: tuple[str, ...] = ("ce", "ls", "mcr2")
     """Names of methods, or path/to/file.py:Class of an Objective."""
     ratios: tuple[float, ...] = (0.0, 0.1, 0.3, 0.5)
     """Shares of the training labels to redraw."""
