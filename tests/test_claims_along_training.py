@@ -92,14 +92,14 @@ def test_verdicts_of_the_rate_plane():
 
 
 def test_the_study_of_the_rate_plane(tmp_path, capsys):
-    options = ("--layers", "stem", "stage4", "--ratios", "0.5", "--methods", "ce", "redunet")
+    options = ("--layers", "stem", "stage3", "--ratios", "0.5", "--methods", "ce", "redunet")
     value, figures = study("rate_plane", tmp_path / "out", *options)
     assert figures == {"rate_plane", "rate_plane_layers"}
     assert [row["method"] for row in value["rows"]] == ["ce", "redunet"]
     text = (tmp_path / "out/table.md").read_text(encoding="utf-8")
     assert "| redunet | 0.5 | test | last | 20 |" in text
     assert "mutual information" not in text + capsys.readouterr().out
-    assert outcomes(value["notes"][-3:])[0] in ("holds", "holds in part", "does not hold here")
+    assert outcomes(value["conclusion"])[0] in ("holds", "holds in part", "does not hold here")
 
 
 # ---------------------------------------------------------------- memorised labels and dilation
@@ -150,7 +150,7 @@ def test_the_study_of_memorization_and_dilation(tmp_path):
     options = ("--ratios", "0", "0.2", "0.5", "--methods", "ce")
     value, figures = study("memorization_dilation", tmp_path / "out", *options)
     assert figures == {"memorization_dilation"}
-    assert value["notes"][-1].startswith("Test features spread within classes")
+    assert value["conclusion"][0].startswith("Test features spread within classes")
     text = (tmp_path / "out/table.md").read_text(encoding="utf-8")
     (line,) = (part for part in text.splitlines() if part.startswith("| ce | memorised, of all"))
     for row, shown in zip(value["rows"], line.split(" | ")[2:], strict=True):
