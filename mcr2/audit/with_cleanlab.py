@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -66,6 +67,7 @@ def _of_present(
     present, y = torch.unique(labels.cpu(), return_inverse=True)
     P = probabilities.cpu()[:, present].double()
     P = P / P.sum(1, keepdim=True)
-    scores, issues, predicted = map(torch.as_tensor, say(y.numpy(), P.numpy()))
+    found = say(y.numpy(), P.numpy())
+    scores, issues, predicted = (torch.from_numpy(np.array(each)) for each in found)
     columns = (scores.double(), issues.bool(), present[predicted.long()])
     return LabelIssues(*(column.to(labels.device) for column in columns))
