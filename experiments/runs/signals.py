@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import types
@@ -26,10 +27,11 @@ class StopSignals:
     def __init__(self) -> None:
         self.signum: int | None = None
         self._asked = False
+        self._pid = os.getpid()
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        self.signum, self._asked = None, False
+        self.signum, self._asked, self._pid = None, False, os.getpid()
         if threading.current_thread() is threading.main_thread():
             names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
             caught = [getattr(signal, name) for name in names if hasattr(signal, name)]
@@ -46,6 +48,10 @@ class StopSignals:
         self._before = {}
 
     def _catch(self, signum: int, _: types.FrameType | None) -> None:
+        if os.getpid() != self._pid:  # a library's own, forked: it dies as it would without us
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+            return
         first, self.signum = self.signum is None, signum
         if not (first and self._asked):
             raise Stopped(signum)

@@ -22,6 +22,8 @@ class LabelIssues(NamedTuple):
 def find_label_issues(labels: Tensor, probabilities: Tensor) -> LabelIssues:
     """Return what ``cleanlab.filter.find_label_issues`` and ``cleanlab.rank`` say, by default.
 
+    In this process alone: theirs would be forked from a program that has threads.
+
     Args:
         labels: ``(N,)``; classes may be empty.
         probabilities: ``(N, K)``, by classifiers that did not see the sample.
@@ -33,7 +35,7 @@ def find_label_issues(labels: Tensor, probabilities: Tensor) -> LabelIssues:
     from cleanlab.rank import get_label_quality_scores
 
     def say(y: Any, P: Any) -> tuple[Any, ...]:
-        return get_label_quality_scores(y, P), find(y, P), P.argmax(1)
+        return get_label_quality_scores(y, P), find(y, P, n_jobs=1), P.argmax(1)
 
     return _of_present(say, labels, probabilities)
 
@@ -44,7 +46,8 @@ def datalab(labels: Tensor, probabilities: Tensor) -> LabelIssues:
 
     def say(y: Any, P: Any) -> tuple[Any, ...]:
         lab = Datalab(data={"label": y.tolist()}, label_name="label", verbosity=0)
-        lab.find_issues(pred_probs=P, issue_types={"label": {}})
+        how = {"clean_learning_kwargs": {"find_label_issues_kwargs": {"n_jobs": 1}}}
+        lab.find_issues(pred_probs=P, issue_types={"label": how})
         found = lab.get_issues("label")
         return tuple(found[name].to_numpy() for name in LabelIssues._fields)
 
