@@ -4,7 +4,7 @@
 #   make lint    ruff, mypy, import-linter
 # PYTHON picks the interpreter, VENV the environment's folder, PIP_ARGS goes to pip as it is
 # (for example a constraints file, or an index that holds CPU-only builds of PyTorch),
-# OUT is the table's folder, TABLE_ARGS goes to `mcr2 table` (for example "--seeds 0 1 2").
+# OUT is the table's folder, TABLE_ARGS goes to `mcr2 table` (for example "--methods ce mcr2 redunet").
 
 PYTHON ?= python3
 VENV ?= .venv
