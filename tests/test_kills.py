@@ -273,12 +273,15 @@ def test_a_signal_that_is_ignored_stays_ignored():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_process_that_a_library_forks_dies_of_a_signal_as_ever():
+    told, tell = os.pipe()
     with StopSignals():
         child = os.fork()
         if child == 0:
             try:
+                os.write(tell, b"!")
                 time.sleep(60)
             finally:
                 os._exit(0)
+        os.read(told, 1)
         os.kill(child, signal.SIGTERM)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
