@@ -30,9 +30,10 @@ HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7 * 7 }}&
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
-    """The folder of a finished study of 2 methods x 2 ratios."""
+    """The folder of a finished study of 2 methods x 2 ratios x 2 seeds."""
     out = tmp_path_factory.mktemp("page") / "out"
-    options = ["--subset", "100", "--epochs", "2", "--ratios", "0", "0.5", "--jobs", "2"]
+    options = ["--subset", "100", "--epochs", "2", "--ratios", "0", "0.5", "--seeds", "0", "1"]
+    options += ["--jobs", "1", "--threads", "1"]
     settings = ["--set", "backbone=resnet10_w8", "batch_size=50", "evaluate_every=1"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LabelNoise, "figures", ("accuracy", "cosines"))
@@ -130,7 +131,7 @@ def test_studies_stand_beside_each_other(out, tmp_path):
 
 def test_an_audit_is_shown_with_its_contact_sheets(tmp_path):
     held = {"score": "coding", "label_issues": 3, "classes": [HOSTILE], "environment": {"a": "b"}}
-    (tmp_path / "audit.json").write_text(json.dumps(held | {"estimates": [{"share": 0.25}]}))
+    (tmp_path / "audit.json").write_text(json.dumps(held | {"estimates": [{"method": HOSTILE, "wrong": 2, "share": 0.25}]}))
     for name in ("suggestions", "sheet-1", "sheet-2", "sheet-10"):
         Image.new("L", (8, 8)).save(tmp_path / f"{name}.png")
     noise = np.random.default_rng(0).integers(0, 256, (1500, 1500), np.uint8)
@@ -142,7 +143,7 @@ def test_an_audit_is_shown_with_its_contact_sheets(tmp_path):
         f"Contact sheet {n}" for n in (1, 2, 10)
     ]
     assert "sheet-3.png is left out" in parts.text
-    assert "estimates.0.share" in parts.text
+    assert "0.2500" in parts.text
     assert len(parts.all("script")) == 1
 
 
@@ -196,7 +197,7 @@ AROUND = """<!doctype html><meta charset="utf-8"><pre id="found">nothing</pre>
 <iframe id="inner" style="width:1280px;height:900px" srcdoc="{page}"></iframe>
 <script>
 const inner = document.getElementById("inner");
-const wait = () => new Promise((done) => setTimeout(done, 50));
+const wait = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done, 50)));
 inner.onload = async () => {{
   const found = {{ errors: [] }};
   inner.contentWindow.addEventListener("error", (e) => found.errors.push(String(e.message)));
@@ -238,6 +239,11 @@ def look(page, tmp_path, script):
     return json.loads(html.unescape(found)), console
 
 
+def mean(text):
+    """The number in front of an entry's half-width."""
+    return float(text.partition("±")[0])
+
+
 @browser
 def test_in_a_browser_tables_sort_and_filter_and_nothing_is_loaded(out, tmp_path):
     script = """
@@ -259,23 +265,32 @@ def test_in_a_browser_tables_sort_and_filter_and_nothing_is_loaded(out, tmp_path
       found.told = form.querySelector("output").textContent;
       form.reset(); await wait();
       found.all = shown("#table-0-accuracy");
-      found.wide = page.documentElement.scrollWidth <= page.documentElement.clientWidth;
+      const fits = () => page.documentElement.scrollWidth <= page.documentElement.clientWidth;
+      const boxes = [...page.querySelectorAll(".scroll")].filter((box) => box.clientWidth);
+      const stops = () => boxes.every((b) => (b.tabIndex === 0) === b.scrollWidth > b.clientWidth);
+      found.wide = [fits(), stops()];
       inner.style.width = "390px"; await wait();
-      found.narrow = page.documentElement.scrollWidth <= page.documentElement.clientWidth;
+      found.narrow = [fits(), stops(), boxes.some((box) => box.tabIndex === 0)];
+      const box = table.parentElement, place = (e) => e.getBoundingClientRect();
+      box.scrollLeft = 100;
+      found.first_column = place(table.tBodies[0].rows[0].cells[0]).left - place(box).left;
+      found.caption = place(table.caption.firstChild).right <= place(box).right;
+      found.scrolled = box.scrollLeft;
     """
     found, console = look((out / "report.html").read_text(encoding="utf-8"), tmp_path, script)
     assert (found["errors"], found["loaded"], console) == ([], [], [])
     rows = read_study(out, runs=False).tables["accuracy"].rows
-    numbers = [float(text) for text in found["ascending"]]
-    assert numbers == sorted(float(row[4]) for row in rows)
-    assert [float(text) for text in found["descending"]] == numbers[::-1]
+    numbers = [mean(text) for text in found["ascending"]]
+    assert numbers == sorted(mean(row[4]) for row in rows)
+    assert [mean(text) for text in found["descending"]] == numbers[::-1]
     assert (found["first"], found["second"]) == ("ascending", "descending")
     assert set(found["accuracy"]) == {"mcr2"}
     assert set(found["differences"]) == {"mcr2 - ce"}
     assert re.fullmatch(r"\d+ of \d+ rows shown", found["told"])
     assert len(found["all"]) == len(rows)
-    assert found["wide"]
-    assert found["narrow"]
+    assert found["wide"] == [True, True]
+    assert found["narrow"] == [True, True, True]
+    assert (found["scrolled"], found["first_column"], found["caption"]) == (100, 0, True)
 
 
 @browser

@@ -21,6 +21,7 @@ import numpy as np
 
 from experiments.report.figures import FIGURES, Drawing, curve, draw_all
 from experiments.report.held import HeldStudy
+from experiments.report.results import value_text
 from experiments.report.table import Table, count_of, entry, short
 from experiments.runs.terminal import visible
 from mcr2.evaluation import measure_key
@@ -79,7 +80,7 @@ def render(
         for number, (name, study) in enumerate(zip(names, studies, strict=True))
     ]
     tables = _tables(studies, names)
-    checked = [_audit(folder) for folder in audits]
+    checked = [_audit(number, folder) for number, folder in enumerate(audits)]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     parts = [("conclusion", "Conclusion"), ("tables", "Tables"), ("figures", "Figures")]
     parts += [("noise", "Noise"), ("runs", "Runs")]
@@ -190,7 +191,7 @@ def _figures(figures: Sequence[Mapping[str, Drawing]], names: Sequence[str]) -> 
         [
             {
                 "source": _data_uri(by[kind].content, by[kind].type),
-                "alt": by[kind].about + (f" {name}" if len(names) > 1 else ""),
+                "alt": (f"{name}: " if len(names) > 1 else "") + by[kind].about,
             }
             for by, name in zip(figures, names, strict=True)
             if kind in by
@@ -204,6 +205,15 @@ def _figures(figures: Sequence[Mapping[str, Drawing]], names: Sequence[str]) -> 
 
 def _study(number: int, name: str, study: HeldStudy, budget: list[int]) -> View:
     facts, runs = study.facts, study.results.runs
+    rows = {row["run"]: row for row in study.results.rows}
+    settings = [
+        [
+            f"{axis.name} {value_text(rows[run.folder.name][axis.name])}"
+            for axis in study.results.axes
+            if run.folder.name in rows
+        ]
+        for run in runs[:MOST_RUNS]
+    ]
     return {
         "name": name,
         "conclusion": list(map(str, facts.get("conclusion", ()))),
@@ -216,7 +226,8 @@ def _study(number: int, name: str, study: HeldStudy, budget: list[int]) -> View:
             for i, table in enumerate(_transitions(runs))
         ],
         "runs": [
-            _run(f"run-{number}-{i}", study, run, budget) for i, run in enumerate(runs[:MOST_RUNS])
+            _run(f"run-{number}-{i}", told, run, budget)
+            for i, (told, run) in enumerate(zip(settings, runs, strict=False))
         ],
     }
 
@@ -293,6 +304,8 @@ def _pairs(value: Any) -> list[tuple[str, str]]:
     """Return a mapping's entries, nested ones by dotted names, as text."""
 
     def text(held: Any) -> str:
+        if isinstance(held, float):
+            return f"{held:.6g}"
         if isinstance(held, (list, tuple)):
             return ", ".join(map(str, held[:20])) + (" …" if len(held) > 20 else "") or "-"
         return "-" if held is None else str(held)
@@ -300,12 +313,9 @@ def _pairs(value: Any) -> list[tuple[str, str]]:
     return [(visible(name), short(text(held), 200)) for name, held in _flat(value)]
 
 
-def _run(id: str, study: HeldStudy, run: Run, budget: list[int]) -> View:
+def _run(id: str, settings: Sequence[str], run: Run, budget: list[int]) -> View:
     record, evaluation = run.record, run.evaluation
     spec = record.spec
-    settings = [
-        f"{axis.name} {spec[axis.name]}" for axis in study.results.axes if axis.name in spec
-    ]
     chosen = evaluation.selections.get("last", {}) if evaluation else {}
     key = measure_key("accuracy", split="test", labels="clean", readout=record.readout)
     reached = chosen.get("measures", {}).get(key)
@@ -330,7 +340,7 @@ def _run(id: str, study: HeldStudy, run: Run, budget: list[int]) -> View:
             "Run": _pairs(made),
             "Proofs: what two runs with the same digest share": _pairs(record.proof),
             "Seeds": _pairs(record.seeds),
-            "Spec": _pairs(spec),
+            "Spec": _pairs({**spec, "options": dict(spec["options"])}),
             "Data": _pairs(data),
             "Notes": _pairs({str(i): n for i, n in enumerate(chosen.get("notes", ()), start=1)}),
         },
@@ -362,7 +372,12 @@ def _charts(run: Run, profiles: Mapping[str, Any]) -> list[View]:
             span=(0.0, 1.0),
         ),
         _chart("Loss along training", {"loss": losses}, "epoch"),
-        _chart("Spectrum at the last epoch, log10 of the share of energy", spectra, "component"),
+        _chart(
+            "Spectrum at the last epoch, log10 of the share of energy",
+            spectra,
+            "component",
+            span=(-6.0, 0.0),
+        ),
     ]
     return [chart for chart in charts if chart is not None]
 
@@ -388,7 +403,7 @@ def _chart(
     wide, tall = (max(xs) - min(xs)) or 1, (high - low) or 1
 
     def place(x: float, y: float) -> str:
-        return f"{40 + 252 * (x - min(xs)) / wide:.1f},{122 - 112 * (y - low) / tall:.1f}"
+        return f"{52 + 240 * (x - min(xs)) / wide:.1f},{122 - 112 * (y - low) / tall:.1f}"
 
     ends = ", ".join(f"{name} ends at {points[-1][1]:.3g}" for name, points in lines.items())
     return {
@@ -425,12 +440,14 @@ def _cosines(profiles: Mapping[str, Any], budget: list[int]) -> str:
 # --- audits
 
 
-def _audit(folder: Path) -> View:
+def _audit(number: int, folder: Path) -> View:
     """Return what an audit found, and its contact sheets as far as there is room."""
     held = read_json(folder / "audit.json")
     if not isinstance(held, dict):
         raise ValueError(f"{folder / 'audit.json'} is damaged: it is not an object")
-    environment = held.pop("environment", {})
+    environment, options = held.pop("environment", {}), held.pop("options", {})
+    estimates = held.pop("estimates", None) or ()
+    held.pop("columns", None)  # they are of audit.csv
     budget, sheets, left_out = MOST_SHEETS, [], []
     paths = [folder / "suggestions.png", *sorted(folder.glob("sheet-*.png"), key=_page)]
     for path in filter(Path.is_file, paths):
@@ -444,8 +461,13 @@ def _audit(folder: Path) -> View:
             about = f"Contact sheet {_page(path)[1]}: the most suspicious labels first"
         sheets.append({"source": _data_uri(content, "image/png"), "alt": about})
     pairs = [(k, v) for k, v in _flat(held) if not (isinstance(v, list) and _nested(v))]
+    header = ("method", "wrong", "share")
+    rows = tuple(tuple(entry(each.get(key)) for key in header) for each in estimates)
+    title = "How many labels are wrong: estimates"
     return {
         "name": f"Audit {short(str(folder), 60)}",
+        "estimates": _table(f"estimates-{number}", Table(title, header, rows, 1), sortable=False),
+        "options": _pairs(options),
         "pairs": _pairs(dict(pairs)),
         "sheets": sheets,
         "left_out": left_out,
