@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from experiments.commands.cli import main
+from experiments.report.axis import Axis
 from experiments.report.figures import Drawing
 from experiments.report.held import read_study
 from experiments.report.page import render
@@ -129,9 +130,27 @@ def test_studies_stand_beside_each_other(out, tmp_path):
     (out / "comparison.html").unlink()
 
 
+def test_runs_are_named_by_what_varies(out):
+    held = read_study(out)
+    rows = [{**row, "eps_sq": i / 8} for i, row in enumerate(held.results.rows)]
+    results = replace(held.results, axes=(Axis("eps_sq", "squared distortion"),), rows=rows)
+    page = render([replace(held, results=results, tables={})], [{}])
+    named = re.findall(r"<summary>\w+, eps_sq ([\d.]+), seed \d: test accuracy", page)
+    assert len(set(named)) == len(results.runs)
+    assert not Parts(page).all("form")  # nothing to filter by
+
+
+def test_a_damaged_audit_is_one_line(tmp_path, capsys):
+    (tmp_path / "audit.json").write_text(json.dumps({"estimates": [1]}))
+    assert main(["report", str(tmp_path)]) == 2
+    assert "audit.json is damaged" in capsys.readouterr().err
+
+
 def test_an_audit_is_shown_with_its_contact_sheets(tmp_path):
     held = {"score": "coding", "label_issues": 3, "classes": [HOSTILE], "environment": {"a": "b"}}
-    (tmp_path / "audit.json").write_text(json.dumps(held | {"estimates": [{"method": HOSTILE, "wrong": 2, "share": 0.25}]}))
+    held["estimates"] = [{"method": HOSTILE, "wrong": 2, "share": 0.25}]
+    held["truth"] = {"wrong": 3, "by_given_label": [{"wrong": 3, "auroc": 0.75}]}
+    (tmp_path / "audit.json").write_text(json.dumps(held))
     for name in ("suggestions", "sheet-1", "sheet-2", "sheet-10"):
         Image.new("L", (8, 8)).save(tmp_path / f"{name}.png")
     noise = np.random.default_rng(0).integers(0, 256, (1500, 1500), np.uint8)
@@ -143,7 +162,7 @@ def test_an_audit_is_shown_with_its_contact_sheets(tmp_path):
         f"Contact sheet {n}" for n in (1, 2, 10)
     ]
     assert "sheet-3.png is left out" in parts.text
-    assert "0.2500" in parts.text
+    assert all(text in parts.text for text in ("0.2500", "0.7500", "truth.wrong"))
     assert len(parts.all("script")) == 1
 
 

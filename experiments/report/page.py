@@ -39,6 +39,9 @@ MOST_RUNS = 200
 #: Classes of a transition matrix that is shown.
 MOST_CLASSES = 20
 
+#: Columns of an audit's tables.
+AUDITED = ("wrong", "share", "auroc", "average_precision", "precision_at_count")
+
 View = dict[str, Any]
 
 
@@ -46,7 +49,7 @@ def write_page(
     path: Path,
     studies: Sequence[HeldStudy],
     figures: Sequence[Mapping[str, Drawing]] | None = None,
-    audits: Sequence[Path] = (),
+    audits: Sequence[View] = (),
 ) -> None:
     """Write a page of studies, beside each other where there are several, and of audits.
 
@@ -54,7 +57,7 @@ def write_page(
         path: the file.
         studies: what it shows.
         figures: of each study by name; None draws them again.
-        audits: folders with an ``audit.json``.
+        audits: what :func:`read_audit` reads.
     """
     drawn = [_draw(study) for study in studies] if figures is None else figures
     write_text(path, render(studies, drawn, audits))
@@ -63,7 +66,7 @@ def write_page(
 def render(
     studies: Sequence[HeldStudy],
     figures: Sequence[Mapping[str, Drawing]],
-    audits: Sequence[Path] = (),
+    audits: Sequence[View] = (),
 ) -> str:
     """Return the page as text, see :func:`write_page`."""
     from jinja2 import Environment, StrictUndefined
@@ -80,15 +83,14 @@ def render(
         for number, (name, study) in enumerate(zip(names, studies, strict=True))
     ]
     tables = _tables(studies, names)
-    checked = [_audit(number, folder) for number, folder in enumerate(audits)]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     parts = [("conclusion", "Conclusion"), ("tables", "Tables"), ("figures", "Figures")]
     parts += [("noise", "Noise"), ("runs", "Runs")]
     found = Environment(autoescape=True, undefined=StrictUndefined).from_string(page)
     return found.render(
-        title=" and ".join([*names, *(audit["name"] for audit in checked)]),
+        title=" and ".join([*names, *(audit["name"] for audit in audits)]),
         parts=parts * bool(views)
-        + [("audit", "Audit")] * bool(checked)
+        + [("audit", "Audit")] * bool(audits)
         + [("provenance", "Where this comes from")],
         style=Markup(style),
         script=Markup(script),
@@ -97,7 +99,7 @@ def render(
         tables=tables,
         filters=_choices(tables),
         figures=_figures(figures, names),
-        audits=checked,
+        audits=audits,
         left_out=_left_out(studies, budget[0]),
     )
 
@@ -440,14 +442,25 @@ def _cosines(profiles: Mapping[str, Any], budget: list[int]) -> str:
 # --- audits
 
 
-def _audit(number: int, folder: Path) -> View:
-    """Return what an audit found, and its contact sheets as far as there is room."""
+def read_audit(number: int, folder: Path) -> View:
+    """Return what an audit found, and its contact sheets as far as there is room.
+
+    Args:
+        number: of the audit on its page.
+        folder: where its ``audit.json`` is.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
     held = read_json(folder / "audit.json")
     if not isinstance(held, dict):
         raise ValueError(f"{folder / 'audit.json'} is damaged: it is not an object")
     environment, options = held.pop("environment", {}), held.pop("options", {})
-    estimates = held.pop("estimates", None) or ()
     held.pop("columns", None)  # they are of audit.csv
+    try:
+        tables = _audit_tables(held)
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"{folder / 'audit.json'} is damaged: {error}") from None
     budget, sheets, left_out = MOST_SHEETS, [], []
     paths = [folder / "suggestions.png", *sorted(folder.glob("sheet-*.png"), key=_page)]
     for path in filter(Path.is_file, paths):
@@ -461,18 +474,32 @@ def _audit(number: int, folder: Path) -> View:
             about = f"Contact sheet {_page(path)[1]}: the most suspicious labels first"
         sheets.append({"source": _data_uri(content, "image/png"), "alt": about})
     pairs = [(k, v) for k, v in _flat(held) if not (isinstance(v, list) and _nested(v))]
-    header = ("method", "wrong", "share")
-    rows = tuple(tuple(entry(each.get(key)) for key in header) for each in estimates)
-    title = "How many labels are wrong: estimates"
     return {
         "name": f"Audit {short(str(folder), 60)}",
-        "estimates": _table(f"estimates-{number}", Table(title, header, rows, 1), sortable=False),
+        "tables": [_table(f"audit-{number}-{i}", table) for i, table in enumerate(tables)],
         "options": _pairs(options),
         "pairs": _pairs(dict(pairs)),
         "sheets": sheets,
         "left_out": left_out,
         "environment": _pairs(environment),
     }
+
+
+def _audit_tables(held: dict[str, Any]) -> list[Table]:
+    """Take out of what an audit found what is told of several things alike, as tables."""
+    truth, estimates = held.get("truth") or {}, held.pop("estimates", ())
+    by_class = zip(held.get("classes", ()), truth.pop("by_given_label", ()), strict=False)
+    parts: dict[str, list[tuple[str, Mapping[str, Any]]]] = {
+        "How many labels are wrong: estimates": [(each.get("method"), each) for each in estimates],
+        "How well the wrong labels are found": list(truth.pop("quality", {}).items()),
+        "How well they are found by given label": list(by_class),
+    }
+    tables = []
+    for title, part in parts.items():
+        keys = [k for k in AUDITED if part and k in part[0][1]]
+        rows = ((short(name), *(entry(each.get(key)) for key in keys)) for name, each in part)
+        tables.append(Table(title, ("", *keys), tuple(rows), left=1))
+    return [table for table in tables if table.rows]
 
 
 def _nested(value: list[Any]) -> bool:
