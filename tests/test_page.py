@@ -295,6 +295,8 @@ def test_in_a_browser_tables_sort_and_filter_and_nothing_is_loaded(out, tmp_path
       found.first_column = place(table.tBodies[0].rows[0].cells[0]).left - place(box).left;
       found.caption = place(table.caption.firstChild).right <= place(box).right;
       found.scrolled = box.scrollLeft;
+      const firsts = [head.parentElement.cells[0], table.tBodies[0].rows[1].cells[0]];
+      found.covers = firsts.map((cell) => window.getComputedStyle(cell).backgroundColor);
     """
     found, console = look((out / "report.html").read_text(encoding="utf-8"), tmp_path, script)
     assert (found["errors"], found["loaded"], console) == ([], [], [])
@@ -310,6 +312,7 @@ def test_in_a_browser_tables_sort_and_filter_and_nothing_is_loaded(out, tmp_path
     assert found["wide"] == [True, True]
     assert found["narrow"] == [True, True, True]
     assert (found["scrolled"], found["first_column"], found["caption"]) == (100, 0, True)
+    assert all(re.fullmatch(r"rgb\(.*\)", colour) for colour in found["covers"])
 
 
 @browser

@@ -405,7 +405,7 @@ def _chart(
     wide, tall = (max(xs) - min(xs)) or 1, (high - low) or 1
 
     def place(x: float, y: float) -> str:
-        return f"{52 + 240 * (x - min(xs)) / wide:.1f},{122 - 112 * (y - low) / tall:.1f}"
+        return f"{58 + 234 * (x - min(xs)) / wide:.1f},{122 - 112 * (y - low) / tall:.1f}"
 
     ends = ", ".join(f"{name} ends at {points[-1][1]:.3g}" for name, points in lines.items())
     return {
@@ -489,16 +489,20 @@ def _audit_tables(held: dict[str, Any]) -> list[Table]:
     """Take out of what an audit found what is told of several things alike, as tables."""
     truth, estimates = held.get("truth") or {}, held.pop("estimates", ())
     by_class = zip(held.get("classes", ()), truth.pop("by_given_label", ()), strict=False)
-    parts: dict[str, list[tuple[str, Mapping[str, Any]]]] = {
-        "How many labels are wrong: estimates": [(each.get("method"), each) for each in estimates],
-        "How well the wrong labels are found": list(truth.pop("quality", {}).items()),
-        "How well they are found by given label": list(by_class),
-    }
+    named: list[tuple[str, str, list[tuple[Any, Mapping[str, Any]]]]] = [
+        (
+            "How many labels are wrong: estimates",
+            "method",
+            [(e.get("method"), e) for e in estimates],
+        ),
+        ("How well the wrong labels are found", "score", list(truth.pop("quality", {}).items())),
+        ("How well they are found by given label", "given label", list(by_class)),
+    ]
     tables = []
-    for title, part in parts.items():
+    for title, what, part in named:
         keys = [k for k in AUDITED if part and k in part[0][1]]
-        rows = ((short(name), *(entry(each.get(key)) for key in keys)) for name, each in part)
-        tables.append(Table(title, ("", *keys), tuple(rows), left=1))
+        rows = ((short(str(name)), *(entry(each.get(key)) for key in keys)) for name, each in part)
+        tables.append(Table(title, (what, *keys), tuple(rows), left=1))
     return [table for table in tables if table.rows]
 
 
