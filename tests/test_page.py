@@ -216,7 +216,13 @@ AROUND = """<!doctype html><meta charset="utf-8"><pre id="found">nothing</pre>
 <iframe id="inner" style="width:1280px;height:900px" srcdoc="{page}"></iframe>
 <script>
 const inner = document.getElementById("inner");
-const wait = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done, 50)));
+const wait = async () => {{
+  // A timer is always due: with none, virtual time would jump to its end before a frame is drawn.
+  let drawn = false;
+  requestAnimationFrame(() => {{ drawn = true; }});
+  while (!drawn) await new Promise((done) => setTimeout(done, 1));
+  await new Promise((done) => setTimeout(done, 50));
+}};
 inner.onload = async () => {{
   const found = {{ errors: [] }};
   inner.contentWindow.addEventListener("error", (e) => found.errors.push(String(e.message)));
@@ -243,7 +249,7 @@ def look(page, tmp_path, script):
         "--enable-logging=stderr",
         "--dump-dom",
     ]
-    options += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=8000"]
+    options += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=1000000"]
     options += ["--host-resolver-rules=MAP * ~NOTFOUND"]
     done = subprocess.run(
         [CHROMIUM, *options, around.as_uri()],
@@ -325,12 +331,16 @@ def test_in_a_browser_hostile_names_are_text(out, tmp_path):
       select.selectedIndex = 1; select.dispatchEvent(new window.Event("change", {bubbles: true}));
       const rows = [...page.querySelectorAll("#table-0-accuracy tbody tr")];
       found.shown = rows.filter((r) => !r.hidden).length;
+      for (const part of page.querySelectorAll("details")) part.open = true;
+      inner.style.width = "390px"; await wait();
+      found.narrow = page.documentElement.scrollWidth <= page.documentElement.clientWidth;
     """
     found, console = look(hostile(out), tmp_path, script)
     # The drawing of that page is no image; that is all a browser may say of it.
     assert (found["errors"], found["loaded"]) == ([], [])
     assert [line for line in console if "alert" in line] == []
     assert (found["scripts"], found["first"], found["shown"]) == (1, HOSTILE, 1)
+    assert found["narrow"]
 
 
 @browser
