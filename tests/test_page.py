@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from experiments.commands.cli import main
+from experiments.report.axis import Axis
 from experiments.report.figures import Drawing
 from experiments.report.held import read_study
 from experiments.report.page import render
@@ -30,9 +31,10 @@ HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7 * 7 }}&
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
-    """The folder of a finished study of 2 methods x 2 ratios."""
+    """The folder of a finished study of 2 methods x 2 ratios x 2 seeds."""
     out = tmp_path_factory.mktemp("page") / "out"
-    options = ["--subset", "100", "--epochs", "2", "--ratios", "0", "0.5", "--jobs", "2"]
+    options = ["--subset", "100", "--epochs", "2", "--ratios", "0", "0.5", "--seeds", "0", "1"]
+    options += ["--jobs", "1", "--threads", "1"]
     settings = ["--set", "backbone=resnet10_w8", "batch_size=50", "evaluate_every=1"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LabelNoise, "figures", ("accuracy", "cosines"))
@@ -128,9 +130,27 @@ def test_studies_stand_beside_each_other(out, tmp_path):
     (out / "comparison.html").unlink()
 
 
+def test_runs_are_named_by_what_varies(out):
+    held = read_study(out)
+    rows = [{**row, "eps_sq": i / 8} for i, row in enumerate(held.results.rows)]
+    results = replace(held.results, axes=(Axis("eps_sq", "squared distortion"),), rows=rows)
+    page = render([replace(held, results=results, tables={})], [{}])
+    named = re.findall(r"<summary>\w+, eps_sq ([\d.]+), seed \d: test accuracy", page)
+    assert len(set(named)) == len(results.runs)
+    assert not Parts(page).all("form")  # nothing to filter by
+
+
+def test_a_damaged_audit_is_one_line(tmp_path, capsys):
+    (tmp_path / "audit.json").write_text(json.dumps({"estimates": [1]}))
+    assert main(["report", str(tmp_path)]) == 2
+    assert "audit.json is damaged" in capsys.readouterr().err
+
+
 def test_an_audit_is_shown_with_its_contact_sheets(tmp_path):
     held = {"score": "coding", "label_issues": 3, "classes": [HOSTILE], "environment": {"a": "b"}}
-    (tmp_path / "audit.json").write_text(json.dumps(held | {"estimates": [{"share": 0.25}]}))
+    held["estimates"] = [{"method": HOSTILE, "wrong": 2, "share": 0.25}]
+    held["truth"] = {"wrong": 3, "by_given_label": [{"wrong": 3, "auroc": 0.75}]}
+    (tmp_path / "audit.json").write_text(json.dumps(held))
     for name in ("suggestions", "sheet-1", "sheet-2", "sheet-10"):
         Image.new("L", (8, 8)).save(tmp_path / f"{name}.png")
     noise = np.random.default_rng(0).integers(0, 256, (1500, 1500), np.uint8)
@@ -142,7 +162,7 @@ def test_an_audit_is_shown_with_its_contact_sheets(tmp_path):
         f"Contact sheet {n}" for n in (1, 2, 10)
     ]
     assert "sheet-3.png is left out" in parts.text
-    assert "estimates.0.share" in parts.text
+    assert all(text in parts.text for text in ("0.2500", "0.7500", "truth.wrong"))
     assert len(parts.all("script")) == 1
 
 
@@ -196,7 +216,13 @@ AROUND = """<!doctype html><meta charset="utf-8"><pre id="found">nothing</pre>
 <iframe id="inner" style="width:1280px;height:900px" srcdoc="{page}"></iframe>
 <script>
 const inner = document.getElementById("inner");
-const wait = () => new Promise((done) => setTimeout(done, 50));
+const wait = async () => {{
+  // A timer is always due: with none, virtual time would jump to its end before a frame is drawn.
+  let drawn = false;
+  requestAnimationFrame(() => {{ drawn = true; }});
+  while (!drawn) await new Promise((done) => setTimeout(done, 1));
+  await new Promise((done) => setTimeout(done, 50));
+}};
 inner.onload = async () => {{
   const found = {{ errors: [] }};
   inner.contentWindow.addEventListener("error", (e) => found.errors.push(String(e.message)));
@@ -223,7 +249,7 @@ def look(page, tmp_path, script):
         "--enable-logging=stderr",
         "--dump-dom",
     ]
-    options += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=8000"]
+    options += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=1000000"]
     options += ["--host-resolver-rules=MAP * ~NOTFOUND"]
     done = subprocess.run(
         [CHROMIUM, *options, around.as_uri()],
@@ -236,6 +262,11 @@ def look(page, tmp_path, script):
     assert found != "nothing", done.stderr[-2000:]
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     return json.loads(html.unescape(found)), console
+
+
+def mean(text):
+    """The number in front of an entry's half-width."""
+    return float(text.partition("±")[0])
 
 
 @browser
@@ -259,23 +290,35 @@ def test_in_a_browser_tables_sort_and_filter_and_nothing_is_loaded(out, tmp_path
       found.told = form.querySelector("output").textContent;
       form.reset(); await wait();
       found.all = shown("#table-0-accuracy");
-      found.wide = page.documentElement.scrollWidth <= page.documentElement.clientWidth;
+      const fits = () => page.documentElement.scrollWidth <= page.documentElement.clientWidth;
+      const boxes = [...page.querySelectorAll(".scroll")].filter((box) => box.clientWidth);
+      const stops = () => boxes.every((b) => (b.tabIndex === 0) === b.scrollWidth > b.clientWidth);
+      found.wide = [fits(), stops()];
       inner.style.width = "390px"; await wait();
-      found.narrow = page.documentElement.scrollWidth <= page.documentElement.clientWidth;
+      found.narrow = [fits(), stops(), boxes.some((box) => box.tabIndex === 0)];
+      const box = table.parentElement, place = (e) => e.getBoundingClientRect();
+      box.scrollLeft = 100;
+      found.first_column = place(table.tBodies[0].rows[0].cells[0]).left - place(box).left;
+      found.caption = place(table.caption.firstChild).right <= place(box).right;
+      found.scrolled = box.scrollLeft;
+      const firsts = [head.parentElement.cells[0], table.tBodies[0].rows[1].cells[0]];
+      found.covers = firsts.map((cell) => window.getComputedStyle(cell).backgroundColor);
     """
     found, console = look((out / "report.html").read_text(encoding="utf-8"), tmp_path, script)
     assert (found["errors"], found["loaded"], console) == ([], [], [])
     rows = read_study(out, runs=False).tables["accuracy"].rows
-    numbers = [float(text) for text in found["ascending"]]
-    assert numbers == sorted(float(row[4]) for row in rows)
-    assert [float(text) for text in found["descending"]] == numbers[::-1]
+    numbers = [mean(text) for text in found["ascending"]]
+    assert numbers == sorted(mean(row[4]) for row in rows)
+    assert [mean(text) for text in found["descending"]] == numbers[::-1]
     assert (found["first"], found["second"]) == ("ascending", "descending")
     assert set(found["accuracy"]) == {"mcr2"}
     assert set(found["differences"]) == {"mcr2 - ce"}
     assert re.fullmatch(r"\d+ of \d+ rows shown", found["told"])
     assert len(found["all"]) == len(rows)
-    assert found["wide"]
-    assert found["narrow"]
+    assert found["wide"] == [True, True]
+    assert found["narrow"] == [True, True, True]
+    assert (found["scrolled"], found["first_column"], found["caption"]) == (100, 0, True)
+    assert all(re.fullmatch(r"rgb\(.*\)", colour) for colour in found["covers"])
 
 
 @browser
@@ -288,12 +331,16 @@ def test_in_a_browser_hostile_names_are_text(out, tmp_path):
       select.selectedIndex = 1; select.dispatchEvent(new window.Event("change", {bubbles: true}));
       const rows = [...page.querySelectorAll("#table-0-accuracy tbody tr")];
       found.shown = rows.filter((r) => !r.hidden).length;
+      for (const part of page.querySelectorAll("details")) part.open = true;
+      inner.style.width = "390px"; await wait();
+      found.narrow = page.documentElement.scrollWidth <= page.documentElement.clientWidth;
     """
     found, console = look(hostile(out), tmp_path, script)
     # The drawing of that page is no image; that is all a browser may say of it.
     assert (found["errors"], found["loaded"]) == ([], [])
     assert [line for line in console if "alert" in line] == []
     assert (found["scripts"], found["first"], found["shown"]) == (1, HOSTILE, 1)
+    assert found["narrow"]
 
 
 @browser

@@ -23,7 +23,7 @@ class Report:
     def prepare(self) -> Callable[[], int]:
         """Read the folders; drawing and writing are left to do."""
         from experiments.report.held import read_study
-        from experiments.report.page import write_page
+        from experiments.report.page import read_audit, write_page
 
         if not self.out:
             raise ValueError("out is empty; give at least one folder")
@@ -36,11 +36,12 @@ class Report:
             for folder in self.out
             if folder not in audits or (folder / "table.json").is_file()
         ]
+        read = [read_audit(number, folder) for number, folder in enumerate(audits)]
         name = "report.html" if len(self.out) == 1 else "comparison.html"
         page = self.page or self.out[0] / name
 
         def go() -> int:
-            write_page(page, held, audits=audits)
+            write_page(page, held, audits=read)
             print(f"{page}: {page.stat().st_size / 1e6:.1f} MB; open it in a browser")
             return 0
 

@@ -39,6 +39,11 @@ if (form) {
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("reset", () => setTimeout(apply));
 }
+// What needs no scrolling is no stop of the Tab key.
+const watch = new ResizeObserver((boxes) => {
+  for (const { target } of boxes) target.tabIndex = target.scrollWidth > target.clientWidth ? 0 : -1;
+});
+for (const box of document.querySelectorAll(".scroll")) watch.observe(box);
 // A link to a run opens it.
 const open = () => {
   const found = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));

@@ -21,6 +21,7 @@ import numpy as np
 
 from experiments.report.figures import FIGURES, Drawing, curve, draw_all
 from experiments.report.held import HeldStudy
+from experiments.report.results import value_text
 from experiments.report.table import Table, count_of, entry, short
 from experiments.runs.terminal import visible
 from mcr2.evaluation import measure_key
@@ -38,6 +39,9 @@ MOST_RUNS = 200
 #: Classes of a transition matrix that is shown.
 MOST_CLASSES = 20
 
+#: Columns of an audit's tables.
+AUDITED = ("wrong", "share", "auroc", "average_precision", "precision_at_count")
+
 View = dict[str, Any]
 
 
@@ -45,7 +49,7 @@ def write_page(
     path: Path,
     studies: Sequence[HeldStudy],
     figures: Sequence[Mapping[str, Drawing]] | None = None,
-    audits: Sequence[Path] = (),
+    audits: Sequence[View] = (),
 ) -> None:
     """Write a page of studies, beside each other where there are several, and of audits.
 
@@ -53,7 +57,7 @@ def write_page(
         path: the file.
         studies: what it shows.
         figures: of each study by name; None draws them again.
-        audits: folders with an ``audit.json``.
+        audits: what :func:`read_audit` reads.
     """
     drawn = [_draw(study) for study in studies] if figures is None else figures
     write_text(path, render(studies, drawn, audits))
@@ -62,7 +66,7 @@ def write_page(
 def render(
     studies: Sequence[HeldStudy],
     figures: Sequence[Mapping[str, Drawing]],
-    audits: Sequence[Path] = (),
+    audits: Sequence[View] = (),
 ) -> str:
     """Return the page as text, see :func:`write_page`."""
     from jinja2 import Environment, StrictUndefined
@@ -79,15 +83,14 @@ def render(
         for number, (name, study) in enumerate(zip(names, studies, strict=True))
     ]
     tables = _tables(studies, names)
-    checked = [_audit(folder) for folder in audits]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     parts = [("conclusion", "Conclusion"), ("tables", "Tables"), ("figures", "Figures")]
     parts += [("noise", "Noise"), ("runs", "Runs")]
     found = Environment(autoescape=True, undefined=StrictUndefined).from_string(page)
     return found.render(
-        title=" and ".join([*names, *(audit["name"] for audit in checked)]),
+        title=" and ".join([*names, *(audit["name"] for audit in audits)]),
         parts=parts * bool(views)
-        + [("audit", "Audit")] * bool(checked)
+        + [("audit", "Audit")] * bool(audits)
         + [("provenance", "Where this comes from")],
         style=Markup(style),
         script=Markup(script),
@@ -96,7 +99,7 @@ def render(
         tables=tables,
         filters=_choices(tables),
         figures=_figures(figures, names),
-        audits=checked,
+        audits=audits,
         left_out=_left_out(studies, budget[0]),
     )
 
@@ -190,7 +193,7 @@ def _figures(figures: Sequence[Mapping[str, Drawing]], names: Sequence[str]) -> 
         [
             {
                 "source": _data_uri(by[kind].content, by[kind].type),
-                "alt": by[kind].about + (f" {name}" if len(names) > 1 else ""),
+                "alt": (f"{name}: " if len(names) > 1 else "") + by[kind].about,
             }
             for by, name in zip(figures, names, strict=True)
             if kind in by
@@ -204,6 +207,15 @@ def _figures(figures: Sequence[Mapping[str, Drawing]], names: Sequence[str]) -> 
 
 def _study(number: int, name: str, study: HeldStudy, budget: list[int]) -> View:
     facts, runs = study.facts, study.results.runs
+    rows = {row["run"]: row for row in study.results.rows}
+    settings = [
+        [
+            f"{axis.name} {value_text(rows[run.folder.name][axis.name])}"
+            for axis in study.results.axes
+            if run.folder.name in rows
+        ]
+        for run in runs[:MOST_RUNS]
+    ]
     return {
         "name": name,
         "conclusion": list(map(str, facts.get("conclusion", ()))),
@@ -216,7 +228,8 @@ def _study(number: int, name: str, study: HeldStudy, budget: list[int]) -> View:
             for i, table in enumerate(_transitions(runs))
         ],
         "runs": [
-            _run(f"run-{number}-{i}", study, run, budget) for i, run in enumerate(runs[:MOST_RUNS])
+            _run(f"run-{number}-{i}", told, run, budget)
+            for i, (told, run) in enumerate(zip(settings, runs, strict=False))
         ],
     }
 
@@ -293,6 +306,8 @@ def _pairs(value: Any) -> list[tuple[str, str]]:
     """Return a mapping's entries, nested ones by dotted names, as text."""
 
     def text(held: Any) -> str:
+        if isinstance(held, float):
+            return f"{held:.6g}"
         if isinstance(held, (list, tuple)):
             return ", ".join(map(str, held[:20])) + (" …" if len(held) > 20 else "") or "-"
         return "-" if held is None else str(held)
@@ -300,12 +315,9 @@ def _pairs(value: Any) -> list[tuple[str, str]]:
     return [(visible(name), short(text(held), 200)) for name, held in _flat(value)]
 
 
-def _run(id: str, study: HeldStudy, run: Run, budget: list[int]) -> View:
+def _run(id: str, settings: Sequence[str], run: Run, budget: list[int]) -> View:
     record, evaluation = run.record, run.evaluation
     spec = record.spec
-    settings = [
-        f"{axis.name} {spec[axis.name]}" for axis in study.results.axes if axis.name in spec
-    ]
     chosen = evaluation.selections.get("last", {}) if evaluation else {}
     key = measure_key("accuracy", split="test", labels="clean", readout=record.readout)
     reached = chosen.get("measures", {}).get(key)
@@ -330,7 +342,7 @@ def _run(id: str, study: HeldStudy, run: Run, budget: list[int]) -> View:
             "Run": _pairs(made),
             "Proofs: what two runs with the same digest share": _pairs(record.proof),
             "Seeds": _pairs(record.seeds),
-            "Spec": _pairs(spec),
+            "Spec": _pairs({**spec, "options": dict(spec["options"])}),
             "Data": _pairs(data),
             "Notes": _pairs({str(i): n for i, n in enumerate(chosen.get("notes", ()), start=1)}),
         },
@@ -362,7 +374,12 @@ def _charts(run: Run, profiles: Mapping[str, Any]) -> list[View]:
             span=(0.0, 1.0),
         ),
         _chart("Loss along training", {"loss": losses}, "epoch"),
-        _chart("Spectrum at the last epoch, log10 of the share of energy", spectra, "component"),
+        _chart(
+            "Spectrum at the last epoch, log10 of the share of energy",
+            spectra,
+            "component",
+            span=(-6.0, 0.0),
+        ),
     ]
     return [chart for chart in charts if chart is not None]
 
@@ -388,7 +405,7 @@ def _chart(
     wide, tall = (max(xs) - min(xs)) or 1, (high - low) or 1
 
     def place(x: float, y: float) -> str:
-        return f"{40 + 252 * (x - min(xs)) / wide:.1f},{122 - 112 * (y - low) / tall:.1f}"
+        return f"{58 + 234 * (x - min(xs)) / wide:.1f},{122 - 112 * (y - low) / tall:.1f}"
 
     ends = ", ".join(f"{name} ends at {points[-1][1]:.3g}" for name, points in lines.items())
     return {
@@ -425,12 +442,25 @@ def _cosines(profiles: Mapping[str, Any], budget: list[int]) -> str:
 # --- audits
 
 
-def _audit(folder: Path) -> View:
-    """Return what an audit found, and its contact sheets as far as there is room."""
+def read_audit(number: int, folder: Path) -> View:
+    """Return what an audit found, and its contact sheets as far as there is room.
+
+    Args:
+        number: of the audit on its page.
+        folder: where its ``audit.json`` is.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
     held = read_json(folder / "audit.json")
     if not isinstance(held, dict):
         raise ValueError(f"{folder / 'audit.json'} is damaged: it is not an object")
-    environment = held.pop("environment", {})
+    environment, options = held.pop("environment", {}), held.pop("options", {})
+    held.pop("columns", None)  # they are of audit.csv
+    try:
+        tables = _audit_tables(held)
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"{folder / 'audit.json'} is damaged: {error}") from None
     budget, sheets, left_out = MOST_SHEETS, [], []
     paths = [folder / "suggestions.png", *sorted(folder.glob("sheet-*.png"), key=_page)]
     for path in filter(Path.is_file, paths):
@@ -446,11 +476,34 @@ def _audit(folder: Path) -> View:
     pairs = [(k, v) for k, v in _flat(held) if not (isinstance(v, list) and _nested(v))]
     return {
         "name": f"Audit {short(str(folder), 60)}",
+        "tables": [_table(f"audit-{number}-{i}", table) for i, table in enumerate(tables)],
+        "options": _pairs(options),
         "pairs": _pairs(dict(pairs)),
         "sheets": sheets,
         "left_out": left_out,
         "environment": _pairs(environment),
     }
+
+
+def _audit_tables(held: dict[str, Any]) -> list[Table]:
+    """Take out of what an audit found what is told of several things alike, as tables."""
+    truth, estimates = held.get("truth") or {}, held.pop("estimates", ())
+    by_class = zip(held.get("classes", ()), truth.pop("by_given_label", ()), strict=False)
+    named: list[tuple[str, str, list[tuple[Any, Mapping[str, Any]]]]] = [
+        (
+            "How many labels are wrong: estimates",
+            "method",
+            [(e.get("method"), e) for e in estimates],
+        ),
+        ("How well the wrong labels are found", "score", list(truth.pop("quality", {}).items())),
+        ("How well they are found by given label", "given label", list(by_class)),
+    ]
+    tables = []
+    for title, what, part in named:
+        keys = [k for k in AUDITED if part and k in part[0][1]]
+        rows = ((short(str(name)), *(entry(each.get(key)) for key in keys)) for name, each in part)
+        tables.append(Table(title, (what, *keys), tuple(rows), left=1))
+    return [table for table in tables if table.rows]
 
 
 def _nested(value: list[Any]) -> bool:
