@@ -26,6 +26,7 @@ TINY = RunSpec("ce", subset=100, backbone="resnet10_w8", feature_dim=16, validat
 CONFIG = TrainingConfig(epochs=2, batch_size=50, evaluate_every=1)
 SHARED_OUT = Recipe("tiny", "", TINY, {"ce": CONFIG, "mcr2": CONFIG}, early_stopping_share=0.2)
 SMALL = ["--subset", "100"]
+ALONE = ["--seeds", "0"]
 
 
 @pytest.fixture
@@ -148,7 +149,7 @@ def test_options_are_settings_of_the_training(options, changes):
 
 
 def test_accumulation_of_rates_is_refused_before_anything_is_run(tiny, capsys):
-    arguments = ["table", *SMALL, "--micro-batch", "25", "--set", "accumulate=true"]
+    arguments = ["table", *SMALL, *ALONE, "--micro-batch", "25", "--set", "accumulate=true"]
     assert main(arguments) == 2
     err = capsys.readouterr().err
     assert "RateReduction is not additive" in err
@@ -162,7 +163,10 @@ def test_accumulation_of_rates_is_refused_before_anything_is_run(tiny, capsys):
 
 def test_early_stopping_has_runs_of_its_own_where_nothing_is_held_out(tiny, capsys):
     out = tiny / "out"
-    assert main(["table", *SMALL, "--methods", "ce", "--ratios", "0.5", "--out", str(out)]) == 0
+    assert (
+        main(["table", *SMALL, *ALONE, "--methods", "ce", "--ratios", "0.5", "--out", str(out)])
+        == 0
+    )
     printed = capsys.readouterr().out
     table = json.loads((out / "table.json").read_text())
     rows = {row["selection"]: row for row in table["rows"]}
@@ -208,7 +212,9 @@ def test_a_recipe_that_holds_out_has_one_run_for_all_rows():
 
 
 def test_an_estimate_measures_and_writes_nothing(tiny, capsys):
-    assert main(["table", *SMALL, "--estimate", "--jobs", "2", "--set", "batch_size=20"]) == 0
+    assert (
+        main(["table", *SMALL, *ALONE, "--estimate", "--jobs", "2", "--set", "batch_size=20"]) == 0
+    )
     printed = capsys.readouterr().out
     assert printed.startswith("Estimate for 24 runs on ")
     assert "last, oracle" in printed
@@ -217,7 +223,7 @@ def test_an_estimate_measures_and_writes_nothing(tiny, capsys):
 
 
 def test_what_is_finished_is_not_estimated(tiny, capsys):
-    arguments = ["table", *SMALL, "--methods", "ce", "--ratios", "0", "--out", "out"]
+    arguments = ["table", *SMALL, *ALONE, "--methods", "ce", "--ratios", "0", "--out", "out"]
     assert main(arguments) == 0
     capsys.readouterr()
     before = {path: path.stat().st_mtime_ns for path in Path("out").rglob("*")}
@@ -286,7 +292,7 @@ class Ends(Objective):
 def test_a_loss_that_cannot_be_estimated_is_one_line(name, message, tiny, capsys):
     (tiny / "raises.py").write_text(RAISES)
     arguments = ["--methods", "ce", f"raises.py:{name}", "--jobs", "2", "--estimate"]
-    assert main(["table", *SMALL, *arguments]) == 1
+    assert main(["table", *SMALL, *ALONE, *arguments]) == 1
     err = capsys.readouterr().err
     assert (
         err == f"mcr2: raises.py:{name} cannot be measured: {message}" + err.partition(message)[2]

@@ -241,7 +241,15 @@ def test_many_killed_studies_go_on_to_the_same_results(name, tmp_path):
     assert {met for _, met, _ in lines} >= set(phases)
 
 
-def test_a_signal_waits_only_for_who_asks_and_never_twice():
+@pytest.fixture
+def heard():
+    """SIGINT is heard, also where the tests run in a shell's background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_signal_waits_only_for_who_asks_and_never_twice(heard):
     stop = StopSignals()
     with stop:
         assert not stop()
