@@ -149,7 +149,7 @@ IN_A_STUDY = {
     # noise
     "--ratios 1.5": "ratio is 1.5; it must be between 0 and 1",
     "--ratios -0.1": "ratio is -0.1; it must be between 0 and 1",
-    "--ratios": "ratios is empty; give at least one",
+    "--ratios": "--ratios is empty; give at least one",
     "--ratios 0.1 0.10": "ratios has repetitions",
     "--noise pairwise": "unknown noise 'pairwise'; choose from symmetric, symmetric_excluding_true",
     "--noise symmetric:3": "noise 'symmetric:3' must be written 'symmetric'",
@@ -219,6 +219,7 @@ def test_a_mistaken_study(options, place, capsys):
             "losses.py:Stranger is not an experiments.studies.engine.Study",
         ),
         ("study label_noise --epochs -1", "epochs is -1"),
+        ("study test_collapse --sizes", "--sizes is empty; give at least one value"),
         ("study gaussians --out notes.txt", "--out notes.txt is a file; give a new"),
         ("bench speed", "unknown benchmark 'speed'; choose from step"),
         ("train --ratio 1.5", "ratio is 1.5"),

@@ -229,7 +229,18 @@ def test_the_records_prove_a_fair_comparison(extended):
 
 def test_train_leaves_the_run_of_a_study_and_does_not_train_twice(study, tmp_path):
     out = tmp_path / "run"
-    arguments = ["train", "--method", "mcr2", "--ratio", 0.5, "--out", out, *GRID[:-3]]
+    arguments = [
+        "train",
+        "--method",
+        "mcr2",
+        "--ratio",
+        0.5,
+        "--out",
+        out,
+        *SMALL[:-2],
+        "--epochs",
+        2,
+    ]
     status, printed, _ = mcr2(*arguments)
     assert status == 0
     alone, twin = load_run(out), runs(study[0])["mcr2", 0.5, 0]
@@ -496,7 +507,17 @@ def test_a_run_that_fails_has_a_reason_and_the_others_finish(tmp_path):
     file, out = tmp_path / "failing.py", tmp_path / "out"
     file.write_text(FAILING)
     methods = ["ce", f"{file}:Raises", f"{file}:Vanishes"]
-    arguments = [*SMALL[:-2], "--methods", *methods, "--ratios", "0.5", "--epochs", "1"]
+    arguments = [
+        *SMALL[:-4],
+        "--seeds",
+        "0",
+        "--methods",
+        *methods,
+        "--ratios",
+        "0.5",
+        "--epochs",
+        "1",
+    ]
 
     def by_method(value):
         return {row["method"]: row for row in value["rows"] if row["selection"] == "last"}

@@ -14,6 +14,7 @@ import re
 import select
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any, TypeVar
 
 import tyro
@@ -226,12 +227,18 @@ def parse(arguments: Sequence[str]) -> Any:
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
-            return tyro.cli(kind, prog=prog, args=rest)
+            command = tyro.cli(kind, prog=prog, args=rest)
     except SystemExit as stop:
         if stop.code in (0, None):
             sys.stdout.flush()
             raise
         raise ValueError(_one_line(errors.getvalue())) from None
+    for field in fields(command):
+        optional = field.default is None or isinstance(field.default, tuple)
+        if optional and getattr(command, field.name) == () != field.default:
+            name = field.name.replace("_", "-")
+            raise ValueError(f"--{name} is empty; give at least one value")
+    return command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

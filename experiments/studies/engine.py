@@ -168,6 +168,8 @@ class GridStudy(GridOptions, Study):
         if out.exists() and not out.is_dir():
             raise ValueError(f"--out {out} is a file; give a new or an empty folder")
         specs = self.specs()
+        if not specs:
+            raise ValueError(f"the study {self.name} plans no run")
         names = {field.name for field in (*fields(specs[0]), *fields(specs[0].training))}
         names |= {name for spec in specs for name, _ in spec.options}
         axes = [axis.name for axis in self.study_axes() if axis.name in names]
