@@ -20,18 +20,21 @@ class Machine:
         threads: CPU threads of a run.
         data_root: where data sets are looked for first.
         tensorboard: write TensorBoard events into each run's folder.
+        here: whether it is this machine, whose device can be checked.
     """
 
     device: str = "auto"
     threads: int = 1
     data_root: str | None = None
     tensorboard: bool = False
+    here: bool = True
 
     def __post_init__(self) -> None:
         checks.integer("threads", self.threads, 1, 1024)
         if self.tensorboard:
             require_tensorboard()
-        self.torch_device()
+        if self.here:
+            self.torch_device()
 
     def configure_torch(self) -> torch.device:
         """Set this process up as the machine says, and return the device.

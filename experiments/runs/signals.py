@@ -1,4 +1,7 @@
-"""SIGINT, SIGTERM and SIGHUP: a run finishes its step and writes its checkpoint, then ends."""
+"""SIGINT, SIGTERM, SIGHUP, and SIGUSR2, by which Slurm tells that time is nearly up.
+
+A run finishes its step and writes its checkpoint, then ends.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,13 @@ import signal
 import threading
 import types
 from typing import Any
+
+#: Windows has neither SIGHUP nor SIGUSR2.
+CAUGHT = tuple(
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR2")
+    if hasattr(signal, name)
+)
 
 
 class Stopped(BaseException):
@@ -33,11 +43,9 @@ class StopSignals:
     def __enter__(self) -> StopSignals:
         self.signum, self._asked, self._pid = None, False, os.getpid()
         if threading.current_thread() is threading.main_thread():
-            names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
-            caught = [getattr(signal, name) for name in names if hasattr(signal, name)]
             self._before = {
                 each: signal.signal(each, self._catch)
-                for each in caught
+                for each in CAUGHT
                 if signal.getsignal(each) != signal.SIG_IGN  # nohup, say
             }
         return self
