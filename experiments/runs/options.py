@@ -87,6 +87,9 @@ class TrainingOptions(DataOptions):
     """Run the network through torch.compile."""
     tf32: Switch = False
     """Let the network's products round to TF32 (CUDA)."""
+    processes: int = 1
+    """Processes that share every batch of a run, exactly, each with a GPU of its own where there
+    are any; see docs/scale.md. A constructed network takes one."""
     tensorboard: Switch = False
     """Write TensorBoard events into each run's folder."""
 

@@ -163,7 +163,8 @@ class GridStudy(GridOptions, Study):
 
         device = self.devices[0] if self.devices else self.device
         here = self.executor == "local"
-        return Machine(device, self.threads, self.data_root, self.tensorboard, here)
+        how = (self.tensorboard, here, self.processes)
+        return Machine(device, self.threads, self.data_root, *how)
 
     def plan(self) -> tuple[list[PlannedRun], Path]:
         """Check everything, and return the planned runs and the study's folder; run nothing."""

@@ -121,6 +121,14 @@ class World:
         self.sum_([*grads, *same, wish])
         return bool(wish.item())
 
+    def told(self, yes: bool = False) -> bool:
+        """Return what the first process says; the others' own word does not count."""
+        if self.size > 1:
+            word = torch.tensor([float(yes)], device=_device())
+            dist.broadcast(word, 0)
+            yes = bool(word.item())
+        return yes
+
     def wait(self) -> None:
         """Wait until all processes are here."""
         if self.size > 1:
@@ -134,9 +142,8 @@ class World:
         """
         if self.size == 1:
             return
-        own = torch.tensor([*values, *(-value for value in values)], dtype=torch.float64)
-        own = own.cuda() if dist.get_backend() == "nccl" else own
-        largest = own.clone()
+        both = [*values, *(-value for value in values)]
+        largest = torch.tensor(both, dtype=torch.float64, device=_device())
         dist.all_reduce(largest, dist.ReduceOp.MAX)
         first, second = largest.chunk(2)
         if not torch.equal(first, -second):
@@ -144,6 +151,11 @@ class World:
                 f"the {self.size} processes differ in {what}: they must see the same data, code "
                 "and folder"
             )
+
+
+def _device() -> torch.device:
+    """Return where the group's messages have to lie."""
+    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
 
 
 class _Total(Function):
