@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -13,6 +13,7 @@ from experiments.runs.machine import Machine
 from experiments.runs.method import rules_for
 from experiments.runs.runner import PlannedRun, complete
 from experiments.runs.specs import RunSpec
+from experiments.runs.traffic import step_traffic
 
 HEADER = ("method", "backbone", "rows", "runs", "steps", "a run", "memory", "disk", "checkpoint")
 
@@ -59,6 +60,20 @@ def room(memory: float, slots: Sequence[Machine]) -> list[str]:
     return lines
 
 
+def sent(processes: int, groups: Mapping[RunSpec, Sequence[RunEstimate]]) -> list[str]:
+    """Return a line for each method: what a process sends in a step, by formula."""
+    lines = []
+    for spec, group in groups.items() if processes > 1 else ():
+        m, d = spec.training.batch_size, spec.feature_dim
+        bytes_of = step_traffic(samples=m, dim=d, processes=processes, **group[0].network)
+        lines.append(
+            f"{spec.method}: each of {processes} processes sends "
+            f"{bytes_of.total(by_moments=False) / 1e6:.1f} MB a step, by formula; the times above "
+            "are of one process"
+        )
+    return lines
+
+
 def report_estimate(planned: Sequence[PlannedRun], slots: Sequence[Machine]) -> str:
     """Measure what the runs that are not finished yet will take, and say it."""
     left = [one for one in planned if complete(one, mend=False) is None]
@@ -76,6 +91,7 @@ def report_estimate(planned: Sequence[PlannedRun], slots: Sequence[Machine]) -> 
         notes.append(f"finished already: {len(planned) - len(left)} of {len(planned)} runs")
     for one in (o for o, e in zip(left, estimates, strict=True) if e is None):
         notes.append(f"{one.spec.method} at ratio {one.spec.ratio:g}: takes no steps, not known")
+    notes += sent(machine.processes, groups)
     if known:
         seconds, at_once = [each.seconds for each in known], min(jobs, len(known))
         memory = [each.memory for each in known if each.memory is not None]

@@ -30,6 +30,7 @@ from experiments.runs.methods import find_method
 from experiments.runs.prepare import Prepared, load, load_other, prepare
 from experiments.runs.runner import PlannedRun, evaluate_fully
 from experiments.runs.specs import RunSpec, Streams, as_dict, from_dict
+from experiments.runs.traffic import sizes_of
 from experiments.runs.trained import Trained, feed_for
 from mcr2.data import num_batches
 from mcr2.evaluation import encode
@@ -58,6 +59,7 @@ class Probe:
     train: int  # images, those held out among them
     test: int
     needs_epoch_features: bool
+    network: dict[str, int]  # its parameters, normalised channels and classes
 
 
 class RunEstimate(NamedTuple):
@@ -69,6 +71,7 @@ class RunEstimate(NamedTuple):
     memory: int | None
     disk: int
     checkpoint: int
+    network: dict[str, int]
 
 
 def run_estimate(planned: PlannedRun, found: Probe) -> RunEstimate:
@@ -88,7 +91,8 @@ def run_estimate(planned: PlannedRun, found: Probe) -> RunEstimate:
     )
     steps, disk = config.epochs * num_batches(train, config.batch_size), len(served) * found.weights
     checkpoint = disk + found.weights + found.optimizer
-    return RunEstimate(planned, steps, seconds, found.memory, disk, checkpoint)
+    held = (found.memory, disk, checkpoint)
+    return RunEstimate(planned, steps, seconds, *held, found.network)
 
 
 class _Noise(nn.Module):
@@ -179,6 +183,7 @@ class Measurement:
             train=len(data.train) + len(data.held_out),
             test=len(data.test),
             needs_epoch_features=encoder.objective.needs_epoch_features,
+            network=sizes_of(encoder.backbone) | {"num_classes": data.sizes.num_classes},
         )
 
     def _time(self, action: Callable[[], object]) -> float:

@@ -19,7 +19,7 @@ from mcr2.training import Interrupted, World
 def main() -> None:
     """Join the others, train with them, and leave everything else to the first."""
     told = json.load(sys.stdin)
-    threading.Thread(target=_follow_parent, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_follow_parent, args=(told["parent"],), daemon=True).start()
     machine, rank = Machine(**told["machine"]), told["rank"]
     with STOP, contextlib.suppress(Interrupted, Stopped):
         device = join(machine, machine.configure_torch(), rank, told["store"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,7 +34,7 @@ class Workspace:
     progress: Callable[[Progress], None] | None = None
     log: Callable[[Mapping[str, Any]], None] | None = None
     stop: Callable[[], bool] | None = None
-    world: World = World()
+    world: World = field(default_factory=World)
 
 
 class _HasReadout(Protocol):

@@ -98,7 +98,8 @@ def _started(
                         command, stdin=subprocess.PIPE, stderr=errors, text=True
                     )
                 others.append((other, told))
-                where = {"rank": rank, "store": store, "machine": asdict(machine)}
+                where = {"parent": os.getpid(), "rank": rank, "store": store}
+                where |= {"machine": asdict(machine)}
                 assert other.stdin is not None
                 with other.stdin:
                     json.dump({**where, "job": dict(job)}, other.stdin)

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from experiments.runs.executors.local import Local, process_context
 from experiments.runs.machine import Machine
 from experiments.runs.options import ExecutorOptions
+from experiments.runs.processes import torchrun_rank
 from experiments.runs.runner import ERROR, PROGRESS, PlannedRun, complete
 from experiments.runs.signals import STOP
 from experiments.runs.user_code import is_user_code, load_object
@@ -86,6 +87,8 @@ def make_executor(options: ExecutorOptions, machine: Machine, out: Path) -> Exec
     Raises:
         ValueError: there is no such executor, or it cannot do what is asked.
     """
+    if torchrun_rank() is not None:
+        raise ValueError("torchrun is for mcr2 train; give a study --processes instead")
     if options.devices and options.device != "auto":
         raise ValueError("--device and --devices are both given; do one of them")
     machines = [replace(machine, device=each) for each in options.devices or (machine.device,)]
