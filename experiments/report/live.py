@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -36,15 +38,31 @@ def training_bar(name: str, epochs: int) -> Iterator[Callable[[Progress], None]]
     )
     # Drawn once an epoch, and standard output left alone: breakpoint() in a loss has the terminal.
     console = Console(stderr=True)
-    with bars.Progress(*columns, console=console, auto_refresh=False, redirect_stdout=False) as bar:
-        task = bar.add_task(visible(name), total=epochs, values="")
+    bar = bars.Progress(*columns, console=console, auto_refresh=False, redirect_stdout=False)
+    task = bar.add_task(visible(name), total=epochs, values="")
+    refresh = _in_notebook(bar) if console.is_jupyter else bar.refresh
 
-        def show(progress: Progress) -> None:
-            values = _values(asdict(progress))
-            bar.update(task, completed=progress.epoch, total=progress.epochs, values=values)
-            bar.refresh()
+    def show(progress: Progress) -> None:
+        values = _values(asdict(progress))
+        bar.update(task, completed=progress.epoch, total=progress.epochs, values=values)
+        refresh()
 
+    with contextlib.nullcontext() if console.is_jupyter else bar:
         yield show
+
+
+def _in_notebook(bar: bars.Progress) -> Callable[[], None]:
+    """Return what shows a bar in a cell's output; rich itself would need widgets for it."""
+    display: Any = importlib.import_module("IPython.display").display
+    console = Console(file=io.StringIO(), force_jupyter=False, width=240)
+    shown = display({"text/plain": ""}, raw=True, display_id=True)
+
+    def refresh() -> None:
+        with console.capture() as text:
+            console.print(bar)
+        shown.update({"text/plain": text.get().rstrip()}, raw=True)
+
+    return refresh
 
 
 class StudyView:
