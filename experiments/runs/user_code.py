@@ -96,6 +96,8 @@ def _sources(module: ModuleType, found: Any) -> set[bytes]:
         if not all(any(texts) for texts in cells):
             raise ValueError(f"the text that defines {found.__name__} is lost; put it into a file")
         return {text.encode() for texts in cells for text in texts}
+    if getattr(module, "__file__", None) is None:
+        raise ValueError(f"{module.__name__} has no file, by whose content its runs would be known")
     # A class may come from another file than the one that was named.
     files = {str(module.__file__)}
     if inspect.isclass(found):
