@@ -157,11 +157,14 @@ def test_a_bar_in_a_notebook_needs_no_widgets(monkeypatch):
     monkeypatch.setitem(sys.modules, "IPython.display", display)
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
     monkeypatch.setattr(sys, "stderr", io.StringIO())
+    own, other = (f"features/test/clean/{name}/accuracy" for name in ("head", "class_mean"))
     with training_bar("mcr2 [seed] 0", 4) as tell:
         for epoch in (1, 2):
-            tell(Progress(epoch, 4, 0.5, {"rate": 2.0}, {}, 1.0))
+            tell(Progress(epoch, 4, 0.5, {"rate": 2.0}, {own: 0.7, other: 0.9}, 1.0))
     assert len(shown) == 2
-    assert re.match(r"mcr2 \[seed\] 0 .*epoch 2/4 .*loss 0.500 +rate 2.000$", shown[1])
+    assert re.match(
+        r"mcr2 \[seed\] 0 .*epoch 2/4 .*loss 0.500 +rate 2.000 +test clean 0.700$", shown[1]
+    )
 
 
 # --- classes of one's own

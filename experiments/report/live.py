@@ -18,11 +18,12 @@ from rich.text import Text
 
 from experiments.report.table import count_of, duration
 from experiments.runs.executors import Outcome
+from experiments.runs.method import CLASS_MEAN
 from experiments.runs.runner import PlannedRun, complete
 from experiments.runs.specs import RunSpec
 from experiments.runs.terminal import visible
 from mcr2.evaluation import measure_key
-from mcr2.evaluation.results import Key
+from mcr2.evaluation.results import FEATURES, Key
 from mcr2.training import Progress
 
 
@@ -157,7 +158,8 @@ def _values(progress: Mapping[str, Any]) -> str:
     parts = [f"{name} {value:.3f}" for name, value in terms.items() if value is not None]
     for text, value in progress["measures"].items():
         key = Key.parse(text)
-        if key.measure == "accuracy" and key.split != "train" and key.readout != "ridge":
+        own = key.layer == FEATURES and key.readout not in ("ridge", CLASS_MEAN)
+        if key.measure == "accuracy" and key.split != "train" and own:
             parts.append(f"{key.split} {key.labels} {value:.3f}")
     return visible("  ".join(parts))
 
