@@ -101,25 +101,21 @@ class World:
         """
         return own if self.size == 1 else _Total.apply(own)
 
-    def share_gradients(
-        self, backbone: nn.Module, objective: nn.Module, *, stop: bool = False
-    ) -> bool:
-        """Make gradients those of the whole batch; return whether any process wants to stop.
+    def share_gradients(self, backbone: nn.Module, objective: nn.Module, wish: bool) -> Tensor:
+        """Make gradients those of the whole batch; return how many processes have the wish, ``()``.
 
         The backbone's gradients, of own rows, are summed. The objective's are the same already, but
         for the order in which a GPU adds: their mean keeps the processes from drifting apart, as
         does that of the backbone's running statistics, which differ with ghost batches.
         """
-        if self.size == 1:
-            return stop
         grads = [p.grad for p in backbone.parameters() if p.grad is not None]
         same = [p.grad for p in objective.parameters() if p.grad is not None]
         same += [b for b in backbone.buffers() if b.is_floating_point()]
         for tensor in same:
             tensor /= self.size
-        wish = torch.tensor([float(stop)], device=next(backbone.parameters()).device)
-        self.sum_([*grads, *same, wish])
-        return bool(wish.item())
+        wishes = torch.tensor(float(wish), device=_device())
+        self.sum_([*grads, *same, wishes])
+        return wishes
 
     def told(self, yes: bool = False) -> bool:
         """Return what the first process says; the others' own word does not count."""

@@ -209,6 +209,7 @@ class _Training:
         self.epoch = 0  # finished
         self.done = 0  # steps of the epoch that is not
         self.saved = time.perf_counter()
+        self.wishes = torch.zeros(())  # of processes, to stop
 
     def run(self) -> TrainingResult:
         """Continue from the checkpoint, or begin, and go on to the end."""
@@ -262,8 +263,11 @@ class _Training:
             group["lr"] = learning_rate(config, step, self.per_epoch)
         self.optimizer.zero_grad(set_to_none=True)
         loss, terms = backpropagate(self.network, objective, batch, context, config, self.world)
-        wish = self.stop is not None and self.stop()
-        stop = self.world.share_gradients(self.encoder.backbone, objective, stop=wish)
+        stop = self.stop is not None and self.stop()
+        if self.world.size > 1:
+            backbone, before = self.encoder.backbone, self.wishes
+            self.wishes = self.world.share_gradients(backbone, objective, stop)
+            stop = bool(before)  # a step later, when reading it does not wait for the device
         self.optimizer.step()
         self.result.steps, self.done, self.count = step + 1, self.done + 1, self.count + 1
         self.latest = {"loss": loss, **terms}
