@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from experiments.runs.executors.local import Local, process_context
+from experiments.runs.executors.slurm import Slurm
 from experiments.runs.machine import Machine
 from experiments.runs.options import ExecutorOptions
 from experiments.runs.runner import ERROR, PROGRESS, PlannedRun, complete
@@ -58,7 +59,7 @@ class Executor(Protocol):
         ...
 
 
-EXECUTORS: dict[str, type[Executor]] = {"local": Local}
+EXECUTORS: dict[str, type[Executor]] = {"local": Local, "slurm": Slurm}
 
 
 @dataclass(frozen=True)
