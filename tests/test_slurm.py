@@ -135,10 +135,9 @@ def cluster(tmp_path_factory):
                 daemon.wait()
 
 
-
 #: Three of its eight runs take their time, so that they are met while they train; one fails.
 LOSS = """
-import time
+import os, time
 from mcr2.objectives import RateReduction
 
 class Fussy(RateReduction):
@@ -146,7 +145,7 @@ class Fussy(RateReduction):
         if self.eps_sq == 8:
             raise RuntimeError("eps_sq 8 is too much")
         if self.eps_sq < 0.2:
-            time.sleep(0.2)
+            time.sleep(float(os.environ.get("FUSSY", 0)))
         return super().loss(features, labels, context)
 """
 
@@ -159,24 +158,121 @@ STUDY = [
 
 def start(folder, *arguments):
     """Start the command line, its output in a file."""
-    command = [sys.executable, "-m", "experiments.commands", *map(str, arguments)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-    log = (folder / "out.txt").open("ab")
-    return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+    with (folder / "out.txt").open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "experiments.commands", *map(str, arguments)],
+            cwd=folder,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
 
 
-def job_of(out, run):
-    """The job of a run and its state, by Slurm's own word."""
-    lines = asked("squeue", "--array", "--noheader", "--format=%A|%j|%K|%T|%i")
-    return lines
+def mcr2(folder, *arguments):
+    """Run the command line; return its status and what it said."""
+    status = start(folder, *arguments).wait(200)
+    return status, (folder / "out.txt").read_text()
 
 
-def test_up(cluster):
+@pytest.fixture(scope="module")
+def met(cluster):
+    """A study on the cluster: two of its jobs are sent back while they train, and the command is
+    interrupted and given again. What was seen on the way, by name."""
     (cluster / "fussy.py").write_text(LOSS)
-    job = start(cluster, *STUDY, "--executor", "slurm", "--out", "remote")
-    t = time.monotonic()
-    while job.poll() is None:
-        print(round(time.monotonic()-t), asked("squeue", "--array", "--noheader"), flush=True)
-        time.sleep(5)
-    print((cluster / "out.txt").read_text())
-    assert 0
+    seen = {"local": mcr2(cluster, *STUDY, "--out", "local")}
+    out = cluster / "remote"
+    remote = [*STUDY, "--out", "remote", "--executor", "slurm", "--slurm", "partition=main"]
+
+    def training():
+        return len(list(out.glob("runs/*-eps_sq0.1*/progress.json"))) == 2
+
+    def log(job):
+        (text,) = out.glob(f"slurm/*/{job}_0_log.out")
+        return text.read_text()
+
+    os.environ["FUSSY"] = "0.3"
+    command = start(cluster, *remote)
+    try:
+        wait_until(training, 120)
+        command.send_signal(signal.SIGINT)
+        seen["interrupted"] = command.wait(60), (cluster / "out.txt").read_text()
+    finally:
+        command.kill()
+        command.wait()
+        del os.environ["FUSSY"]
+    seen["batches"] = sorted(out.glob("slurm/mcr2-*"))
+    seen["running"] = mcr2(cluster, "status", "remote")
+    lines = asked("squeue", "--array", "--noheader", "--states=RUNNING", "--format=%i").split()
+    requeued, told = sorted(lines)
+    asked("scontrol", "requeue", requeued)
+    asked("scancel", "--batch", "--signal=USR2", told)
+    wait_until(lambda: "stopped by" in log(requeued) and "stopped by" in log(told))
+    seen["logs"] = log(requeued), log(told)
+    seen["checkpoints"] = list(out.glob("runs/*/checkpoint.safetensors"))
+    seen["continued"] = mcr2(cluster, *remote)
+    seen["after"] = mcr2(cluster, "status", "remote")
+    seen["batches after"] = sorted(out.glob("slurm/mcr2-*"))
+    return seen
+
+
+def test_the_command_leaves_its_jobs_to_slurm_and_says_so(met):
+    status, said = met["interrupted"]
+    assert status == 130
+    assert "8 jobs submitted" in said
+    assert "8 runs are left to Slurm and go on" in said
+    assert "Traceback" not in said
+
+
+def test_status_says_what_runs_and_waits_with_the_place_of_the_log(met):
+    status, said = met["running"]
+    assert status == 0
+    assert "8 runs in remote: 2 running, 6 waiting" in said
+    (line,) = [line for line in said.splitlines() if "running: fussy.py:Fussy, eps_sq 0.1," in line]
+    log = Path(re.search(r"log: (\S+)\)", line)[1])
+    assert log.is_file()
+    assert re.search(r"epoch \d+/20", line)
+
+
+def test_a_job_that_is_sent_back_or_out_of_time_goes_on_from_its_checkpoint(met):
+    requeued, told = met["logs"]
+    assert "stopped by SIGTERM; Slurm has decided" in requeued
+    assert "stopped by SIGUSR2" in told
+    assert "is queued again" in told
+    assert len(met["checkpoints"]) == 2
+
+
+def test_the_command_given_again_collects_and_submits_nothing_twice(met):
+    status, said = met["continued"]
+    assert status == 1  # one run fails
+    assert re.search(r"(\d) runs, \1 of them already there, 0 jobs submitted", said)
+    assert met["batches after"] == met["batches"]
+    assert len(met["batches"]) == 2  # the cluster takes arrays of four
+
+
+def test_a_run_that_fails_has_its_reason_and_the_place_of_its_traceback(met):
+    for status, said in (met["continued"], met["local"]):
+        assert status == 1
+        assert re.search(
+            r"eps_sq 8, .*failed, RuntimeError: eps_sq 8 is too much \(traceback in", said
+        )
+    assert "8 runs in remote: 7 done, 1 failed" in met["after"][1]
+    assert re.search(r"failed: .*eps_sq 8.*traceback in remote/runs/\S+/error.txt", met["after"][1])
+
+
+def timeless(history):
+    return [{k: v for k, v in entry.items() if "seconds" not in k} for entry in history]
+
+
+def test_results_are_those_of_the_local_executor_bit_for_bit(met, cluster):
+    def found(out):
+        runs = {path.parent.name: load_run(path.parent) for path in out.glob("runs/*/record.json")}
+        return {
+            name: (run.record.weights, timeless(run.record.history), run.evaluation.selections)
+            for name, run in runs.items()
+        }
+
+    local = found(cluster / "local")
+    assert len(local) == 7
+    assert found(cluster / "remote") == local

@@ -1,6 +1,6 @@
 """The executor ``slurm``: runs as tasks of job arrays, which go on without the command.
 
-A job's task is a command of ours (:mod:`experiments.runs.executors.task`), told by a signed JSON
+A job's task is a command of ours (:mod:`experiments.runs.task`), told by a signed JSON
 file which runs are its own. ``submitit`` writes and submits the script; its own tasks are pickles,
 which we neither write nor read, and its handler of signals ends a function where it stands, where a
 run is to finish its step.
@@ -15,7 +15,6 @@ import re
 import secrets
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ from filelock import FileLock
 from experiments.runs.machine import Machine
 from experiments.runs.options import ExecutorOptions
 from experiments.runs.runner import ERROR, PROGRESS, PlannedRun, complete
+from experiments.runs.scheduler import array_limit, job_states
 from experiments.runs.specs import as_dict
 from experiments.runs.terminal import say, warn
 from mcr2 import checks
@@ -70,11 +70,17 @@ class Queued(NamedTuple):
     task: int
     state: str | None = None
     reason: str = ""
+    job: str = ""
 
     @property
     def live(self) -> bool:
         """Whether it waits or runs."""
         return self.state is not None and self.state not in OVER
+
+    @property
+    def why(self) -> str:
+        """How its job stands or ended, in Slurm's word."""
+        return self.state or "Slurm has forgotten how"
 
     def log(self) -> Path | None:
         """Return what its task has printed, where it has begun."""
@@ -115,8 +121,9 @@ class Slurm:
             limit = array_limit()
             for i in range(0, len(tasks), limit):
                 self._submit_array(tasks[i : i + limit])
-        there = f"{len(cells) - len(new)} of them already there, " if len(new) < len(cells) else ""
-        say(f"Slurm: {len(cells)} runs, {there}{len(tasks)} jobs submitted; logs in {self.folder}")
+        there = f"{len(cells) - len(new)} of them already there, " * (len(new) < len(cells))
+        where = f"logs in {self.out / 'slurm'}"
+        say(f"Slurm: {len(cells)} runs, {there}{len(tasks)} jobs submitted; {where}")
 
     def ended(self) -> dict[PlannedRun, str]:
         """Ask the scheduler now and then, and return what is over."""
@@ -181,7 +188,7 @@ class Slurm:
             additional_parameters=more,
         )
         executor.parameters["map_count"] = len(tasks)
-        module = "experiments.runs.executors.task"
+        module = "experiments.runs.task"
         words = [sys.executable, "-P", "-u", "-m", module, str(self.folder / name / BATCH)]
         try:
             executor._submit_command(f"exec {shlex.join(words)}")
@@ -223,16 +230,11 @@ def queue(folder: Path) -> dict[str, Queued]:
     """
     found: dict[str, Queued] = {}
     batches = sorted(folder.glob(f"*/{BATCH}"))  # by time
-    states: dict[tuple[str, int], tuple[str | None, str]] = {}
-    if batches:
-        names = ",".join(path.parent.name for path in batches)
-        how = ["--array", "--noheader", "--states=all", "--format=%j|%K|%T|%r"]
-        for line in ask("squeue", *how, "--name", names).splitlines():
-            name, index, state, reason = line.strip().split("|", 3)
-            states[name, int(index) if index.isdecimal() else 0] = state, reason
+    states = job_states([path.parent.name for path in batches])
     for path in batches:
         for task, cells in enumerate(tasks_of(path)):
-            at = Queued(path.parent, task, *states.get((path.parent.name, task), (None, "")))
+            known = states.get((path.parent.name, str(task)), ())
+            at = Queued(path.parent, task, *known)
             for name in cells:
                 if not (name in found and found[name].live):
                     found[name] = at
@@ -249,30 +251,6 @@ def tasks_of(path: Path) -> list[list[str]]:
         return []
 
 
-def array_limit() -> int:
-    """Return the most tasks of an array here: under the cluster's ``MaxArraySize``."""
-    try:
-        found = re.search(r"MaxArraySize\s*=\s*(\d+)", ask("scontrol", "show", "config"))
-    except OSError:
-        found = None
-    return max(1, int(found[1]) - 1) if found else 1000
-
-
-def ask(*words: str) -> str:
-    """Return what a command of Slurm prints.
-
-    Raises:
-        OSError: it is not there, does not answer, or refuses.
-    """
-    try:
-        done = subprocess.run(words, check=True, capture_output=True, text=True, timeout=60)
-    except subprocess.CalledProcessError as error:
-        raise OSError(f"{words[0]}: {' '.join(error.stderr.split())}") from error
-    except subprocess.TimeoutExpired as error:
-        raise OSError(f"{words[0]} does not answer") from error
-    return done.stdout
-
-
 def _cell(one: PlannedRun) -> dict[str, Any]:
     folder = str(one.folder.absolute())
     return {"spec": as_dict(one.spec), "key": one.key, "data": one.data, "folder": folder}
@@ -287,5 +265,4 @@ def _made(one: PlannedRun) -> bool:
 def _how(at: Queued | None) -> str:
     if at is None:
         return "it was never submitted"
-    log = at.log()
-    return f"its job ended ({at.state or 'why is forgotten'}) and left no record (log: {log})"
+    return f"its job {at.job} ended ({at.why}) and left no record (log: {at.log()})"
