@@ -92,8 +92,9 @@ class Slurm:
 
     def __init__(self, options: ExecutorOptions, machines: Sequence[Machine], out: Path) -> None:
         self.settings = parse_settings(options.slurm)
-        self.per_job = checks.integer("cells_per_job", options.cells_per_job or 1, 1)
-        self.jobs = checks.integer("jobs", 1 if options.jobs is None else options.jobs, 1)
+        per_job, jobs = (1 if n is None else n for n in (options.cells_per_job, options.jobs))
+        self.per_job = checks.integer("cells_per_job", per_job, 1)
+        self.jobs = checks.integer("jobs", jobs, 1)
         if find_spec("submitit") is None:
             raise ValueError(
                 "--executor slurm needs the package submitit, which is not installed; "
