@@ -19,6 +19,7 @@ from experiments.runs.scheduler import array_limit
 from experiments.runs.signals import Stopped
 from experiments.runs.specs import RunSpec
 from experiments.runs.task import main as task
+from experiments.studies.label_noise import LabelNoise
 from mcr2.records import load_run, read_signed, write_signed, write_text
 
 ROOT = Path(__file__).parent.parent
@@ -50,6 +51,13 @@ SCRIPTS = {
     """,
     "srun": "",
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_figure():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LabelNoise, "figures", ("accuracy",))  # all take longer than the runs
+        yield
 
 
 @pytest.fixture
@@ -146,7 +154,10 @@ def test_an_estimate_says_how_many_runs_fit_a_gpu(monkeypatch):
         (["--executor", "slurm", "--slurm", "time=soon"], "'soon' is not a value of time"),
         (["--executor", "slurm", "--slurm", "time=1", "time=2"], "time is given twice"),
         (["--executor", "slurm", "--slurm", "qos=a\nb"], "is not a value of qos"),
-        (["--executor", "slurm", "--cells-per-job", "0"], "cells_per_job must be"),
+        (
+            ["--executor", "slurm", "--cells-per-job", "0"],
+            "cells_per_job is 0; it must be at least 1",
+        ),
         (["--executor", "slurm", "--estimate"], "--estimate measures this machine"),
     ],
 )

@@ -10,7 +10,9 @@ The scheduler is the only one to know what is queued: a batch's name, drawn anew
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import re
 import secrets
 import shlex
@@ -192,7 +194,8 @@ class Slurm:
         module = "experiments.runs.task"
         words = [sys.executable, "-P", "-u", "-m", module, str(self.folder / name / BATCH)]
         try:
-            executor._submit_command(f"exec {shlex.join(words)}")
+            with contextlib.redirect_stderr(io.StringIO()):  # the error says it, too
+                executor._submit_command(f"exec {shlex.join(words)}")
         except RuntimeError as error:
             shutil.rmtree(self.folder / name)
             raise OSError(f"sbatch refuses: {' '.join(str(error).split())}") from error
