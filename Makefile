@@ -1,6 +1,7 @@
 # Everything runs from a fresh clone with Python >= 3.11 and make:
 #   make table   the label-noise table on digits (a few minutes on two cores)
 #   make test    the tests
+#   make test-slurm   those that start a Slurm of one node, where that may be done
 #   make lint    ruff, mypy, import-linter
 # PYTHON picks the interpreter, VENV the environment's folder, PIP_ARGS goes to pip as it is
 # (for example a constraints file, or an index that holds CPU-only builds of PyTorch),
@@ -13,13 +14,16 @@ OUT ?= results/quick-digits
 TABLE_ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: table test slow lint format clean
+.PHONY: table test test-slurm slow lint format clean
 
 table: $(VENV)/.installed
 	$(BIN)/mcr2 table --out $(OUT) $(TABLE_ARGS)
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n auto --maxprocesses 8
+
+test-slurm: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m slurm tests/test_slurm.py
 
 slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow

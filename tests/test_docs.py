@@ -77,7 +77,12 @@ def test_python_imports_what_there_is(page):
 
 
 @pytest.mark.parametrize(
-    "page, file", [("README.md", "my_loss.py"), ("docs/extending.md", "my_study.py")]
+    "page, file",
+    [
+        ("README.md", "my_loss.py"),
+        ("docs/extending.md", "my_study.py"),
+        ("docs/cluster.md", "my_executor.py"),
+    ],
 )
 def test_an_example_stands_in_its_page_as_it_is(page, file):
     code = (ROOT / "docs" / file).read_text()

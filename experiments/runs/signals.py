@@ -32,11 +32,15 @@ class StopSignals:
 
     As a context manager it catches the signals, in a process's main thread. While nobody asks, and
     at a second signal, :class:`Stopped` is raised at once.
+
+    Attributes:
+        patient: pass over second signals. A run of a study is: a group's signal and its parent's
+            word are one and the same wish, and it dies with its parent.
     """
 
     def __init__(self) -> None:
         self.signum: int | None = None
-        self._asked = False
+        self.patient = self._asked = False
         self._pid = os.getpid()
         self._before: dict[signal.Signals, Any] = {}
 
@@ -61,7 +65,7 @@ class StopSignals:
             os.kill(os.getpid(), signum)
             return
         first, self.signum = self.signum is None, signum
-        if not (first and self._asked):
+        if not (self._asked and (first or self.patient)):
             raise Stopped(signum)
 
     def __call__(self) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from experiments.runs.executors.local import Local, process_context
+from experiments.runs.executors.slurm import Slurm
 from experiments.runs.machine import Machine
 from experiments.runs.options import ExecutorOptions
 from experiments.runs.processes import torchrun_rank
@@ -59,7 +60,7 @@ class Executor(Protocol):
         ...
 
 
-EXECUTORS: dict[str, type[Executor]] = {"local": Local}
+EXECUTORS: dict[str, type[Executor]] = {"local": Local, "slurm": Slurm}
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,10 @@ def run_planned(
             outcomes |= {one: _outcome(one, how) for one, how in ended.items()}
             left -= set(ended)
             if watch is not None:
-                watch(list(outcomes.values()), {one: progress(one) for one in executor.running()})
+                watch(
+                    list(outcomes.values()),
+                    {one: last_progress(one.folder) for one in executor.running()},
+                )
             time.sleep(0.2 if left else 0)
             STOP.raise_if_stopped()
     finally:  # a second signal raises here
@@ -135,10 +139,10 @@ def run_planned(
     return [outcomes[one] for one in planned]
 
 
-def progress(one: PlannedRun) -> dict[str, Any]:
+def last_progress(folder: Path) -> dict[str, Any]:
     """Return what a run has last told of itself; nothing where it has not."""
     try:
-        return read_signed(one.folder / PROGRESS)
+        return read_signed(folder / PROGRESS)
     except (OSError, ValueError):
         return {}
 

@@ -115,6 +115,7 @@ def work(spec: dict[str, Any], folder: str, machine: Machine) -> None:
             write_signed(place / PROGRESS, asdict(progress))
 
     try:
+        STOP.patient = True
         with STOP:
             (place / ERROR).unlink(missing_ok=True)
             run(from_dict(spec), place, machine, progress=tell, stop=STOP)
