@@ -1,0 +1,94 @@
+"""What MkDocs does not know of this project.
+
+Pages that lie beside docs/, notebooks as scripts, and how docstrings are written here.
+"""
+
+import os
+import re
+from pathlib import Path
+
+import griffe
+import jupytext
+import nbformat
+from mkdocs.structure.files import File
+from nbclient import NotebookClient
+from nbconvert import MarkdownExporter
+
+#: Pages that lie beside docs/, where a code host looks for them.
+OUTSIDE = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+}
+
+
+def on_files(files, config):
+    """Take in the pages that lie beside docs/, and make pages of notebooks."""
+    root = Path(config.config_file_path).parent
+    for name, page in OUTSIDE.items():
+        text = (root / name).read_text()
+        for other in OUTSIDE:
+            text = text.replace(f"]({other}", f"](docs/{OUTSIDE[other]}")
+        files.append(File.generated(config, page, content=text.replace("](docs/", "](")))
+    work = root / "build/notebooks"
+    work.mkdir(parents=True, exist_ok=True)
+    for script in sorted(Path(config.docs_dir).glob("notebooks/*.py")):
+        for name, content in read_notebook(script, work).items():
+            files.append(File.generated(config, f"notebooks/{name}", content=content))
+
+
+def read_notebook(script, work):
+    """Return a notebook, executed in a folder, as a page, its figures and a file for Jupyter."""
+    notebook = jupytext.read(script)
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python", "language": "python"}
+    if os.environ.get("DOCS_EXECUTE") != "false":
+        NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(work)}}).execute()
+    exporter = MarkdownExporter()
+    page, made = exporter.from_notebook_node(notebook, {"unique_key": script.stem})
+    note = f"\n\nThis page as a notebook: [{script.stem}.ipynb]({script.stem}.ipynb).\n"
+    title, _, body = page.lstrip().partition("\n")
+    return {
+        f"{script.stem}.md": title + note + body,
+        f"{script.stem}.ipynb": nbformat.writes(notebook),
+        **made.get("outputs", {}),
+    }
+
+
+def on_page_markdown(markdown, **_):
+    """Lead links out of docs/ to where those pages are in the site."""
+    for name, page in OUTSIDE.items():
+        markdown = re.sub(rf"\]\(\.\./((?:\.\./)*){name}", rf"](\1{page}", markdown)
+    return markdown
+
+
+#: A role in a docstring: :class:`name`, or :class:`~long.name`.
+ROLE = re.compile(r":\w+:`(~?)([\w.]+)`")
+
+
+class Docstrings(griffe.Extension):
+    """Write :class:`a.b.C` as a link, where that name has a place on a page, and examples as code."""
+
+    def on_object(self, *, obj, **_):
+        """Rewrite the docstring of one object."""
+        if obj.docstring:
+            text = re.sub(r"^( *)Example:$", r"\1Examples:", obj.docstring.value, flags=re.M)
+            obj.docstring.value = re.sub(ROLE, lambda found: link(obj, *found.groups()), text)
+
+    def on_attribute_instance(self, *, attr, **_):
+        """Take the comment `#: …` above a name for its docstring."""
+        above = attr.lines_collection[attr.filepath][: attr.lineno - 1]
+        comment = []
+        while above and above[-1].startswith("#:"):
+            comment.insert(0, above.pop()[2:].strip())
+        if comment and not attr.docstring:
+            attr.docstring = griffe.Docstring("\n".join(comment), parent=attr)
+
+
+def link(obj, short, name):
+    """Return a link to what a name means in an object, or the name alone."""
+    try:
+        path = obj.resolve(name)
+    except griffe.NameResolutionError:
+        path = name
+    shown = name.rpartition(".")[2] if short else name
+    return f'<autoref identifier="{path}" optional><code>{shown}</code></autoref>'

@@ -1,0 +1,5 @@
+# %% [markdown]
+# # own_features
+
+# %%
+1 + 1

@@ -1,0 +1,5 @@
+# %% [markdown]
+# # own_loss
+
+# %%
+1 + 1

@@ -1,0 +1,5 @@
+# %% [markdown]
+# # reproduce
+
+# %%
+1 + 1

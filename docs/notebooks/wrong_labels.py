@@ -1,0 +1,5 @@
+# %% [markdown]
+# # wrong_labels
+
+# %%
+1 + 1
