@@ -2,6 +2,7 @@
 #   make table   the label-noise table on digits (a few minutes on two cores)
 #   make test    the tests
 #   make lint    ruff, mypy, import-linter
+#   make docs    the documentation site, in build/site; DOCS_EXECUTE=false leaves its notebooks unexecuted
 # PYTHON picks the interpreter, VENV the environment's folder, PIP_ARGS goes to pip as it is
 # (for example a constraints file, or an index that holds CPU-only builds of PyTorch),
 # OUT is the table's folder, TABLE_ARGS goes to `mcr2 table` (for example "--methods ce mcr2 redunet").
@@ -11,9 +12,10 @@ VENV ?= .venv
 PIP_ARGS ?=
 OUT ?= results/quick-digits
 TABLE_ARGS ?=
+DOCS_EXECUTE ?= true
 BIN := $(VENV)/bin
 
-.PHONY: table test slow lint format clean
+.PHONY: table test slow lint format docs clean
 
 table: $(VENV)/.installed
 	$(BIN)/mcr2 table --out $(OUT) $(TABLE_ARGS)
@@ -30,20 +32,28 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(VENV)/.installed-dev
+	DOCS_EXECUTE=$(DOCS_EXECUTE) NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "open build/site/index.html"
+
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# The stamps are written last, so that an interrupted installation is begun again.
+# The stamps are written last, so that an interrupted installation is taken up again.
+SAY = @echo "Installing into $(VENV): on Linux about 6 GB with PyTorch's usual build, for CUDA; PIP_ARGS chooses another (README.md). Interrupted, make goes on."
+
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("mcr2 needs Python >= 3.11; %s is %s (make PYTHON=... picks another)" % (sys.executable, sys.version.split()[0]) if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	$(SAY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable .
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
+	$(SAY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[dev]'
 	@touch $(VENV)/.installed $@
 

@@ -6,6 +6,7 @@ Pages that lie beside docs/, notebooks as scripts, and how docstrings are writte
 import os
 import re
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import griffe
 import jupytext
@@ -30,21 +31,24 @@ def on_files(files, config):
         for other in OUTSIDE:
             text = text.replace(f"]({other}", f"](docs/{OUTSIDE[other]}")
         files.append(File.generated(config, page, content=text.replace("](docs/", "](")))
-    work = root / "build/notebooks"
-    work.mkdir(parents=True, exist_ok=True)
     for script in sorted(Path(config.docs_dir).glob("notebooks/*.py")):
-        for name, content in read_notebook(script, work).items():
+        for name, content in read_notebook(script).items():
             files.append(File.generated(config, f"notebooks/{name}", content=content))
 
 
-def read_notebook(script, work):
-    """Return a notebook, executed in a folder, as a page, its figures and a file for Jupyter."""
+def read_notebook(script):
+    """Return a notebook, executed, as a page, its figures and a file for Jupyter."""
     notebook = jupytext.read(script)
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python", "language": "python"}
+    kernel = {"name": "python3", "display_name": "Python", "language": "python"}
+    notebook.metadata["kernelspec"] = kernel
     if os.environ.get("DOCS_EXECUTE") != "false":
-        NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(work)}}).execute()
-    exporter = MarkdownExporter()
-    page, made = exporter.from_notebook_node(notebook, {"unique_key": script.stem})
+        with TemporaryDirectory() as work:
+            place = {"metadata": {"path": work}}
+            NotebookClient(notebook, timeout=600, resources=place).execute()
+    for cell in notebook.cells:  # warnings name places of this machine; an error has been raised
+        if "outputs" in cell:
+            cell.outputs = [each for each in cell.outputs if each.get("name") != "stderr"]
+    page, made = MarkdownExporter().from_notebook_node(notebook, {"unique_key": script.stem})
     note = f"\n\nThis page as a notebook: [{script.stem}.ipynb]({script.stem}.ipynb).\n"
     title, _, body = page.lstrip().partition("\n")
     return {
@@ -73,6 +77,10 @@ class Docstrings(griffe.Extension):
         if obj.docstring:
             text = re.sub(r"^( *)Example:$", r"\1Examples:", obj.docstring.value, flags=re.M)
             obj.docstring.value = re.sub(ROLE, lambda found: link(obj, *found.groups()), text)
+
+    def on_package(self, *, pkg, **_):
+        """Rewrite the docstring of a package, which is no object of another."""
+        self.on_object(obj=pkg)
 
     def on_attribute_instance(self, *, attr, **_):
         """Take the comment `#: …` above a name for its docstring."""
