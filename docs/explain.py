@@ -63,7 +63,8 @@ def draw_reduction():
     for panel, degrees in zip(axes[0], (15, 90), strict=False):
         features, labels = fan(np.radians(degrees))
         rates = rate_reduction(features, labels)
-        scatter(panel, features, labels, f"{degrees}° apart: ΔR = {float(rates.reduction):.2f}", 1.2)
+        title = f"{degrees}° apart: ΔR = {float(rates.reduction):.2f}"
+        scatter(panel, features, labels, title, 1.2)
     degrees = np.arange(0, 181, 5)
     found = [rate_reduction(*fan(np.radians(each))) for each in degrees]
     for name, field, colour in (
@@ -71,7 +72,8 @@ def draw_reduction():
         ("R_c", "compressed_rate", COLOURS[1]),
         ("ΔR", "reduction", COLOURS[2]),
     ):
-        axes[0, 2].plot(degrees, [float(getattr(r, field)) for r in found], color=colour, label=name)
+        values = [float(getattr(rates, field)) for rates in found]
+        axes[0, 2].plot(degrees, values, color=colour, label=name)
     axes[0, 2].set(xlabel="angle between the classes (degrees)", ylabel="nats", ylim=(0, None))
     axes[0, 2].set_xticks([0, 45, 90, 135, 180])
     axes[0, 2].legend(frameon=False, fontsize=9, loc="center right")

@@ -1,21 +1,30 @@
 """What the documents say exists: commands parse, names and links lead somewhere, examples run."""
 
 import ast
+import doctest
 import importlib
+import inspect
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import mcr2
 from experiments.commands.cli import COMMANDS, find_command, main, parse
 from experiments.runs.redunet import read_options
 from experiments.studies.engine import GridStudy, one_spec
 from mcr2.records import load_run, load_study
 
 ROOT = Path(__file__).parent.parent
-PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+DOCS = ROOT / "docs"
+PAGES = [*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *DOCS.glob("notebooks/*.py")]
 TEXTS = {str(page.relative_to(ROOT)): page.read_text() for page in PAGES}
+for page in [page for page in TEXTS if page.endswith(".py")]:  # prose stands in its comments
+    TEXTS[page] = re.sub(r"^# ?", "", TEXTS[page], flags=re.MULTILINE)
 
 
 def commands():
@@ -106,3 +115,70 @@ def test_a_study_a_loss_and_a_backbone_of_ones_own(tmp_path, monkeypatch, capsys
     assert main(["reread", str(out), "--layers", "project"]) == 1
     assert "name it (--code" in capsys.readouterr().out
     assert main(["reread", str(out), "--layers", "project", "--code", loss, net]) == 0
+
+
+@pytest.mark.parametrize("page", [page for page in TEXTS if "```pycon" in TEXTS[page]])
+def test_examples_print_what_they_say(page):
+    blocks = re.findall(r"```pycon\n(.*?)```", TEXTS[page], re.DOTALL)
+    for block in blocks:
+        example = doctest.DocTestParser().get_doctest(block, {}, page, page, 0)
+        assert doctest.DocTestRunner().run(example).failed == 0
+    assert blocks
+
+
+def test_figures_are_in_the_gallery_and_on_a_page():
+    told = {
+        page: {Path(name).name for name in re.findall(r"\]\(([^)\s]+\.png)\)", text)}
+        for page, text in TEXTS.items()
+    }
+    gallery = told.pop("docs/gallery.md")
+    assert gallery == {path.name for path in DOCS.rglob("*.png")}
+    assert gallery == set().union(*told.values())
+
+
+def public_modules():
+    """The modules of the library that are for its users, by name."""
+    families = [f"mcr2.metrics.{name}" for name in mcr2.metrics.__all__]
+    return [*(f"mcr2.{name}" for name in mcr2._MODULES), *families, "ce_baseline"]
+
+
+def test_every_public_module_has_its_place_in_the_api():
+    text = "".join(page.read_text() for page in sorted(DOCS.glob("api/*.md")))
+    assert set(public_modules()) <= set(re.findall(r"^::: (\S+)", text, re.MULTILINE))
+    main = re.findall(r"\[`mcr2\.(\w+)`\]\[mcr2\.([\w.]+)\.\1\]", TEXTS["docs/api/README.md"])
+    assert dict(main) == mcr2._NAMES
+
+
+def public_names():
+    """Every public name of a public module, in full."""
+    for module in map(importlib.import_module, public_modules()):
+        defined = [
+            name
+            for name, value in vars(module).items()
+            if not name.startswith("_") and inspect.getmodule(value) is module
+        ]
+        for name in getattr(module, "__all__", defined):
+            if not inspect.ismodule(getattr(module, name)):
+                yield f"{module.__name__}.{name}"
+
+
+@pytest.mark.slow
+def test_the_site_is_built_with_every_name_and_loads_nothing_from_elsewhere(tmp_path):
+    """Strictly, with its notebooks executed: a broken link or a cell that raises ends the build."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", tmp_path]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "DOCS_EXECUTE": "true"}
+    outcome = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert outcome.returncode == 0, outcome.stderr
+    pages = {path.relative_to(tmp_path): path.read_text() for path in tmp_path.rglob("*.html")}
+    places = set(re.findall(r'id="((?:mcr2|ce_baseline)\.[\w.]+)"', "".join(pages.values())))
+    assert set(public_names()) <= places
+    for page, text in pages.items():
+        assert not re.search(
+            r"<(?:script|link|img|iframe)[^>]*(?:src|href)=\"?(?:https?:)?//", text
+        ), page
+        assert not re.search(r":(?:class|func|mod|data|meth):", text), page
+    for name in ("reproduce", "wrong_labels"):
+        assert "<img" in pages[Path(f"notebooks/{name}.html")]
+    texts = "".join(text for page, text in pages.items() if page.parts[0] == "notebooks")
+    assert str(Path.home()) not in texts
+    assert str(ROOT) not in texts

@@ -59,10 +59,10 @@ def read_notebook(script):
 
 
 def on_page_markdown(markdown, **_):
-    """Lead links out of docs/ to where those pages are in the site."""
+    """Lead links to pages beside docs/, and to notebooks, to where these are in the site."""
     for name, page in OUTSIDE.items():
         markdown = re.sub(rf"\]\(\.\./((?:\.\./)*){name}", rf"](\1{page}", markdown)
-    return markdown
+    return re.sub(r"(\]\([\w./]*notebooks/\w+)\.py", r"\1.md", markdown)
 
 
 #: A role in a docstring: :class:`name`, or :class:`~long.name`.
@@ -70,7 +70,7 @@ ROLE = re.compile(r":\w+:`(~?)([\w.]+)`")
 
 
 class Docstrings(griffe.Extension):
-    """Write :class:`a.b.C` as a link, where that name has a place on a page, and examples as code."""
+    """Write :class:`a.b.C` as a link, where it has a place on a page, and examples as code."""
 
     def on_object(self, *, obj, **_):
         """Rewrite the docstring of one object."""

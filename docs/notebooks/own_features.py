@@ -1,9 +1,10 @@
 # %% [markdown]
 # # Your own features
 #
-# Rank, collapse and rates can be measured of any features: a tensor or an array `(N, d)` with integer labels
-# `(N,)`, from any network, any library. Here they are those of scikit-learn's digits: the pixels themselves, and
-# the hidden layer of scikit-learn's small network after one pass over the data and after two hundred.
+# Rank, collapse and rates can be measured of any features: a tensor or an array `(N, d)` with
+# integer labels `(N,)`, from any network, any library. Here they are those of scikit-learn's
+# digits: the pixels themselves, and the hidden layer of scikit-learn's small network after one
+# pass over the data and after two hundred.
 
 # %%
 import warnings
@@ -36,9 +37,10 @@ features = {"pixels": lambda x: x, "epoch 1": hidden_layer(1), "epoch 200": hidd
 # %% [markdown]
 # ## One measure at a time
 #
-# Each is a plain function. `participation_ratio` says over how many dimensions features spread, `nc1` how tight
-# classes are beside the distance of their means (0 is [collapse](../collapse.md)), ΔR by how many nats labels shorten
-# the features' code ([rates](../mcr2.md); of unit-norm features, so that sets compare).
+# Each is a plain function. `participation_ratio` says over how many dimensions features spread,
+# `nc1` how tight classes are beside the distance of their means (0 is
+# [collapse](../collapse.md)), ΔR by how many nats labels shorten the features' code
+# ([rates](../mcr2.md); of unit-norm features, so that sets compare).
 
 # %%
 rows = {}
@@ -59,9 +61,9 @@ pd.DataFrame(rows).T.round(2)
 # %% [markdown]
 # ## Everything at once
 #
-# `evaluate_features` takes all measures of the [catalogue](../evaluation.md#measures), on training and test samples,
-# and fits readouts on the training features. With `clean_labels` in the third place of `Labelled` it also measures
-# what became of wrong labels.
+# `evaluate_features` takes all measures of the [catalogue](../evaluation.md#measures), on
+# training and test samples, and fits readouts on the training features. With `clean_labels` in
+# the third place of `Labelled` it also measures what became of wrong labels.
 
 # %%
 from mcr2.evaluation import Labelled
@@ -78,8 +80,8 @@ evaluations = {
 keys = [
     f"features/test/clean/{readout}/accuracy"
     for readout in ("ridge", "class_mean", "nearest_subspace@3", "knn@5")
-] + [f"features/{split}/clean/-/cdnv" for split in ("test",)]
-pd.DataFrame({name: {key: e.measures[key] for key in keys} for name, e in evaluations.items()}).round(3)
+] + ["features/test/clean/-/cdnv"]
+pd.DataFrame({name: each.measures for name, each in evaluations.items()}).loc[keys].round(3)
 
 # %% [markdown]
 # ## More features than memory holds
@@ -97,4 +99,5 @@ for start in range(0, len(x_train), 256):
 collapse_of_moments(moments).nc1
 
 # %% [markdown]
-# From the command line, features in a file: `mcr2 measure features.npz` (see [evaluation](../evaluation.md)).
+# From the command line, features in a file: `mcr2 measure features.npz` (see
+# [evaluation](../evaluation.md)).

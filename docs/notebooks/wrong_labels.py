@@ -1,8 +1,9 @@
 # %% [markdown]
 # # Which of my labels are wrong
 #
-# An audit ranks samples by how wrong their labels look and suggests a label for each. To see how well it does,
-# a fifth of the labels of scikit-learn's digits are redrawn here, so that the truth is known.
+# An audit ranks samples by how wrong their labels look and suggests a label for each. To see how
+# well it does, a fifth of the labels of scikit-learn's digits are redrawn here, so that the truth
+# is known.
 
 # %%
 import matplotlib.pyplot as plt
@@ -19,13 +20,13 @@ noisy
 # %% [markdown]
 # ## The audit
 #
-# With nothing trained: features are the pixels, projected on their 64 leading directions. Features of a network
-# serve as well, `(N, d)` in any array; of photographs they are needed.
+# With nothing trained: features are the pixels, projected on their 64 leading directions.
+# Features of a network serve as well, `(N, d)` in any array; of photographs they are needed.
 
 # %%
 features = pixel_features(train.images)
 found = audit(features, noisy.labels)
-print("labels that look wrong:", found.estimate().wrong, "- that are wrong:", int(noisy.wrong.sum()))
+print(found.estimate().wrong, "look wrong,", int(noisy.wrong.sum()), "are")
 quality(found.scores, noisy.labels, noisy.truth)
 
 # %% [markdown]
@@ -33,7 +34,7 @@ quality(found.scores, noisy.labels, noisy.truth)
 
 # %%
 figure, axes = plt.subplots(2, 8, figsize=(9, 2.9), layout="constrained")
-for panel, i in zip(axes.flat, found.ranking.tolist()):
+for panel, i in zip(axes.flat, found.ranking[:16].tolist(), strict=True):
     panel.imshow(train.images[i, 0], cmap="Greys")
     panel.set_title(f"{int(noisy.labels[i])} → {int(found.suggested[i])}", fontsize=10)
     panel.axis("off")
@@ -41,9 +42,10 @@ for panel, i in zip(axes.flat, found.ranking.tolist()):
 # %% [markdown]
 # ## Which score?
 #
-# There are [seven](../audit.md#the-scores); those that need neither a head nor a training, side by side (and
-# cleanlab's, where it is installed). AUROC is the probability that a wrong label scores above a right one; precision
-# is the share of wrong ones among as many of the most suspicious as are wrong.
+# There are [seven](../audit.md#the-scores); those that need neither a head nor a training, side
+# by side (and cleanlab's, where it is installed). AUROC is the probability that a wrong label
+# scores above a right one; precision is the share of wrong ones among as many of the most
+# suspicious as are wrong.
 
 # %%
 given = make_given(features, noisy.labels)
@@ -57,12 +59,15 @@ pd.DataFrame(
 # %% [markdown]
 # ## A cleaned data set
 #
-# Look before you drop anything: rare samples look wrong too. The twentieth that is most suspicious, left out:
+# Look before you drop anything: rare samples look wrong too. The twentieth that is most
+# suspicious, left out:
 
 # %%
 doubtful = found.ranking[: len(train) // 20]
 kept = pd.Index(range(len(train))).difference(doubtful.tolist())
-print(f"{len(kept)} kept; of the {len(doubtful)} left out {int(noisy.wrong[doubtful].sum())} were wrong")
+print(
+    len(kept), "kept; of", len(doubtful), "left out", int(noisy.wrong[doubtful].sum()), "were wrong"
+)
 
 # %% [markdown]
 # The same of a folder of images or a file, with contact sheets, tables and a cleaned copy:
