@@ -6,6 +6,7 @@ import importlib
 import inspect
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -162,23 +163,50 @@ def public_names():
                 yield f"{module.__name__}.{name}"
 
 
-@pytest.mark.slow
-def test_the_site_is_built_with_every_name_and_loads_nothing_from_elsewhere(tmp_path):
-    """Strictly, with its notebooks executed: a broken link or a cell that raises ends the build."""
-    command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", tmp_path]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "DOCS_EXECUTE": "true"}
-    outcome = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+def build_site(place, *, execute):
+    """Build the site strictly, so that a broken link ends it, and return its pages by name."""
+    environment = {"PYTHONPATH": str(ROOT), "DOCS_EXECUTE": str(execute).lower()}
+    outcome = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--site-dir", place],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
     assert outcome.returncode == 0, outcome.stderr
-    pages = {path.relative_to(tmp_path): path.read_text() for path in tmp_path.rglob("*.html")}
+    return {str(path.relative_to(place)): path.read_text() for path in place.rglob("*.html")}
+
+
+def test_the_site_has_every_name_and_loads_nothing_from_elsewhere(tmp_path):
+    pages = build_site(tmp_path, execute=False)
     places = set(re.findall(r'id="((?:mcr2|ce_baseline)\.[\w.]+)"', "".join(pages.values())))
     assert set(public_names()) <= places
+    loaded = re.compile(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=\"?(?:https?:)?//")
     for page, text in pages.items():
-        assert not re.search(
-            r"<(?:script|link|img|iframe)[^>]*(?:src|href)=\"?(?:https?:)?//", text
-        ), page
+        assert not loaded.search(text), page
         assert not re.search(r":(?:class|func|mod|data|meth):", text), page
-    for name in ("reproduce", "wrong_labels"):
-        assert "<img" in pages[Path(f"notebooks/{name}.html")]
-    texts = "".join(text for page, text in pages.items() if page.parts[0] == "notebooks")
-    assert str(Path.home()) not in texts
-    assert str(ROOT) not in texts
+
+
+@pytest.mark.slow
+def test_notebooks_run_and_show_their_figures(tmp_path):
+    pages = build_site(tmp_path, execute=True)
+    for script in DOCS.glob("notebooks/*.py"):
+        page = pages[f"notebooks/{script.stem}.html"]
+        assert page.count("<img") == len(re.findall("plt.subplots|held.figure", script.read_text()))
+        assert str(Path.home()) not in page
+        assert str(ROOT) not in page
+
+
+def test_figures_of_explanations_show_what_their_pages_say():
+    explain = runpy.run_path(str(DOCS / "explain.py"))
+    curves = {
+        line.get_label(): line.get_ydata() for line in explain["draw_reduction"]().axes[2].lines
+    }
+    assert max(curves["ΔR"]) == curves["ΔR"][18]  # orthogonal, in steps of 5 degrees
+    assert curves["R_c"] == pytest.approx(curves["R_c"][0], rel=0.01)
+    measures = {
+        line.get_label(): line.get_ydata() for line in explain["draw_collapse"]().axes[2].lines
+    }
+    assert measures["nc1"][12] / measures["nc1"][-1] == pytest.approx(100, rel=0.1)  # of spread, 10
+    rates = [axes.get_title().split()[-2] for axes in explain["draw_rate"]().axes]
+    assert sorted(rates) == rates
