@@ -43,8 +43,9 @@ def read_notebook(script):
     notebook.metadata["kernelspec"] = kernel
     if os.environ.get("DOCS_EXECUTE") != "false":
         with TemporaryDirectory() as work:
-            place = {"metadata": {"path": work}}
-            NotebookClient(notebook, timeout=600, resources=place).execute()
+            where = {"metadata": {"path": work}}
+            quiet = ["--log-level=ERROR"]
+            NotebookClient(notebook, timeout=600, resources=where, extra_arguments=quiet).execute()
     for cell in notebook.cells:  # warnings name places of this machine; an error has been raised
         if "outputs" in cell:
             cell.outputs = [each for each in cell.outputs if each.get("name") != "stderr"]
