@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mcr2.data import load_dataset as load_dataset
+    from mcr2.estimators import ReadoutClassifier as ReadoutClassifier
     from mcr2.evaluation import evaluate_features as evaluate_features
     from mcr2.metrics.collapse import neural_collapse as neural_collapse
     from mcr2.metrics.rank import class_geometry as class_geometry
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from mcr2.rates import class_coding_rates as class_coding_rates
     from mcr2.rates import coding_rate as coding_rate
     from mcr2.rates import rate_reduction as rate_reduction
+    from mcr2.records import load_run as load_run
     from mcr2.records import load_study as load_study
     from mcr2.redunet import ReduNet as ReduNet
 
@@ -38,6 +40,7 @@ __version__ = version("mcr2-robustness")
 _NAMES = {
     "Objective": "objectives",
     "RateReduction": "objectives",
+    "ReadoutClassifier": "estimators",
     "ReduNet": "redunet",
     "class_coding_rates": "rates",
     "class_geometry": "metrics.rank",
@@ -46,6 +49,7 @@ _NAMES = {
     "evaluate_features": "evaluation",
     "feature_rank": "metrics.rank",
     "load_dataset": "data",
+    "load_run": "records",
     "load_study": "records",
     "neural_collapse": "metrics.collapse",
     "rate_reduction": "rates",
@@ -53,7 +57,7 @@ _NAMES = {
 
 #: Modules that are attributes without being imported first.
 _MODULES = (
-    *("audit", "backbones", "checks", "data", "evaluation", "metrics", "noise"),
+    *("audit", "backbones", "checks", "data", "estimators", "evaluation", "metrics", "noise"),
     *("objectives", "rates", "readouts", "records", "redunet", "selection", "training"),
 )
 

@@ -315,7 +315,8 @@ def test_latched_the_variational_loss_is_the_moreau_envelope_of_mcr2(penalty):
     assert float(terms["rate"]) == pytest.approx(rate)
     assert loss.item() == pytest.approx(envelope - rate, abs=1e-5)
     assert float(terms["bound"]) == pytest.approx(bound, abs=2e-3)
-    assert loss.item() <= exact - rate + 1e-9
+    # The mismatch, a difference of numbers near 1, is rounded before the penalty multiplies it.
+    assert loss.item() <= exact - rate + 1e-9 + 1e-15 * penalty
     if penalty > 1e6:
         mcr2 = RateReduction(K, eps_sq=eps_sq)(Z, y)[0]
         assert loss.item() == pytest.approx(mcr2.item(), rel=1e-6)

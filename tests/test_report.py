@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.report.axis import RATIO, Axis
-from experiments.report.canvas import COLOURS, pyplot
+from experiments.report.canvas import COLOURS
 from experiments.report.evaluation import run_table
 from experiments.report.figures import FIGURES, write_figures
 from experiments.report.results import Results, short_names
@@ -503,7 +503,6 @@ def draw(name, results):
         figure.set_layout_engine("none")
         figure.set_dpi(30)
         figure.canvas.draw()
-        pyplot().close(figure)
     return drawn
 
 

@@ -22,26 +22,20 @@ def label(text: str, most: int = 40) -> str:
     return f" {text}" if text.startswith("_") else text
 
 
-def pyplot() -> Any:
-    """Return matplotlib's pyplot, drawing to files."""
-    import matplotlib
+def blank(**how: Any) -> Any:
+    """Return a figure without a panel: not one of pyplot's, whose backend is the user's own."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    return pyplot
+    figure = Figure(layout="constrained", **how)
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def panels(rows: int, columns: int, width: float, height: float, **how: Any) -> tuple[Any, Any]:
     """Return a figure and its axes ``(rows, columns)``, a panel ``width`` by ``height`` inches."""
-    figure, axes = pyplot().subplots(
-        rows,
-        columns,
-        figsize=(max(width * columns, 6.4), height * rows + 0.5),
-        layout="constrained",
-        squeeze=False,
-        **how,
-    )
+    figure = blank(figsize=(max(width * columns, 6.4), height * rows + 0.5))
+    axes = figure.subplots(rows, columns, squeeze=False, **how)
     for one in axes.flat:
         one.grid(alpha=0.25)
     return figure, axes
@@ -87,7 +81,9 @@ def limits(axes: Any, low: float, high: float) -> None:
 
 def shades(count: int) -> Any:
     """Return so many colours from dark to light, of lines that have an order."""
-    return pyplot().get_cmap("viridis")(np.linspace(0, 0.9, count))
+    import matplotlib
+
+    return matplotlib.colormaps["viridis"](np.linspace(0, 0.9, count))
 
 
 def mean_and_range(
@@ -160,9 +156,13 @@ def svg(figure: Any) -> bytes:
     return buffer.getvalue()
 
 
-def save(figure: Any, path: Path) -> None:
-    """Write a figure as PNG, atomically, and close it."""
+def png(figure: Any) -> bytes:
+    """Return a figure as PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
-    pyplot().close(figure)
-    write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a figure as PNG, atomically."""
+    write_bytes(path, png(figure))

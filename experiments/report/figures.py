@@ -26,7 +26,6 @@ from experiments.report.canvas import (
     limits,
     log_y,
     panels,
-    pyplot,
     save,
     say,
     shares,
@@ -680,7 +679,6 @@ def draw_all(
             figure.set_layout_engine("none")  # it stays as it is now
             if out is not None:
                 save(figure, out / f"{file}.png")
-            pyplot().close(figure)
     return found
 
 

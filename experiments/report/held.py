@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from experiments.report.axis import Axis
+from experiments.report.canvas import png
+from experiments.report.figures import FIGURES
 from experiments.report.results import Results
 from experiments.report.table import Table
-from mcr2.records import RECORD, Run, load_run, read_json
+from mcr2 import checks
+from mcr2.records import RECORD, Run, StudyFrames, load_run, load_study, read_json
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,7 @@ class HeldStudy:
 
     Attributes:
         facts: what ``table.json`` says beside rows, tables and notes: study, command, environment.
+        results: what tables and figures are functions of; its ``rows`` are those of ``table.json``.
         tables: by name.
     """
 
@@ -30,6 +35,40 @@ class HeldStudy:
     results: Results
     tables: Mapping[str, Table]
     notes: tuple[str, ...]
+
+    @cached_property
+    def frames(self) -> StudyFrames:
+        """Everything measured, as pandas frames: see :func:`mcr2.records.load_study`."""
+        return load_study(self.folder)
+
+    def table(self, name: str) -> Any:
+        """Return a table as a pandas frame of what is printed, its title in ``attrs["title"]``.
+
+        Raises:
+            ImportError: pandas is not installed.
+            ValueError: the study has no such table; the message lists those it has.
+        """
+        import pandas
+
+        table = self.tables[checks.choice("table", name, self.tables)]
+        frame = pandas.DataFrame(list(table.rows), columns=list(table.header))
+        frame.attrs["title"] = table.title
+        return frame
+
+    def figure(self, name: str) -> Any:
+        """Draw a figure of :data:`~experiments.report.figures.FIGURES`, for one's own changes.
+
+        Returns:
+            A matplotlib ``Figure``, which pyplot does not know and a notebook shows; of
+            ``settings``, a figure an axis, a dict of them.
+
+        Raises:
+            ValueError: there is no such figure; the message lists those there are.
+        """
+        drawn = FIGURES[checks.choice("figure", name, FIGURES)](self.results)
+        for one in drawn.values() if isinstance(drawn, dict) else [drawn]:
+            one._repr_png_ = partial(png, one)  # whichever backend a notebook has
+        return drawn
 
 
 def _value(held: Any) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,11 +18,12 @@ from rich.text import Text
 
 from experiments.report.table import count_of, duration
 from experiments.runs.executors import Outcome
+from experiments.runs.method import CLASS_MEAN
 from experiments.runs.runner import PlannedRun, complete
 from experiments.runs.specs import RunSpec
 from experiments.runs.terminal import visible
 from mcr2.evaluation import measure_key
-from mcr2.evaluation.results import Key
+from mcr2.evaluation.results import FEATURES, Key
 from mcr2.training import Progress
 
 
@@ -36,15 +39,31 @@ def training_bar(name: str, epochs: int) -> Iterator[Callable[[Progress], None]]
     )
     # Drawn once an epoch, and standard output left alone: breakpoint() in a loss has the terminal.
     console = Console(stderr=True)
-    with bars.Progress(*columns, console=console, auto_refresh=False, redirect_stdout=False) as bar:
-        task = bar.add_task(visible(name), total=epochs, values="")
+    bar = bars.Progress(*columns, console=console, auto_refresh=False, redirect_stdout=False)
+    task = bar.add_task(visible(name), total=epochs, values="")
+    refresh = _in_notebook(bar) if console.is_jupyter else bar.refresh
 
-        def show(progress: Progress) -> None:
-            values = _values(asdict(progress))
-            bar.update(task, completed=progress.epoch, total=progress.epochs, values=values)
-            bar.refresh()
+    def show(progress: Progress) -> None:
+        values = _values(asdict(progress))
+        bar.update(task, completed=progress.epoch, total=progress.epochs, values=values)
+        refresh()
 
+    with contextlib.nullcontext() if console.is_jupyter else bar:
         yield show
+
+
+def _in_notebook(bar: bars.Progress) -> Callable[[], None]:
+    """Return what shows a bar in a cell's output; rich itself would need widgets for it."""
+    display: Any = importlib.import_module("IPython.display").display
+    console = Console(file=io.StringIO(), force_jupyter=False, width=240)
+    shown = display({"text/plain": ""}, raw=True, display_id=True)
+
+    def refresh() -> None:
+        with console.capture() as text:
+            console.print(bar)
+        shown.update({"text/plain": text.get().rstrip()}, raw=True)
+
+    return refresh
 
 
 class StudyView:
@@ -139,7 +158,8 @@ def _values(progress: Mapping[str, Any]) -> str:
     parts = [f"{name} {value:.3f}" for name, value in terms.items() if value is not None]
     for text, value in progress["measures"].items():
         key = Key.parse(text)
-        if key.measure == "accuracy" and key.split != "train" and key.readout != "ridge":
+        own = key.layer == FEATURES and key.readout not in ("ridge", CLASS_MEAN)
+        if key.measure == "accuracy" and key.split != "train" and own:
             parts.append(f"{key.split} {key.labels} {value:.3f}")
     return visible("  ".join(parts))
 

@@ -23,6 +23,7 @@ from experiments.runs.method import Workspace, candidates, readout_for, rules_fo
 from experiments.runs.methods import Method, find_method
 from experiments.runs.prepare import (
     Prepared,
+    Sizes,
     check_meant,
     load,
     load_other,
@@ -444,7 +445,7 @@ def _evaluate(
         chosen = make_selection(rule, points, n_validation=len(data.held_out))
         kept = record.weights.get(str(chosen.epoch))
         if kept is not None and chosen.epoch not in evaluations:
-            encoder = _load_encoder(run.folder, kept, spec, data, method)
+            encoder = _load_encoder(run.folder, kept, spec, data.sizes, method)
             own = [layer for layer in layers if layer in layers_of(encoder)]  # by depth, of ReduNet
             measured |= dict.fromkeys(own)
             final = chosen.epoch == points[-1].epoch
@@ -486,12 +487,12 @@ def _read_weights(folder: Path, kept: dict[str, str]) -> dict[str, torch.Tensor]
 
 
 def _load_encoder(
-    folder: Path, kept: dict[str, str], spec: RunSpec, data: Prepared, method: Method
+    folder: Path, kept: dict[str, str], spec: RunSpec, sizes: Sizes, method: Method
 ) -> ImageEncoder:
     """Return the network of a file of a run."""
     state = _read_weights(folder, kept)
     try:
-        return method.load(spec, data.sizes, state)
+        return method.load(spec, sizes, state)
     except RuntimeError as error:
         where = folder / kept["file"]
         raise ValueError(f"{where} holds the weights of another network") from error
@@ -529,13 +530,36 @@ class Reopened:
         Raises:
             ValueError: they were not kept, are damaged, or are those of another network.
         """
-        kept = self.run.record.weights.get(str(epoch))
-        if kept is None:
-            raise ValueError(f"{self.run.folder} has no weights of epoch {epoch}")
-        encoder = _load_encoder(self.run.folder, kept, self.spec, self.data, self.method)
-        if isinstance(encoder, torch.nn.Module):
-            encoder.to(self.machine.torch_device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return encoder
+        device = self.machine.torch_device()
+        return encoder_at(self.run, epoch, self.spec, self.data.sizes, self.method, device)
+
+
+def encoder_at(
+    run: Run, epoch: int, spec: RunSpec, sizes: Sizes, method: Method, device: torch.device
+) -> ImageEncoder:
+    """Return a run's network at an epoch, on a device; errors are those of Reopened.encoder."""
+    kept = run.record.weights.get(str(epoch))
+    if kept is None:
+        raise ValueError(f"{run.folder} has no weights of epoch {epoch}")
+    encoder = _load_encoder(run.folder, kept, spec, sizes, method)
+    if isinstance(encoder, torch.nn.Module):
+        encoder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return encoder
+
+
+def trusted(run: Run, code: Sequence[str]) -> tuple[RunSpec, Method]:
+    """Return a run's spec and its method, importing nothing that ``code`` does not name.
+
+    Raises:
+        ValueError: the run was made with other code, or with some that is not named.
+    """
+    spec = from_dict(run.record.spec)
+    method, backbone = (_trusted(name, code) for name in (spec.method, spec.backbone))
+    spec = replace(spec, method=method, backbone=backbone)
+    found = find_method(spec.method)
+    if code_fingerprints(spec, found) != run.record.environment.get("code"):
+        raise ValueError(f"{' or '.join(code)} is not the file that {run.folder} was run with")
+    return spec, found
 
 
 def reopen(
@@ -555,17 +579,12 @@ def reopen(
     own = record.environment.get("threads", 1) if threads is None else threads
     machine = Machine(device, own, data_root)
     machine.configure_torch()
-    spec = from_dict(record.spec)
+    spec, method = trusted(run, code)
     spec = replace(
         spec,
         dataset=dataset or _find_data(spec.dataset, run.folder),
         noise=_find_noise(spec, noise_from, run.folder),
-        method=_trusted(spec.method, code),
-        backbone=_trusted(spec.backbone, code),
     )
-    method = find_method(spec.method)
-    if code_fingerprints(spec, method) != record.environment.get("code"):
-        raise ValueError(f"{' or '.join(code)} is not the file that {folder} was run with")
     data = prepare(spec, load(spec, machine.data_root), load_other(spec, machine.data_root))
     if not other_data:
         if data.dataset.content_hash() != record.data.get("hash"):

@@ -116,7 +116,7 @@ def plot(found: Sequence[Clusters], path: Path) -> None:
     """Draw test samples before and after, and the rates by layer, a row a number of dimensions."""
     from experiments.report import canvas
 
-    figure = canvas.pyplot().figure(figsize=(11, 3.7 * len(found)), layout="constrained")
+    figure = canvas.blank(figsize=(11, 3.7 * len(found)))
     named: dict[str, Any] = {}
     for row, result in enumerate(found):
         d = result.test.shape[1]

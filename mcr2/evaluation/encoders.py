@@ -52,13 +52,14 @@ def encode_layers(
 
     Args:
         encoder: maps float images to features; it is set to evaluation mode meanwhile.
-        images: uint8 images ``(N, C, H, W)``.
+        images: ``(N, C, H, W)``, uint8, or floating from 0 to 1 as the encoder takes them.
         layers: names of stages of the encoder.
         batch_size: images at a time; memory grows with it, the result does not change.
 
     Returned are ``(N, d_l)`` by name, ``features`` first, at least float32, on the images' device.
 
     Raises:
+        TypeError: images that are neither uint8 nor floating.
         ValueError: a stage that the encoder does not have, or not one feature an image.
     """
     names = tuple(dict.fromkeys((FEATURES, *layers)))
@@ -68,7 +69,7 @@ def encode_layers(
     mode = encoder.training
     encoder.train(False)
     try:
-        batches = map(to_float, torch.split(images, batch_size))
+        batches = map(_pixels, torch.split(images, batch_size))
         if len(names) == 1:
             parts = [{FEATURES: encoder(batch)} for batch in batches]
         else:
@@ -80,6 +81,12 @@ def encode_layers(
         count = len(whole[FEATURES])
         raise ValueError(f"{len(images)} images make {count} features; one each is needed")
     return {n: H.to(torch.promote_types(H.dtype, torch.float32)) for n, H in whole.items()}
+
+
+def _pixels(images: Tensor) -> Tensor:
+    if not images.is_floating_point():
+        return to_float(images)
+    return checks.floating("images", images, "N", "C", "H", "W").float()
 
 
 def evaluate(

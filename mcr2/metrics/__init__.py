@@ -10,7 +10,8 @@
 - :mod:`~mcr2.metrics.margins`: margins of a linear classifier, and its alignment with another;
 - :mod:`~mcr2.metrics.memorization`: what became of wrong labels, and the terminal phase;
 - :mod:`~mcr2.metrics.moments`: class means and second moments, in one pass over batches;
-- :mod:`~mcr2.metrics.rank`: in how many dimensions features spread, overall and by class.
+- :mod:`~mcr2.metrics.rank`: in how many dimensions features spread, overall and by class;
+- ``mcr2.metrics.streaming``: collapse, rank and rates as metrics of torchmetrics, an extra.
 
 Families are used by their module (``rank.feature_rank``): two of them share a function's name.
 """

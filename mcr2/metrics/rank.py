@@ -24,7 +24,7 @@ from torch import Tensor
 
 from mcr2 import checks
 from mcr2.checks import Array, Labels
-from mcr2.metrics.moments import exact, precision
+from mcr2.metrics.moments import ClassMoments, exact, precision
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,33 @@ def rank_and_spectrum(features: Array, *, centred: bool = True) -> tuple[Feature
         sigma = torch.linalg.eigvalsh(gram).flip(0).clamp_(min=0).sqrt_()
     values = (sigma * scale).square() / N
     return _measures(sigma, max(N, d) * eps), torch.cat([values, values.new_zeros(d - len(values))])
+
+
+def rank_of_moments(moments: ClassMoments) -> FeatureRank:
+    """Measure the rank and dimension of samples of one class that were seen once, batch by batch.
+
+    Everything is as for :func:`feature_rank`, centred; of float64 features ``numerical_rank`` has
+    float32's tolerance, below which their moments resolve nothing.
+
+    Raises:
+        ValueError: moments of several classes, or that have seen no sample.
+
+    Example:
+        >>> moments = ClassMoments(1, 3)
+        >>> for row in torch.eye(3):
+        ...     moments.update(row.unsqueeze(0), [0])
+        >>> rank_of_moments(moments).numerical_rank
+        2
+    """
+    if len(moments.counts) != 1:
+        raise ValueError(f"the moments are of {len(moments.counts)} classes; they must be of one")
+    N, d = int(moments.counts), len(moments.scatter)
+    if N == 0:
+        raise ValueError("the moments have seen no sample")
+    if float(moments.squares.sqrt()) <= moments.eps * (N * moments.energy) ** 0.5:
+        return _NO_SPREAD
+    sigma = torch.linalg.eigvalsh(moments.scatter).flip(0).clamp_(min=0).sqrt_()[: min(N, d)]
+    return _measures(sigma, max(N, d) * max(moments.eps, torch.finfo(torch.float32).eps))
 
 
 @dataclass(frozen=True, eq=False)
