@@ -46,10 +46,11 @@ def read_notebook(script):
             where = {"metadata": {"path": work}}
             quiet = ["--log-level=ERROR"]
             NotebookClient(notebook, timeout=600, resources=where, extra_arguments=quiet).execute()
-    for cell in notebook.cells:  # warnings name places of this machine; an error has been raised
+    for cell in notebook.cells:
         if "outputs" in cell:
-            cell.outputs = [each for each in cell.outputs if each.get("name") != "stderr"]
+            cell.outputs = tidy(cell.outputs)
     page, made = MarkdownExporter().from_notebook_node(notebook, {"unique_key": script.stem})
+    page = re.sub(r"\n([ \t]*\n){3,}", "\n\n", page)
     note = f"\n\nThis page as a notebook: [{script.stem}.ipynb]({script.stem}.ipynb).\n"
     title, _, body = page.lstrip().partition("\n")
     return {
@@ -57,6 +58,15 @@ def read_notebook(script):
         f"{script.stem}.ipynb": nbformat.writes(notebook),
         **made.get("outputs", {}),
     }
+
+
+def tidy(outputs):
+    """Leave warnings out, which name places of this machine; what raises has ended the build."""
+    kept = [each for each in outputs if each.get("name") != "stderr"]
+    for each in kept:  # a line of rich is text, as it is on a terminal
+        if each.get("data", {}).get("text/html", "").startswith("<pre"):
+            del each["data"]["text/html"]
+    return kept
 
 
 def on_page_markdown(markdown, **_):

@@ -65,9 +65,8 @@ pd.DataFrame(
 # %%
 doubtful = found.ranking[: len(train) // 20]
 kept = pd.Index(range(len(train))).difference(doubtful.tolist())
-print(
-    len(kept), "kept; of", len(doubtful), "left out", int(noisy.wrong[doubtful].sum()), "were wrong"
-)
+wrong = int(noisy.wrong[doubtful].sum())
+print(f"{len(kept)} kept; of {len(doubtful)} left out {wrong} were wrong")
 
 # %% [markdown]
 # The same of a folder of images or a file, with contact sheets, tables and a cleaned copy:
