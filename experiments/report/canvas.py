@@ -44,7 +44,7 @@ def panels(rows: int, columns: int, width: float, height: float, **how: Any) -> 
 def name_lines(panel: Any, size: int = 9, **how: Any) -> None:
     """Give a panel a legend of its own, where any of its lines has a name."""
     if panel.get_legend_handles_labels()[0]:
-        panel.legend(fontsize=size, frameon=False, **how)
+        panel.legend(fontsize=size, framealpha=0.8, edgecolor="none", **how)
 
 
 def say(axes: Any, text: str) -> None:

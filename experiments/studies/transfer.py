@@ -304,7 +304,7 @@ def transfer(results: Results) -> Any:
     left.set(ylabel="CDNV of the features", title="collapse")
     right.set(ylabel="accuracy, held-out classes", title="5 shots, by classifier")
     for panel, given in ((one, "1 shot"), (five, "5 shots")):
-        called = f"{given}, nearest class mean, {counts[-1]} source classes"
+        called = f"{given}, class mean, {counts[-1]} source classes"
         panel.set(ylabel="accuracy, held-out classes", title=canvas.label(called, 60))
         panel.set_xticks(range(len(layers)), layers, rotation=30, fontsize=8)
     for panel, names in ((left, SETS.values()), (right, CLASSIFIERS)):
