@@ -1,6 +1,6 @@
 """What MkDocs does not know of this project.
 
-Pages that lie beside docs/, notebooks as scripts, and how docstrings are written here.
+Pages that lie beside docs/, notebooks as scripts, a gallery, and how docstrings are written here.
 """
 
 import os
@@ -24,16 +24,31 @@ OUTSIDE = {
 
 
 def on_files(files, config):
-    """Take in the pages that lie beside docs/, and make pages of notebooks."""
-    root = Path(config.config_file_path).parent
+    """Take in the pages that lie beside docs/, and make pages of notebooks and a gallery."""
+    root, docs = Path(config.config_file_path).parent, Path(config.docs_dir)
+    files.append(File.generated(config, "gallery.md", content=gallery(docs)))
     for name, page in OUTSIDE.items():
         text = (root / name).read_text()
         for other in OUTSIDE:
             text = text.replace(f"]({other}", f"](docs/{OUTSIDE[other]}")
         files.append(File.generated(config, page, content=text.replace("](docs/", "](")))
-    for script in sorted(Path(config.docs_dir).glob("notebooks/*.py")):
+    for script in sorted(docs.glob("notebooks/*.py")):
         for name, content in read_notebook(script).items():
             files.append(File.generated(config, f"notebooks/{name}", content=content))
+
+
+def gallery(docs):
+    """Return a page of all figures that pages show, each by its page and what is said of it."""
+    shown = []
+    for page in sorted(docs.rglob("*.md")):
+        place, text = page.relative_to(docs).as_posix(), page.read_text()
+        title = text.partition("\n")[0].lstrip("# ")
+        for told, figure in re.findall(r"!\[([^]]+)\]\((\S+\.png)\)", text):
+            path = (page.parent / figure).resolve().relative_to(docs.resolve()).as_posix()
+            told = " ".join(told.split()).replace("|", "\\|")
+            shown.append(f"[{title}]({place})<br>![{told}]({path})<br>{told}")
+    rows = [" | ".join(shown[i : i + 2]) for i in range(0, len(shown), 2)]
+    return "# Gallery\n\n| | |\n|---|---|\n" + "\n".join(f"| {row} |" for row in rows)
 
 
 def read_notebook(script):
