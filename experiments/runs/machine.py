@@ -63,11 +63,16 @@ class Machine:
             raise ValueError(f"device {self.device!r} cannot be used here: {reason}") from error
         return device
 
+    @property
+    def cores(self) -> int:
+        """How many processors a run keeps busy."""
+        return self.threads * self.processes
+
     def jobs(self, asked: int | None) -> int:
         """Return how many runs go on at a time: as asked, or as many as fit the processors."""
         if asked is not None:
             return checks.integer("jobs", asked, 1)
-        cores = max(1, (os.cpu_count() or 1) // (self.threads * self.processes))
+        cores = max(1, (os.cpu_count() or 1) // self.cores)
         return cores if self.torch_device().type == "cpu" else 1
 
 

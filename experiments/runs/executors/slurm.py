@@ -108,7 +108,7 @@ class Slurm:
         self.folder = (out / "slurm").absolute()
         in_a_job = self.jobs * len(machines)
         self.at_once = int(self.settings.get("array_parallelism", 256)) * in_a_job
-        self.settings.setdefault("cpus_per_task", str(machines[0].threads * in_a_job))
+        self.settings.setdefault("cpus_per_task", str(machines[0].cores * in_a_job))
         self._left: dict[PlannedRun, float | None] = {}  # since when nothing is seen of it
         self._queued: dict[str, Queued] = {}
         self._due = 0.0
