@@ -18,7 +18,7 @@ import platform
 import re
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
@@ -354,8 +354,8 @@ class Run:
     """A run's folder as it was left; without an evaluation it failed, or is not measured yet."""
 
     folder: Path
-    record: Record
-    evaluation: RunEvaluation | None
+    record: Record = field(repr=False)  # megabytes of text
+    evaluation: RunEvaluation | None = field(repr=False)
 
 
 _MEASURED = {"epoch": int, "measures": dict[str, float | None]}

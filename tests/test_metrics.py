@@ -186,6 +186,7 @@ def test_class_ranks_are_the_uncentred_ranks_of_each_class(dtype, n):
 def test_the_geometry_of_classes_is_their_svd(dtype, n):
     H, y, _ = classes_of_subspaces([2, 9], 10, n, dtype=dtype)
     geometry = class_geometry(H, y, num_classes=3)
+    assert "tensor" not in repr(geometry)
     for k in range(2):
         s, rows = np.linalg.svd(H[y == k].double().numpy(), full_matrices=False)[1:]
         np.testing.assert_allclose(geometry.spectra[k][: len(s)], s**2 / n, rtol=1e-5, atol=1e-12)

@@ -350,6 +350,8 @@ def test_tables_and_frames_of_a_study(study):
     assert frame.attrs["title"].startswith("Test accuracy")
     assert {"ce", "mcr2"} <= set(frame["method"])
     assert len(held.frames.runs) == 2
+    assert repr(held) == f"<study label_noise on digits, 2 runs, in {study}>"
+    assert len(repr(mcr2.load_run(held.results.runs[0].folder))) < 500
     with pytest.raises(ValueError, match="unknown table 'x'; choose from accuracy"):
         held.table("x")
 

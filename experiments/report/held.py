@@ -15,12 +15,12 @@ from experiments.report.axis import Axis
 from experiments.report.canvas import png
 from experiments.report.figures import FIGURES
 from experiments.report.results import Results
-from experiments.report.table import Table
+from experiments.report.table import Table, count_of
 from mcr2 import checks
 from mcr2.records import RECORD, Run, StudyFrames, load_run, load_study, read_json
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class HeldStudy:
     """What a study's folder holds.
 
@@ -35,6 +35,11 @@ class HeldStudy:
     results: Results
     tables: Mapping[str, Table]
     notes: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        name = f"{self.facts.get('study', 'study')} on {self.results.dataset}"
+        runs = count_of(len({row["run"] for row in self.results.rows}), "run")
+        return f"<{name}, {runs}, in {self.folder}>"
 
     @cached_property
     def frames(self) -> StudyFrames:

@@ -15,7 +15,7 @@ Features ``(N, d)`` are floating, labels ``(N,)`` integers in 0 ... num_classes 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 
 import numpy as np
@@ -145,8 +145,8 @@ class ClassGeometry:
     """
 
     ranks: tuple[FeatureRank | None, ...]
-    spectra: Tensor
-    bases: tuple[Tensor, ...]
+    spectra: Tensor = field(repr=False)
+    bases: tuple[Tensor, ...] = field(repr=False)
 
 
 def class_geometry(features: Array, labels: Labels, *, num_classes: int) -> ClassGeometry:
