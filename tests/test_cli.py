@@ -423,10 +423,14 @@ def test_alone_it_prints_a_short_guide_of_commands_that_there_are(capsys):
 
 def test_the_doctor_says_what_is_there_and_what_is_not(place, capsys, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=5 << 30))
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
+    monkeypatch.setenv("COLUMNS", "60")
     assert main(["doctor"]) == 0
     printed = capsys.readouterr().out
-    for said in (torch.__version__, "digits", "5.0 GB free here", "everything is there"):
-        assert said in printed
+    extras = ("extra torchmetrics", "extra cleanlab", "extra slurm")
+    said = (torch.__version__, "cpu, 1 thread\n", "digits", "5.0 GB free here", *extras)
+    assert all(each in printed for each in (*said, "everything is there"))
+    assert max(map(len, printed.splitlines())) <= 60
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=5 << 20))
     monkeypatch.setitem(sys.modules, "torchvision", None)
     assert main(["doctor"]) == 1

@@ -6,8 +6,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-#: Packages that are installed by an extra of ours, and for what.
-EXTRAS = {"pandas": "load_study", "tensorboard": "--tensorboard"}
+#: Extras of ours: the package that each installs, and what needs it.
+EXTRAS = {
+    "pandas": ("pandas", "load_study"),
+    "tensorboard": ("tensorboard", "--tensorboard"),
+    "torchmetrics": ("torchmetrics", "mcr2.metrics.streaming"),
+    "cleanlab": ("cleanlab", "mcr2.audit.with_cleanlab"),
+    "slurm": ("submitit", "--executor slurm"),
+}
 
 #: Bytes without which a study should not be begun: a recipe's weights and checkpoints.
 ROOM = 1 << 30
@@ -25,11 +31,14 @@ class Doctor:
         return self._go
 
     def _go(self) -> int:
-        from experiments.report.table import Table
+        from experiments.report.table import terminal_width, wrap
 
         checks = [_python(), *_torch(), *self._data(), _disk(), *_extras()]
-        rows = tuple((name, said, "" if fine else "PROBLEM") for name, said, fine in checks)
-        print(Table("What mcr2 finds here", ("what", "found", ""), rows, left=3).text())
+        print("What mcr2 finds here\n")
+        wide = max(len(name) for name, *_ in checks) + 2
+        for name, said, fine in checks:
+            lines = wrap(said if fine else f"PROBLEM: {said}", terminal_width() - wide)
+            print(name.ljust(wide) + f"\n{' ' * wide}".join(lines))
         problems = [name for name, _, fine in checks if not fine]
         print(f"\nnot fine: {', '.join(problems)}" if problems else "\neverything is there")
         return int(bool(problems))
@@ -62,6 +71,7 @@ def _torch() -> list[tuple[str, str, bool]]:
         import torch
         import torchvision
 
+        from experiments.report.table import count_of
         from experiments.runs.machine import Machine
 
         device = Machine("auto").torch_device()
@@ -69,7 +79,8 @@ def _torch() -> list[tuple[str, str, bool]]:
         threads = torch.get_num_threads()
     except Exception as error:
         return [("PyTorch", _line(error), False)]
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{threads} threads"
+    of_cuda = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if of_cuda else count_of(threads, "thread")
     return [
         ("PyTorch", f"{torch.__version__}, torchvision {torchvision.__version__}", True),
         ("device", f"{device}, {name}", fine),
@@ -90,9 +101,9 @@ def _extras() -> list[tuple[str, str, bool]]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = []
-    for name, what in EXTRAS.items():
+    for name, (package, what) in EXTRAS.items():
         try:
-            told = version(name)
+            told = version(package)
         except PackageNotFoundError:
             told = f"not installed; {what} needs it: pip install 'mcr2-robustness[{name}]'"
         found.append((f"extra {name}", told, True))
