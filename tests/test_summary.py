@@ -124,6 +124,13 @@ def test_without_a_baseline_the_conclusion_is_where_accuracy_is_highest():
     assert conclusion(results(lambda *_: None)) == []
 
 
+def test_a_conclusion_about_three_settings_says_how_many_more_there_are():
+    many = results(lambda method, *_: 0.5, ("mcr2", "vmcr2", "tcr", "ole"))
+    last, _ = conclusion(many)
+    assert "tcr is most accurate at" in last and "ole" not in last
+    assert last.endswith("; 1 further setting in the table.")
+
+
 def test_memorization_is_a_line_a_method():
     *_, table = summary_tables(results(gain))
     assert table.title.startswith("Memorization at the last epoch, ratio 0.5")

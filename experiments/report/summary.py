@@ -13,7 +13,7 @@ from typing import Any
 
 from experiments.report.results import Results, value_text
 from experiments.report.statistics import Difference, Estimate
-from experiments.report.table import Table, short, wrap
+from experiments.report.table import Table, count_of, short, wrap
 from experiments.report.tables import MEMORIZATION, differences, shown
 
 #: Rules that are printed: what a user gets who trains to the end, and who stops early. The first
@@ -252,6 +252,9 @@ def _extremes(results: Results, rule: str) -> str:
                 f"{results.at(v)} ({each.text(3)})" for v, each in ordered[:: len(known) - 1]
             )
             parts.append(f"{_name(results, case)} is most accurate at {high}, least at {low}")
+    more = len(results.cases) - 3
+    if parts and more > 0:
+        parts.append(f"{count_of(more, 'further setting')} in the table")
     return f"{PRINTED[rule]}, {'; '.join(parts)}." if parts else ""
 
 
