@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import mcr2
 from experiments.commands.cli import COMMANDS, find_command, main, parse
@@ -98,6 +99,19 @@ def test_an_example_stands_in_its_page_as_it_is(page, file):
     code = (ROOT / "docs" / file).read_text()
     blocks = re.findall(r"```python\n(.*?)```", TEXTS[page], re.DOTALL)
     assert any(block in code for block in blocks)
+
+
+def test_a_loss_on_logits_is_what_its_page_shows():
+    blocks = re.findall(r"```python\n(.*?)```", TEXTS["docs/extending.md"], re.DOTALL)
+    names = {}
+    exec(next(block for block in blocks if "class Hinge" in block), names)
+    features, labels = torch.zeros(4, 3), torch.tensor([0, 1, 1, 2])
+    hinge = names["Hinge"](num_classes=3, feature_dim=3)
+    torch.nn.init.zeros_(hinge.head.bias)
+    loss, terms = hinge(features, labels)
+    assert (
+        loss.item() == terms["hinge"].item() == pytest.approx(2 / 3)
+    )  # K - 1 margins of 1, over K
 
 
 def test_a_study_a_loss_and_a_backbone_of_ones_own(tmp_path, monkeypatch, capsys):
