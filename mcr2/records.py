@@ -390,20 +390,20 @@ def _read(path: Path, kind: type[Any]) -> Any:
     value, expected = read_signed(path), get_type_hints(kind)
     if set(value) != set(expected):
         raise ValueError(f"{path} is damaged: it does not hold the fields of a {kind.__name__}")
-    for field in fields(kind):
-        held = value[field.name]
-        if not _fits(held, expected[field.name]):
-            raise ValueError(f"{path} is damaged: {field.name} is not of type {field.type}")
+    for each in fields(kind):
+        held = value[each.name]
+        if not _fits(held, expected[each.name]):
+            raise ValueError(f"{path} is damaged: {each.name} is not of type {each.type}")
         parts = [held] if isinstance(held, dict) else []
-        if field.name in _PARTS_HOLD:
+        if each.name in _PARTS_HOLD:
             parts = list(held.values()) if isinstance(held, dict) else held
-        needed = _HOLD.get(field.name) or _PARTS_HOLD.get(field.name, {})
+        needed = _HOLD.get(each.name) or _PARTS_HOLD.get(each.name, {})
         for name, wanted in needed.items():
             if not all(name in part and _fits(part[name], wanted) for part in parts):
-                raise ValueError(f"{path} is damaged: {field.name} lacks {name}, or holds another")
+                raise ValueError(f"{path} is damaged: {each.name} lacks {name}, or holds another")
         if "measures" in needed and any(k.count("/") != 4 for p in parts for k in p["measures"]):
             raise ValueError(
-                f"{path} is damaged: {field.name} has a measure without a key of five parts"
+                f"{path} is damaged: {each.name} has a measure without a key of five parts"
             )
     return kind(**value)
 

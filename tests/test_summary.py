@@ -127,7 +127,8 @@ def test_without_a_baseline_the_conclusion_is_where_accuracy_is_highest():
 def test_a_conclusion_about_three_settings_says_how_many_more_there_are():
     many = results(lambda method, *_: 0.5, ("mcr2", "vmcr2", "tcr", "ole"))
     last, _ = conclusion(many)
-    assert "tcr is most accurate at" in last and "ole" not in last
+    assert "tcr is most accurate at" in last
+    assert "ole" not in last
     assert last.endswith("; 1 further setting in the table.")
 
 

@@ -37,9 +37,9 @@ class HeldStudy:
     notes: tuple[str, ...]
 
     def __repr__(self) -> str:
-        name = f"{self.facts.get('study', 'study')} on {self.results.dataset}"
+        name = f"{self.facts.get('study', 'of runs')} on {self.results.dataset}"
         runs = count_of(len({row["run"] for row in self.results.rows}), "run")
-        return f"<{name}, {runs}, in {self.folder}>"
+        return f"<study {name}, {runs}, in {self.folder}>"
 
     @cached_property
     def frames(self) -> StudyFrames:
