@@ -591,7 +591,9 @@ def test_datasets_lists_what_is_there_and_what_is_missing(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     status, printed, _ = mcr2("datasets", "--data-root", tmp_path)
     assert status == 0
-    rows = {line.split()[0]: line for line in printed.splitlines()[3:]}
+    lines = printed.splitlines()
+    rows = {line.split()[0]: line for line in lines[3 : 3 + len(DATASETS)]}
     assert list(rows) == list(DATASETS)
     for name, (found, _) in availability(tmp_path).items():
-        assert f"  {found or f'missing; looked in {tmp_path}'}" in rows[name]
+        assert rows[name].endswith(f"  {found or 'missing'}")
+        assert bool(found) or f"\n{name}: looked for in {tmp_path}" in printed

@@ -20,21 +20,18 @@ class Datasets:
         places = availability(self.data_root)
 
         def go() -> int:
-            from experiments.report.table import Table
+            from experiments.report.table import Table, terminal_width, wrap
 
-            table = Table(
-                "Data sets (or give the path of an .npz file or an image folder)",
-                ("name", "what", "where"),
-                tuple(
-                    (
-                        name,
-                        DATASETS[name].description,
-                        str(found or f"missing; looked in {', '.join(map(str, looked))}"),
-                    )
-                    for name, (found, looked) in places.items()
-                ),
+            rows = tuple(
+                (name, DATASETS[name].description, str(found or "missing"))
+                for name, (found, _) in places.items()
             )
-            print(table.text())
+            title = "Data sets (or give the path of an .npz file or an image folder)"
+            print(Table(title, ("name", "what", "where"), rows).text() + "\n")
+            for name, (found, looked) in places.items():
+                if not found:
+                    told = f"{name}: looked for in {', '.join(map(str, looked))}"
+                    print("\n".join(wrap(told, terminal_width())))
             return 0
 
         return go

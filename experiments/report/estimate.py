@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from experiments.report.table import Table, count_of, duration
+from experiments.report.table import Table, count_of, duration, terminal_width
 from experiments.runs.estimate import RunEstimate, estimate
 from experiments.runs.machine import Machine
 from experiments.runs.method import rules_for
@@ -108,4 +108,4 @@ def report_estimate(planned: Sequence[PlannedRun], slots: Sequence[Machine]) -> 
         f"{count_of(machine.threads, 'thread')} each, {min(jobs, len(left))} at a time"
     )
     rows = tuple(_row(spec, group) for spec, group in groups.items())
-    return Table(title, HEADER, rows, notes=tuple(notes)).text()
+    return Table(title, HEADER, rows, notes=tuple(notes)).text(terminal_width())
