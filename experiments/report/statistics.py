@@ -119,7 +119,7 @@ def verdict(claim: str, cases: Mapping[str, bool | None], criterion: str) -> str
     """
 
     def named(wanted: bool) -> str:
-        names = [name for name, found in cases.items() if found is not None and bool(found) == wanted]
+        names = [name for name, found in cases.items() if found == wanted]
         return ", ".join(names) if len(names) <= 8 else f"{len(names)} cases"
 
     holds, fails = named(True), named(False)
