@@ -117,15 +117,18 @@ def verdict(claim: str, cases: Mapping[str, bool | None], criterion: str) -> str
         >>> verdict("Water boils", {"at 90 °C": False, "at 100 °C": True}, "there are bubbles")
         'Water boils: holds in part (at 100 °C; not at 90 °C). Criterion: there are bubbles.'
     """
-    holds = [name for name, found in cases.items() if found]
-    fails = [name for name, found in cases.items() if found is False]
-    listed = ", ".join(fails) if len(fails) <= 8 else f"{len(fails)} cases"
+
+    def named(wanted: bool) -> str:
+        names = [name for name, found in cases.items() if found == wanted]
+        return ", ".join(names) if len(names) <= 8 else f"{len(names)} cases"
+
+    holds, fails = named(True), named(False)
     if holds and fails:
-        found = f"holds in part ({', '.join(holds)}; not {listed})"
+        found = f"holds in part ({holds}; not {fails})"
     elif holds:
-        found = f"holds ({', '.join(holds)})"
+        found = f"holds ({holds})"
     else:
-        found = f"does not hold here ({listed})" if fails else "not measured"
+        found = f"does not hold here ({fails})" if fails else "not measured"
     return f"{claim}: {found}. Criterion: {criterion}."
 
 
