@@ -269,6 +269,7 @@ def test_an_estimate_adds_up():
         train=100,
         test=40,
         needs_epoch_features=False,
+        network={},
     )
     got = estimate.run_estimate(PlannedRun(spec, "", "", Path()), found)
     assert got.steps == 7 * num_batches(80, 50) == 14

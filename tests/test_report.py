@@ -665,7 +665,11 @@ def test_a_single_method_has_a_colour_a_selection():
     results = make_results(["mcr2"], [0.3], [0, 1], axis=EPS, values=[0.1, 0.2])
     axes = draw("settings", results)["eps_sq"].axes[0]
     assert axes.get_title() == "accuracy: mcr2, ratio 0.3, 2 seeds"
-    assert len({c.lines[0].get_color() for c in axes.containers}) == 3
+    looks = [(c.lines[0], *c.lines[1]) for c in axes.containers]  # lines, and caps of their bars
+    colours = [{x.get_color(), x.get_mec(), x.get_mfc()} for look in looks for x in look]
+    assert len(colours) == 9
+    assert all(len(each) == 1 for each in colours)
+    assert len(set.union(*colours)) == 3
     assert axes.get_ylim()[1] == pytest.approx(1, abs=0.05)
 
 

@@ -173,11 +173,13 @@ def _across(
     for panel, (title, drawn) in zip(axes[0], scalars.items(), strict=True):
         at = _first_axis(panel, results)
         found.append([])
-        for measure, rule, style in drawn:
+        for part, (measure, rule, style) in enumerate(drawn):
             for number, line in enumerate(results.lines):
                 values = results.estimates(measure, line.where, rule)
                 found[-1] += values
-                places = at(number - (len(results.lines) - 1) / 2)
+                alone = len(results.lines) == 1  # then its scalars stand beside each other
+                place, of = (part, len(drawn)) if alone else (number, len(results.lines))
+                places = at(place - (of - 1) / 2)
                 face = line.colour if style == "-" else "white"
                 look: dict[str, Any] = {"linestyle": style, "mfc": face, "markersize": 4}
                 _bars(panel, line, places, values, shares="/" not in measure, **look)
@@ -319,6 +321,8 @@ def _draw_setting(results: Results) -> Any:
         for bars, colour in zip(axes[0].containers, colours.values(), strict=False):
             for part in bars.get_children():
                 part.set_color(colour)
+                if hasattr(part, "set_markerfacecolor"):  # markers and caps have their own
+                    part.set(markerfacecolor=colour, markeredgecolor=colour)
         looks.insert(0, {rule: {"color": colour} for rule, colour in colours.items()})
     for panel, look in zip(axes[-len(looks) :], looks, strict=True):
         panel.legend(handles=_handles(look), fontsize=9, frameon=False)
