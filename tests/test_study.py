@@ -136,7 +136,7 @@ def test_a_study_prints_its_tables_and_leaves_them_with_figures(study):
                 ln for ln in accuracies.splitlines() if ln.startswith(f"  {row['method']} ")
             )
             assert line.split() == [row["method"], *entries[3:]]
-    assert "ce: terminal phase not reached, 2 of 2 runs, fit_noisy 0." in printed
+    assert "three times running) not reached, 2 of 2 runs, fit_noisy 0." in printed
     for name in set(LabelNoise.figures) - {"confusion"}:  # of noise that is not uniform
         assert (out / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
@@ -174,7 +174,7 @@ def test_tables_are_shown_again_without_data_or_runs(study, tmp_path):
     assert status == 0
     named = re.findall(r"^\[(\w+)\]$", printed, re.M)
     assert {"accuracy", "collapse", "readouts_clean"} <= set(named)
-    assert "terminal phase not reached, " in printed
+    assert "three times running) not reached, " in printed
     alone = mcr2("show", out, "differences")[1]
     assert alone.strip() in printed
     status, _, complaint = mcr2("show", out, "accuracies")

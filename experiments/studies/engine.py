@@ -523,8 +523,8 @@ def not_terminal(outcomes: Sequence[Outcome]) -> list[str]:
         short.setdefault(spec.method, []).append(run.record.history[-1]["measures"][key])
     every = [spec.method for spec, _ in finished(outcomes)]
     return [
-        f"{method}: terminal phase not reached, {len(fits)} of "
-        f"{count_of(every.count(method), 'run')}, fit_noisy "
+        f"{method}: terminal phase (fit_noisy ≥ 0.99 three times running) not reached, "
+        f"{len(fits)} of {count_of(every.count(method), 'run')}, fit_noisy "
         + " to ".join(dict.fromkeys((f"{min(fits):.3f}", f"{max(fits):.3f}")))
         for method, fits in short.items()
     ]
