@@ -71,7 +71,7 @@ from mcr2.records import (
     write_signed,
 )
 from mcr2.selection import SELECTIONS, make_selection, select
-from mcr2.training import Progress, World
+from mcr2.training import Progress, World, check_shares
 
 SPEC = "spec.json"
 CHECKPOINT = "checkpoint.safetensors"
@@ -148,6 +148,8 @@ def plan(
         data = prepare(spec, dataset, other)
         check_meant(spec, data, readout_for(spec, method))
         method.check(spec, data.sizes)
+        if method.trained:
+            check_shares(spec.training, data.sizes.num_samples, machine.processes)
         rules_for(spec)
         key = run_key(spec, dataset, method, other)
         name = short_name(spec.method)
