@@ -83,6 +83,12 @@ def test_ghost_batches_keep_processes_together(pair):
         assert largest_difference(there, other) > 1e-4  # another normalisation, another network
 
 
+def test_processes_draw_the_same_in_a_loss(pair):
+    first, second = (parts(found, "drawn") for found in pair[1])
+    assert first["drawn/objective.last"] > 0
+    assert largest_difference(first, second) == 0
+
+
 def test_local_losses_have_another_gradient():
     """Why features are gathered: the mean of two halves' losses against the loss of the whole."""
     Z = torch.randn(40, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
