@@ -29,6 +29,7 @@ from experiments.runs.prepare import (
     load_other,
     noise_content,
     prepare,
+    prepared,
     source_of,
     taken_by,
 )
@@ -261,7 +262,7 @@ def kept_encoder(planned: PlannedRun, machine: Machine) -> tuple[ImageEncoder, P
     kept = run.record.weights.get(str(run.record.epochs))
     if kept is None:
         raise ValueError(f"{planned.folder} does not hold the weights of the last epoch")
-    data = prepare(spec, load(spec, machine.data_root))
+    data = prepared(spec, machine.data_root)
     state = _read_weights(planned.folder, kept)
     encoder: Any = find_method(spec.method).load(spec, data.sizes, state)
     if isinstance(encoder, torch.nn.Module):
@@ -585,7 +586,7 @@ def reopen(
         dataset=dataset or _find_data(spec.dataset, run.folder),
         noise=_find_noise(spec, noise_from, run.folder),
     )
-    data = prepare(spec, load(spec, machine.data_root), load_other(spec, machine.data_root))
+    data = prepared(spec, machine.data_root)
     if not other_data:
         if data.dataset.content_hash() != record.data.get("hash"):
             raise ValueError(f"{spec.dataset} is not the data that {folder} was run on")

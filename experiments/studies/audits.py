@@ -185,14 +185,13 @@ class Audits(MachineOptions, Study):
 
     def _subject(self, unit: Unit) -> Subject:
         """Return the samples of an audit."""
-        from experiments.runs.prepare import load, load_other, prepare
+        from experiments.runs.prepare import prepared
         from experiments.runs.runner import reopen
         from experiments.runs.subjects import of_labels, of_run
 
         spec = unit.planned.spec
         if unit.features == "pixels":
-            other = load_other(spec, self.data_root)
-            return of_labels(prepare(spec, load(spec, self.data_root), other))
+            return of_labels(prepared(spec, self.data_root))
         opened = reopen(
             unit.planned.folder,
             device=self.device,
