@@ -23,6 +23,7 @@ from experiments.report.statistics import (
     difference,
     estimate,
     matching,
+    shown,
 )
 from experiments.report.table import Table, escape_markdown, short
 from mcr2.evaluation.catalogue import FAMILIES, MEASURES
@@ -96,18 +97,6 @@ def standing_key(measure: str, split: str, readout: str = "-", layer: str = FEAT
     """
     labels = "-" if MEASURES[measure].per == "features" else LABELS[split]
     return str(Key(layer, split, labels, readout, measure))
-
-
-def shown(value: Estimate | None, seeds: int, places: int | None = None, **how: Any) -> str:
-    """Return an entry: the estimate, in brackets over how many where that is not all ``seeds``.
-
-    Example:
-        >>> shown(Estimate(0.5, None, 1), 3, 3), shown(None, 3)
-        ('0.500 (1)', '-')
-    """
-    if value is None:
-        return "-"
-    return value.text(places, **how) + ("" if value.count == seeds else f" ({value.count})")
 
 
 def _table(
