@@ -252,6 +252,7 @@ def error_by_width(results: Results) -> Any:
                 canvas.mean_and_range(panel, widths, columns, shade, label=f"ratio {ratio:g}")
             panel.set_xscale("log", base=2)
             panel.set_xticks(widths, list(map(str, widths)))
+            panel.minorticks_off()  # which cannot be where nothing is drawn
             panel.set_title(canvas.label(f"{name}: {called}"), fontsize=11)
         row[0].set(ylabel="error, by own readout", ylim=(0, None))
     canvas.name_lines(axes[0, 0])
@@ -303,6 +304,7 @@ class DoubleDescent(ClaimStudy):
     tables = (feature_table, "settings")
     figures = (random_features, error_by_width, error_by_epoch)
     fixed = ("evaluate_every=5",)
+    not_estimated = "least squares on random features"
 
     def study_axes(self) -> tuple[Axis, ...]:
         """Return the width of the network, and the ratio."""

@@ -70,6 +70,8 @@ class GridStudy(GridOptions, Study):
     #: The first table is shown while runs go on.
     tables: ClassVar[tuple[Any, ...]] = ("accuracy",)
     figures: ClassVar[tuple[Any, ...]] = ("accuracy",)
+    #: What an estimate does not count, for runs are all that it measures.
+    not_estimated: ClassVar[str] = ""
 
     def study_axes(self) -> tuple[Axis, ...]:
         """Return what the study varies beside methods and seeds; the first makes columns.
@@ -195,7 +197,7 @@ class GridStudy(GridOptions, Study):
         jobs = machine.jobs(self.jobs)
         planned, out = self.plan()
         if self.estimate:
-            return lambda: _print_estimate(planned, jobs, machine)
+            return lambda: _print_estimate(planned, jobs, machine, self.not_estimated)
         identity = {
             "study": self.name,
             "dataset": self.dataset_name(),
@@ -526,11 +528,14 @@ def evaluation_notes(outcomes: Sequence[Outcome]) -> list[str]:
     return [f"{note} ({said.count(note)} of {len(runs)} runs)" for note in dict.fromkeys(said)]
 
 
-def _print_estimate(planned: Sequence[PlannedRun], jobs: int, machine: Machine) -> int:
+def _print_estimate(
+    planned: Sequence[PlannedRun], jobs: int, machine: Machine, beside: str
+) -> int:
     from experiments.report.estimate import report_estimate
 
     try:
         print(report_estimate(planned, jobs, machine))
+        print(f"not counted: {beside}\n" * bool(beside), end="")
     except ValueError as error:
         warn(error)
         return 1

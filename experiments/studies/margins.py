@@ -360,7 +360,7 @@ def past_separation_figure(results: Results) -> Any:
                 panel.plot(x, [r[name] for r in rows], ".-", color=colour, linewidth=1)
                 at = [i for i, r in enumerate(rows) if r["look"] == "separation"]
                 panel.plot(x, [r[name] for r in rows], "o", color=colour, mfc="white", markevery=at)
-        panel.set(xscale="log", xlim=(0.9, 1.1 * max(1, *(r["epoch"] for r in course))))
+        panel.set(xscale="log", xlim=(0.9, 1.1 * max([1, *(r["epoch"] for r in course)])))
         panel.set_xlabel("epoch (a line a seed)")
         panel.set_title(called, fontsize=11)
     axes[0, 1].set_ylim(bottom=0)
@@ -397,6 +397,7 @@ class MarginsStudy(MeasuredStudy):
     tables = (course_table, continued_table)
     figures = (margin_distributions, past_separation_figure)
     claims = (verdicts,)
+    not_estimated = "going on from separation, seven times, and an SVM at every look"
     #: At constant rate, on images as they are.
     fixed = ("schedule=constant", "lr=0.05", "shift=0", "flip=false", "evaluate_every=1")
 

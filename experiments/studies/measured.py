@@ -48,6 +48,7 @@ class MeasuredStudy(ClaimStudy):
     measured_by: ClassVar[tuple[str, ...]] = ()
     #: Whether runs are made and evaluated first; otherwise :meth:`measure` trains.
     makes_runs: ClassVar[bool] = True
+    not_estimated: ClassVar[str] = "what is measured of each run beside its evaluation"
 
     def measure(self, planned: PlannedRun) -> list[Row]:
         """Return what was measured of a run: rows of plain values."""
