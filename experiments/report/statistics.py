@@ -168,6 +168,12 @@ def matching(rows: Sequence[Row], **values: Any) -> list[Row]:
     return [row for row in rows if all(row[name] == value for name, value in values.items())]
 
 
+def mean_of(rows: Sequence[Row], name: str, **values: Any) -> Estimate | None:
+    """Return the estimate of a scalar over the rows that have these values and it."""
+    found = (value_of(row, name) for row in matching(rows, **values))
+    return estimate([value for value in found if value is not None])
+
+
 @dataclass(frozen=True)
 class Difference:
     """One method less another at one selection and value of every axis, seed by seed."""

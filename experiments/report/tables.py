@@ -402,6 +402,15 @@ TABLES: dict[str, Callable[[Results], Table | None]] = {
 }
 
 
+def csv_of(rows: Sequence[Row]) -> str:
+    """Return rows as CSV, with a column for every key that any of them has."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(dict.fromkeys(chain(*rows))), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
 def write_tables(
     out: Path,
     results: Results,
@@ -424,11 +433,7 @@ def write_tables(
     }
     write_json(out / "table.json", {**facts, **held})
     flat = [flat_row(row) for row in results.rows]
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(dict.fromkeys(chain(*flat))), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(flat)
-    write_text(out / "table.csv", buffer.getvalue())
+    write_text(out / "table.csv", csv_of(flat))
     parts = [table.markdown() for table in tables.values()]
     if notes:
         parts.append("\n".join(f"- {escape_markdown(note)}" for note in notes))

@@ -175,6 +175,17 @@ def set_aside(path: Path, why: Exception) -> None:
     warn(f"{why}; set aside as {damaged.name}, and made again")
 
 
+def read_or_set_aside(path: Path) -> dict[str, Any] | None:
+    """Return what a signed file holds; None where there is none, or it is damaged and set aside."""
+    if not path.is_file():
+        return None
+    try:
+        return read_signed(path)
+    except ValueError as error:
+        set_aside(path, error)
+        return None
+
+
 def held(folder: Path, key: str, *, mend: bool = True) -> Run | None:
     """Return a folder's run if its record has this key; damaged files are set aside to mend it."""
     while (folder / RECORD).is_file():

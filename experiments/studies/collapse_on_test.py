@@ -286,6 +286,8 @@ class CollapseOnTest(MeasuredStudy):
         from mcr2 import checks
 
         checks.positive("loss", self.loss)
+        if self.sizes is not None and self.subset is not None:
+            raise ValueError("subset and sizes both say how many images; give one of them")
         for method in self.methods:
             if not find_method(method).additive:
                 raise ValueError(

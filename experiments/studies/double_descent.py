@@ -26,7 +26,7 @@ from experiments.report.axis import RATIO, Axis
 from experiments.report.statistics import matching, shown, value_of, verdict
 from experiments.report.table import Table
 from experiments.studies.claims import ClaimStudy
-from experiments.studies.engine import failures, one_spec, terminal_runs
+from experiments.studies.engine import one_spec
 from experiments.studies.measured import over_seeds, values_at
 
 if TYPE_CHECKING:
@@ -304,6 +304,7 @@ class DoubleDescent(ClaimStudy):
     tables = (feature_table, "settings")
     figures = (random_features, error_by_width, error_by_epoch)
     fixed = ("evaluate_every=5",)
+    large = True
     not_estimated = "least squares on random features"
 
     def study_axes(self) -> tuple[Axis, ...]:
@@ -369,10 +370,6 @@ class DoubleDescent(ClaimStudy):
     def results(self, outcomes: Sequence[Outcome]) -> Results:
         """Return what tables and figures are made of, with the random features beside."""
         return replace(super().results(outcomes), extra=self.feature_errors)
-
-    def notes(self, outcomes: Sequence[Outcome], results: Results) -> list[str]:
-        """Return failures, how many runs were terminal."""
-        return [*failures(outcomes, self.describe), terminal_runs(outcomes)]
 
     def conclusion(self, results: Results) -> list[str]:
         """Return what became of the claims."""

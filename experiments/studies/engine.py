@@ -70,6 +70,8 @@ class GridStudy(GridOptions, Study):
     #: The first table is shown while runs go on.
     tables: ClassVar[tuple[Any, ...]] = ("accuracy",)
     figures: ClassVar[tuple[Any, ...]] = ("accuracy",)
+    #: Whether runs are too many for a note on each that did not reach the terminal phase.
+    large: ClassVar[bool] = False
     #: What an estimate does not count, for runs are all that it measures.
     not_estimated: ClassVar[str] = ""
 
@@ -93,7 +95,10 @@ class GridStudy(GridOptions, Study):
 
     def notes(self, outcomes: Sequence[Outcome], results: Results) -> list[str]:
         """Return lines beneath the tables."""
-        told = failures(outcomes, self.describe) + not_terminal(outcomes)
+        told = failures(outcomes, self.describe)
+        if self.large:
+            return [*told, terminal_runs(outcomes)]
+        told += not_terminal(outcomes)
         return told + evaluation_notes(outcomes)
 
     def conclusion(self, results: Results) -> list[str]:
@@ -528,9 +533,7 @@ def evaluation_notes(outcomes: Sequence[Outcome]) -> list[str]:
     return [f"{note} ({said.count(note)} of {len(runs)} runs)" for note in dict.fromkeys(said)]
 
 
-def _print_estimate(
-    planned: Sequence[PlannedRun], jobs: int, machine: Machine, beside: str
-) -> int:
+def _print_estimate(planned: Sequence[PlannedRun], jobs: int, machine: Machine, beside: str) -> int:
     from experiments.report.estimate import report_estimate
 
     try:

@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from experiments.report.axis import Axis
 from experiments.report.statistics import verdict
 from experiments.report.table import Table, entry
-from experiments.studies.engine import failures, terminal_runs
 from experiments.studies.measured import (
     MeasuredStudy,
     Row,
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from experiments.report.results import Results
-    from experiments.runs.executors import Outcome
     from experiments.runs.runner import PlannedRun
     from experiments.runs.specs import RunSpec
 
@@ -260,6 +258,7 @@ class Imbalance(MeasuredStudy):
     tables = (imbalance_table,)
     figures = (imbalance,)
     claims = (verdicts,)
+    large = True
 
     def study_axes(self) -> tuple[Axis, ...]:
         """Return R."""
@@ -306,7 +305,3 @@ class Imbalance(MeasuredStudy):
                 **best,
             }
         ]
-
-    def notes(self, outcomes: Sequence[Outcome], results: Results) -> list[str]:
-        """Return failures, how many runs were terminal."""
-        return [*failures(outcomes, self.describe), terminal_runs(outcomes)]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from experiments.report.statistics import Estimate, estimate, matching, shown
+from experiments.report.statistics import Estimate, matching, mean_of, shown
 from experiments.runs.terminal import say
 from experiments.studies.claims import ClaimStudy
 
@@ -100,18 +100,11 @@ class MeasuredStudy(ClaimStudy):
 
     def held(self, planned: PlannedRun) -> list[Row] | None:
         """Return what was measured of a run before, by the same options; None of nothing."""
-        from experiments.runs.runner import set_aside
-        from mcr2.records import read_signed
+        from experiments.runs.runner import read_or_set_aside
 
-        path = planned.folder / MEASURED
-        if not path.is_file():
-            return None
-        try:
-            found = read_signed(path)
-        except ValueError as error:
-            set_aside(path, error)
-            return None
-        return list(found["rows"]) if found.get("key") == self._key(planned) else None
+        found = read_or_set_aside(planned.folder / MEASURED)
+        own = found is not None and found.get("key") == self._key(planned)
+        return list(found["rows"]) if found is not None and own else None
 
     def _key(self, planned: PlannedRun) -> str:
         from mcr2.records import content_key
@@ -244,7 +237,7 @@ def by_seed(results: Results, name: str, **where: Any) -> dict[int, float]:
 
 def over_seeds(results: Results, name: str, **where: Any) -> Estimate | None:
     """Return the mean over seeds of what was measured under a name, with its interval."""
-    return estimate(list(by_seed(results, name, **where).values()))
+    return mean_of(results.extra, name, **where)
 
 
 def over_axis(results: Results, name: str, **where: Any) -> dict[int, dict[Any, float]]:

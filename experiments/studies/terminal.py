@@ -26,11 +26,9 @@ from experiments.report.axis import RATIO, Axis
 from experiments.report.statistics import estimate, matching, shown, value_of, verdict
 from experiments.report.table import Table
 from experiments.studies.claims import ClaimStudy, check_heads
-from experiments.studies.engine import failures, terminal_runs
 
 if TYPE_CHECKING:
     from experiments.report.results import Results
-    from experiments.runs.executors import Outcome
     from experiments.runs.specs import RunSpec
     from mcr2.records import Record, Run
 
@@ -284,7 +282,7 @@ def equivalence_table(results: Results) -> Table | None:
 def terminal(results: Results) -> Any:
     """Draw NC1 to NC4 of the training samples and test accuracy over epochs, a row a setting."""
     from experiments.report import canvas
-    from experiments.report.figures import curve, legend
+    from experiments.report.figures import curve, draw_curve, legend
 
     rows = [(dim, decay) for dim in results.values() for decay in results.values(DECAY)]
     columns = {name: ("train", by) for name, by in COLLAPSE.items()}
@@ -295,10 +293,7 @@ def terminal(results: Results) -> Any:
             for method in results.names:
                 where = {DIMENSION.name: dim, DECAY.name: decay, "ratio": results.values(RATIO)[0]}
                 points = curve(results.runs_of(method, **where), measure, split, by)
-                at, colour = [p.x for p in points], results.colours[method]
-                panel.plot(at, [p.mean for p in points], color=colour)
-                low, high = [p.low for p in points], [p.high for p in points]
-                panel.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
+                draw_curve(panel, points, results.colours[method])
         panels[0].set_ylabel(f"d = {dim}\ndecay {decay:g}")
     for place, measure in enumerate(columns):
         if measure == "nc4":  # which is zero in the end
@@ -334,6 +329,7 @@ class Terminal(ClaimStudy):
     tables = (collapse_table, equivalence_table)
     figures = (terminal,)
     claims = (verdicts,)
+    large = True
     fixed = ("evaluate_every=5",)
 
     def study_axes(self) -> tuple[Axis, ...]:
@@ -364,7 +360,3 @@ class Terminal(ClaimStudy):
             for dim in self.dimensions
             for decay in sorted(set(self.decays))
         ]
-
-    def notes(self, outcomes: Sequence[Outcome], results: Results) -> list[str]:
-        """Return failures, how many runs were terminal."""
-        return [*failures(outcomes, self.describe), terminal_runs(outcomes)]

@@ -409,7 +409,7 @@ class Transfer(MeasuredStudy):
 
         machine, spec = self.machine(), planned.spec
         encoder, data = kept_encoder(planned, machine)
-        layers = [name for name in self.layers if name in layers_of(encoder)]
+        layers = [name for name in dict.fromkeys(self.layers) if name in layers_of(encoder)]
         others, other_labels = self._others(spec)
         sets = {"train": data.train.images, "test": data.test.images, "held_out": others}
         labels = {"train": data.train.labels, "test": data.test.labels, "held_out": other_labels}
