@@ -74,6 +74,20 @@ def test_bench_micro_batch_measures_what_batch_normalisation_changes(tiny, monke
     assert piece["evaluating"] < 1e-3 < piece["training"]
 
 
+def test_bench_processes_measures_what_they_send(tiny):
+    *alone, shared = bench("processes", *SMALL, "--methods", "mcr2")
+    assert [(row["processes"], row["threads"]) for row in (*alone, shared)] == [
+        (1, 1),
+        (1, 2),
+        (2, 1),
+    ]
+    assert [row["formula_MB"] for row in alone] == [0, 0]
+    assert shared["ideal"] == pytest.approx(alone[0]["seconds"] / 2)
+    assert shared["local"] > 0.01  # rates of halves are not rates of the whole
+    if shared["sent_MB"] is not None:  # with what protocols add
+        assert shared["formula_MB"] < shared["sent_MB"] < 2 * shared["formula_MB"]
+
+
 def test_bench_redunet_times_forms_that_make_the_same_network(tiny, monkeypatch):
     sizes = ((24, (3, 4, 6), 3), (24, (2, 3, 5), 2), (40, (30,), 4))
     monkeypatch.setattr("experiments.bench.redunet.SIZES", sizes)

@@ -65,6 +65,7 @@ def test_a_verdict_says_where_a_claim_holds():
     assert verdict("It", seeds, "c").startswith("It: holds in part (a; not b).")
     many = dict.fromkeys("abcdefghi", False)
     assert verdict("It", many, "c").startswith("It: does not hold here (9 cases).")
+    assert verdict("It", dict.fromkeys(many, True), "c") == "It: holds (9 cases). Criterion: c."
     assert verdict("It", {**many, "j": True}, "c").startswith("It: holds in part (j; not 9 cases).")
     assert [in_every_seed(x) for x in ([True, None], [True, False], [None], [])] == [
         True,

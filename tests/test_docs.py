@@ -1,21 +1,31 @@
 """What the documents say exists: commands parse, names and links lead somewhere, examples run."""
 
 import ast
+import doctest
 import importlib
+import inspect
+import os
 import re
+import runpy
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import mcr2
 from experiments.commands.cli import COMMANDS, find_command, main, parse
 from experiments.runs.redunet import read_options
 from experiments.studies.engine import GridStudy, one_spec
 from mcr2.records import load_run, load_study
 
 ROOT = Path(__file__).parent.parent
-PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+DOCS = ROOT / "docs"
+PAGES = [*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *DOCS.glob("notebooks/*.py")]
 TEXTS = {str(page.relative_to(ROOT)): page.read_text() for page in PAGES}
+for page in [page for page in TEXTS if page.endswith(".py")]:  # prose stands in its comments
+    TEXTS[page] = re.sub(r"^# ?", "", TEXTS[page], flags=re.MULTILINE)
 
 
 def commands():
@@ -77,7 +87,12 @@ def test_python_imports_what_there_is(page):
 
 
 @pytest.mark.parametrize(
-    "page, file", [("README.md", "my_loss.py"), ("docs/extending.md", "my_study.py")]
+    "page, file",
+    [
+        ("README.md", "my_loss.py"),
+        ("docs/extending.md", "my_study.py"),
+        ("docs/cluster.md", "my_executor.py"),
+    ],
 )
 def test_an_example_stands_in_its_page_as_it_is(page, file):
     code = (ROOT / "docs" / file).read_text()
@@ -106,3 +121,89 @@ def test_a_study_a_loss_and_a_backbone_of_ones_own(tmp_path, monkeypatch, capsys
     assert main(["reread", str(out), "--layers", "project"]) == 1
     assert "name it (--code" in capsys.readouterr().out
     assert main(["reread", str(out), "--layers", "project", "--code", loss, net]) == 0
+
+
+@pytest.mark.parametrize("page", [page for page in TEXTS if "```pycon" in TEXTS[page]])
+def test_examples_print_what_they_say(page):
+    blocks = re.findall(r"```pycon\n(.*?)```", TEXTS[page], re.DOTALL)
+    for block in blocks:
+        example = doctest.DocTestParser().get_doctest(block, {}, page, page, 0)
+        assert doctest.DocTestRunner().run(example).failed == 0
+    assert blocks
+
+
+def public_modules():
+    """The modules of the library that are for its users, by name."""
+    families = [f"mcr2.metrics.{name}" for name in mcr2.metrics.__all__]
+    return [*(f"mcr2.{name}" for name in mcr2._MODULES), *families, "ce_baseline"]
+
+
+def test_every_public_module_has_its_place_in_the_api():
+    text = "".join(page.read_text() for page in sorted(DOCS.glob("api/*.md")))
+    assert set(public_modules()) <= set(re.findall(r"^::: (\S+)", text, re.MULTILINE))
+    main = re.findall(r"\[`mcr2\.(\w+)`\]\[mcr2\.([\w.]+)\.\1\]", TEXTS["docs/api/README.md"])
+    assert dict(main) == mcr2._NAMES
+
+
+def public_names():
+    """Every public name of a public module, in full."""
+    for module in map(importlib.import_module, public_modules()):
+        defined = [
+            name
+            for name, value in vars(module).items()
+            if not name.startswith("_") and inspect.getmodule(value) is module
+        ]
+        for name in getattr(module, "__all__", defined):
+            if not inspect.ismodule(getattr(module, name)):
+                yield f"{module.__name__}.{name}"
+
+
+def build_site(place, *, execute):
+    """Build the site strictly, so that a broken link ends it, and return its pages by name."""
+    environment = {"PYTHONPATH": str(ROOT), "DOCS_EXECUTE": str(execute).lower()}
+    outcome = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--site-dir", place],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    return {str(path.relative_to(place)): path.read_text() for path in place.rglob("*.html")}
+
+
+def test_the_site_has_every_name_and_figure_and_loads_nothing_from_elsewhere(tmp_path):
+    pages = build_site(tmp_path, execute=False)
+    places = set(re.findall(r'id="((?:mcr2|ce_baseline)\.[\w.]+)"', "".join(pages.values())))
+    assert set(public_names()) <= places
+    figures = set(re.findall(r'src="([^"]*\.png)"', pages["gallery.html"]))
+    assert figures == {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.png")}
+    loaded = re.compile(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=\"?(?:https?:)?//")
+    for page, text in pages.items():
+        assert not loaded.search(text), page
+        assert not re.search(r":(?:class|func|mod|data|meth):", text), page
+
+
+@pytest.mark.slow
+def test_notebooks_run_and_show_their_figures(tmp_path):
+    pages = build_site(tmp_path, execute=True)
+    for script in DOCS.glob("notebooks/*.py"):
+        page = pages[f"notebooks/{script.stem}.html"]
+        assert page.count("<img") == len(re.findall("plt.subplots|held.figure", script.read_text()))
+        assert str(Path.home()) not in page
+        assert str(ROOT) not in page
+
+
+def test_figures_of_explanations_show_what_their_pages_say():
+    explain = runpy.run_path(str(DOCS / "explain.py"))
+    curves = {
+        line.get_label(): line.get_ydata() for line in explain["draw_reduction"]().axes[2].lines
+    }
+    assert max(curves["ΔR"]) == curves["ΔR"][18]  # orthogonal, in steps of 5 degrees
+    assert curves["R_c"] == pytest.approx(curves["R_c"][0], rel=0.01)
+    measures = {
+        line.get_label(): line.get_ydata() for line in explain["draw_collapse"]().axes[2].lines
+    }
+    assert measures["nc1"][12] / measures["nc1"][-1] == pytest.approx(100, rel=0.1)  # of spread, 10
+    rates = [axes.get_title().split()[-2] for axes in explain["draw_rate"]().axes]
+    assert sorted(rates) == rates

@@ -78,6 +78,10 @@ class MicroBatch(RecipeBench):
     """Measure memory and time of micro-batches, and what they do to the gradient."""
 
 
+class Processes(RecipeBench):
+    """Measure time, memory and bytes sent of processes that share a batch."""
+
+
 class Rates(FormBench):
     """Time the coding rates beside plain forms of them."""
 
@@ -98,6 +102,7 @@ class Audit(FormBench):
 BENCHES: dict[str, type[Bench]] = {
     "step": Step,
     "micro_batch": MicroBatch,
+    "processes": Processes,
     "rates": Rates,
     "metrics": Metrics,
     "redunet": ReduNet,

@@ -40,6 +40,7 @@ COMMANDS: dict[str, str] = {
     "evaluate": "experiments.commands.evaluate:Evaluate",
     "reread": "experiments.commands.evaluate:Reread",
     "audit": "experiments.commands.audit:Audit",
+    "status": "experiments.commands.status:Status",
     "show": "experiments.commands.report:Show",
     "report": "experiments.commands.report:Report",
     "measure": "experiments.commands.measure:Measure",

@@ -28,24 +28,31 @@ class Train(TrainingOptions):
     def prepare(self) -> Callable[[], int]:
         """Plan the run and take its folder."""
         from experiments.runs.machine import Machine
+        from experiments.runs.processes import torchrun_rank
         from experiments.runs.runner import check_folder, plan
 
-        machine = Machine(self.device, self.threads, self.data_root, self.tensorboard)
+        how = (self.tensorboard, True, self.processes)
+        machine = Machine(self.device, self.threads, self.data_root, *how)
         spec = one_spec(self, self.method, self.ratio, self.seed)
         (planned,) = plan([spec], Path("results") / "runs", machine)
         folder = self.out or planned.folder
         check_folder(folder, planned.key)
         folder.mkdir(parents=True, exist_ok=True)
+        if torchrun_rank() is not None and self.processes > 1:
+            raise ValueError("torchrun has started the processes; leave out --processes")
 
         def go() -> int:
             from experiments.report.evaluation import run_table
             from experiments.report.live import training_bar
-            from experiments.runs.runner import run
+            from experiments.runs.runner import follow_torchrun, run
             from experiments.runs.signals import STOP
             from mcr2.training import Interrupted
 
             with training_bar(f"{spec.method} seed {spec.seed}", spec.training.epochs) as progress:
                 try:
+                    if torchrun_rank():  # the first process does everything else
+                        follow_torchrun(spec, folder, machine)
+                        return 0
                     done = run(spec, folder, machine, progress=progress, stop=STOP)
                 except Interrupted:
                     STOP.raise_if_stopped()

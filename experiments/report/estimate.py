@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+
+import torch
 
 from experiments.report.table import Table, count_of, duration
 from experiments.runs.estimate import RunEstimate, estimate
@@ -11,6 +13,7 @@ from experiments.runs.machine import Machine
 from experiments.runs.method import rules_for
 from experiments.runs.runner import PlannedRun, complete
 from experiments.runs.specs import RunSpec
+from experiments.runs.traffic import step_traffic
 
 HEADER = ("method", "backbone", "rows", "runs", "steps", "a run", "memory", "disk", "checkpoint")
 
@@ -43,13 +46,42 @@ def _row(spec: RunSpec, group: Sequence[RunEstimate]) -> tuple[str, ...]:
     return (*named, str(len(group)), str(one.steps), seconds, *map(_bytes, held))
 
 
-def report_estimate(planned: Sequence[PlannedRun], jobs: int, machine: Machine) -> str:
+def room(memory: float, slots: Sequence[Machine]) -> list[str]:
+    """Return a line for each GPU: how many runs its free memory holds."""
+    names = [str(machine.torch_device()) for machine in slots]
+    lines = []
+    for name in dict.fromkeys(each for each in names if each.startswith("cuda")):
+        free, whole = torch.cuda.mem_get_info(torch.device(name))
+        lines.append(
+            f"{name}: {_bytes(free)} of {_bytes(whole)} are free, room for the tensors of "
+            f"{int(free // memory)} such runs at a time (--jobs {names.count(name)}); each process "
+            "takes some hundred MB beside them"
+        )
+    return lines
+
+
+def sent(processes: int, groups: Mapping[RunSpec, Sequence[RunEstimate]]) -> list[str]:
+    """Return a line for each method: what a process sends in a step, by formula."""
+    lines = []
+    for spec, group in groups.items() if processes > 1 else ():
+        m, d = spec.training.batch_size, spec.feature_dim
+        bytes_of = step_traffic(samples=m, dim=d, processes=processes, **group[0].network)
+        lines.append(
+            f"{spec.method}: each of {processes} processes sends "
+            f"{bytes_of.total(by_moments=False) / 1e6:.1f} MB a step, by formula; the times above "
+            "are of one process"
+        )
+    return lines
+
+
+def report_estimate(planned: Sequence[PlannedRun], slots: Sequence[Machine]) -> str:
     """Measure what the runs that are not finished yet will take, and say it."""
     left = [one for one in planned if complete(one, mend=False) is None]
     if not left:
         every = "the run is" if len(planned) == 1 else f"all {len(planned)} runs are"
         return f"{every} finished: nothing is left to spend"
-    estimates = estimate(left, jobs, machine)
+    jobs, machine = len(slots), slots[0]
+    estimates = estimate(left, slots)
     known = [each for each in estimates if each is not None]
     groups: dict[RunSpec, list[RunEstimate]] = {}
     for each in known:
@@ -59,17 +91,20 @@ def report_estimate(planned: Sequence[PlannedRun], jobs: int, machine: Machine) 
         notes.append(f"finished already: {len(planned) - len(left)} of {len(planned)} runs")
     for one in (o for o, e in zip(left, estimates, strict=True) if e is None):
         notes.append(f"{one.spec.method} at ratio {one.spec.ratio:g}: takes no steps, not known")
+    notes += sent(machine.processes, groups)
     if known:
         seconds, at_once = [each.seconds for each in known], min(jobs, len(known))
         memory = [each.memory for each in known if each.memory is not None]
         held = _bytes(at_once * max(memory) if memory else None)
+        notes += room(max(memory), slots) if memory else []
         disk = sum(each.disk for each in known) + at_once * max(e.checkpoint for e in known)
         notes.append(
             f"all: {duration(elapsed(seconds, at_once))} ({duration(sum(seconds))} one after the "
             f"other), {held} of memory, {_bytes(disk)} of disk"
         )
+    devices = " ".join(dict.fromkeys(str(each.torch_device()) for each in slots))
     title = (
-        f"Estimate for {count_of(len(left), 'run')} on {machine.torch_device()}, "
+        f"Estimate for {count_of(len(left), 'run')} on {devices}, "
         f"{count_of(machine.threads, 'thread')} each, {min(jobs, len(left))} at a time"
     )
     rows = tuple(_row(spec, group) for spec, group in groups.items())

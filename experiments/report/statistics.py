@@ -133,15 +133,18 @@ def verdict(
         'Water boils: holds in part (at 100 °C; not at 90 °C). Criterion: there are bubbles.'
     """
     decided = {n: in_every_seed(v) if isinstance(v, Sequence) else v for n, v in cases.items()}
-    holds = [name for name, found in decided.items() if found]
-    fails = [name for name, found in decided.items() if found is False]
-    listed = ", ".join(fails) if len(fails) <= 8 else f"{len(fails)} cases"
+
+    def named(wanted: bool) -> str:
+        names = [name for name, found in decided.items() if found == wanted]
+        return ", ".join(names) if len(names) <= 8 else f"{len(names)} cases"
+
+    holds, fails = named(True), named(False)
     if holds and fails:
-        found = f"holds in part ({', '.join(holds)}; not {listed})"
+        found = f"holds in part ({holds}; not {fails})"
     elif holds:
-        found = f"holds ({', '.join(holds)})"
+        found = f"holds ({holds})"
     else:
-        found = f"does not hold here ({listed})" if fails else "not measured"
+        found = f"does not hold here ({fails})" if fails else "not measured"
     return f"{claim}: {found}. Criterion: {criterion}."
 
 

@@ -30,6 +30,7 @@ from experiments.runs.methods import find_method
 from experiments.runs.prepare import Prepared, prepared
 from experiments.runs.runner import PlannedRun, evaluate_fully
 from experiments.runs.specs import RunSpec, Streams, as_dict, from_dict
+from experiments.runs.traffic import sizes_of
 from experiments.runs.trained import Trained, feed_for
 from mcr2.data import num_batches
 from mcr2.evaluation import encode
@@ -58,6 +59,7 @@ class Probe:
     train: int  # images, those held out among them
     test: int
     needs_epoch_features: bool
+    network: dict[str, int]  # its parameters, normalised channels and classes
 
 
 class RunEstimate(NamedTuple):
@@ -69,6 +71,7 @@ class RunEstimate(NamedTuple):
     memory: int | None
     disk: int
     checkpoint: int
+    network: dict[str, int]
 
 
 def run_estimate(planned: PlannedRun, found: Probe) -> RunEstimate:
@@ -88,7 +91,8 @@ def run_estimate(planned: PlannedRun, found: Probe) -> RunEstimate:
     )
     steps, disk = config.epochs * num_batches(train, config.batch_size), len(served) * found.weights
     checkpoint = disk + found.weights + found.optimizer
-    return RunEstimate(planned, steps, seconds, found.memory, disk, checkpoint)
+    held = (found.memory, disk, checkpoint)
+    return RunEstimate(planned, steps, seconds, *held, found.network)
 
 
 class _Noise(nn.Module):
@@ -179,6 +183,7 @@ class Measurement:
             train=len(data.train) + len(data.held_out),
             test=len(data.test),
             needs_epoch_features=encoder.objective.needs_epoch_features,
+            network=sizes_of(encoder.backbone) | {"num_classes": data.sizes.num_classes},
         )
 
     def _time(self, action: Callable[[], object]) -> float:
@@ -223,11 +228,11 @@ def _answer(connection: Connection, spec: RunSpec) -> Any:
     return answer
 
 
-def _together(specs: Sequence[RunSpec], machine: Machine) -> list[Probe]:
+def _together(specs: Sequence[RunSpec], slots: Sequence[Machine]) -> list[Probe]:
     """Measure specs at the same time, each in a process whose peak memory is its own."""
     context, workers = process_context(), []
     try:
-        for spec in specs:
+        for spec, machine in zip(specs, slots, strict=False):
             ours, theirs = context.Pipe()
             arguments = (theirs, as_dict(spec), machine, time.time())
             process = context.Process(target=_measure, args=arguments, daemon=True)
@@ -246,14 +251,15 @@ def _together(specs: Sequence[RunSpec], machine: Machine) -> list[Probe]:
             process.join()
 
 
-def estimate(
-    planned: Sequence[PlannedRun], jobs: int, machine: Machine
-) -> list[RunEstimate | None]:
-    """Measure and return what each run will take; None for a method that takes no steps."""
+def estimate(planned: Sequence[PlannedRun], slots: Sequence[Machine]) -> list[RunEstimate | None]:
+    """Measure and return what each run will take; None for a method that takes no steps.
+
+    As many runs go on at a time as there are ``slots``, each on its own's device.
+    """
     wanted: dict[RunSpec, float] = {}
     for spec in (one.spec for one in planned if find_method(one.spec.method).trained):
         wanted[_measured_as(spec)] = max(wanted.get(_measured_as(spec), 0.0), spec.ratio)
-    at_once = min(jobs, len(planned))
+    at_once = min(len(slots), len(planned))
     # Some are measured twice, so that at all times as many share the machine as in the study.
     queue = list(islice(cycle(wanted), -(-len(wanted) // at_once) * at_once))
     with process_context().Pool(1):  # starts what starts processes, as a study does it once
@@ -263,6 +269,6 @@ def estimate(
         keys = queue[i : i + at_once]
         # With as many wrong labels as a run will have: they are evaluated apart from the others.
         specs = [replace(key, ratio=wanted[key]) for key in keys]
-        found |= zip(keys, _together(specs, machine), strict=True)
+        found |= zip(keys, _together(specs, slots), strict=True)
     probes = ((one, found.get(_measured_as(one.spec))) for one in planned)
     return [None if probe is None else run_estimate(one, probe) for one, probe in probes]

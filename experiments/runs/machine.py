@@ -20,18 +20,24 @@ class Machine:
         threads: CPU threads of a run.
         data_root: where data sets are looked for first.
         tensorboard: write TensorBoard events into each run's folder.
+        here: whether it is this machine, whose device can be checked.
+        processes: how many share each batch of a trained run, see docs/scale.md.
     """
 
     device: str = "auto"
     threads: int = 1
     data_root: str | None = None
     tensorboard: bool = False
+    here: bool = True
+    processes: int = 1
 
     def __post_init__(self) -> None:
         checks.integer("threads", self.threads, 1, 1024)
+        checks.integer("processes", self.processes, 1, 1024)
         if self.tensorboard:
             require_tensorboard()
-        self.torch_device()
+        if self.here:
+            check_processes(self.processes, self.torch_device())
 
     def configure_torch(self) -> torch.device:
         """Set this process up as the machine says, and return the device.
@@ -57,9 +63,31 @@ class Machine:
             raise ValueError(f"device {self.device!r} cannot be used here: {reason}") from error
         return device
 
+    @property
+    def cores(self) -> int:
+        """How many processors a run keeps busy."""
+        return self.threads * self.processes
+
     def jobs(self, asked: int | None) -> int:
         """Return how many runs go on at a time: as asked, or as many as fit the processors."""
         if asked is not None:
             return checks.integer("jobs", asked, 1)
-        cores = max(1, (os.cpu_count() or 1) // self.threads)
+        cores = max(1, (os.cpu_count() or 1) // self.cores)
         return cores if self.torch_device().type == "cpu" else 1
+
+
+def check_processes(processes: int, device: torch.device) -> None:
+    """Refuse more processes than a device can be shared by.
+
+    Raises:
+        ValueError: on GPUs each process needs one of its own, the first of the machine; MPS has no
+            way to send.
+    """
+    if processes == 1 or device.type == "cpu":
+        return
+    if device.type != "cuda":
+        raise ValueError(f"--processes {processes} needs a CPU or GPUs of CUDA, not {device.type}")
+    if ":" in str(device):
+        raise ValueError(f"--processes {processes} takes the first GPUs; leave out {device}")
+    if (found := torch.cuda.device_count()) < processes:
+        raise ValueError(f"--processes {processes} needs as many GPUs; here are {found}")

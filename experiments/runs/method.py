@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ from experiments.runs.specs import RunSpec
 from mcr2.evaluation import Evaluation, ImageEncoder, evaluate, measure_key
 from mcr2.readouts import WITH_COMPONENTS, parse_readout
 from mcr2.selection import NEED_VALIDATION, SELECTIONS, Candidate, select
-from mcr2.training import Progress, Watch
+from mcr2.training import Progress, Watch, World
 
 #: The readout by nearest class means, which every history has beside ``ridge``: of any layer.
 CLASS_MEAN = "class_mean"
@@ -34,6 +34,7 @@ class Workspace:
     progress: Callable[[Progress], None] | None = None
     log: Callable[[Mapping[str, Any]], None] | None = None
     stop: Callable[[], bool] | None = None
+    world: World = field(default_factory=World)
 
 
 class _HasReadout(Protocol):

@@ -27,6 +27,24 @@ class MachineOptions:
 
 
 @dataclass(frozen=True)
+class ExecutorOptions(MachineOptions):
+    """Where many runs go on, and how many at a time."""
+
+    devices: tuple[str, ...] = ()
+    """Devices that take turns with the runs, instead of --device: cuda:0 cuda:1."""
+    jobs: int | None = None
+    """Runs at a time on each device; by default as many as fit the processors, one on a GPU, one in
+    a Slurm job."""
+    executor: str = "local"
+    """local (processes of this machine), slurm (docs/cluster.md) or path/to/file.py:Class."""
+    slurm: tuple[str, ...] = ()
+    """KEY=VALUE of the Slurm jobs: partition=gpu time=60 (minutes) gpus_per_node=1
+    array_parallelism=16, and others of sbatch."""
+    cells_per_job: int | None = None
+    """Runs that a Slurm job makes, one by default."""
+
+
+@dataclass(frozen=True)
 class DataOptions(MachineOptions):
     """Which data, corrupted how."""
 
@@ -69,6 +87,9 @@ class TrainingOptions(DataOptions):
     """Run the network through torch.compile."""
     tf32: Switch = False
     """Let the network's products round to TF32 (CUDA)."""
+    processes: int = 1
+    """Processes that share every batch of a run, exactly, each with a GPU of its own where there
+    are any; see docs/scale.md. A constructed network takes one."""
     tensorboard: Switch = False
     """Write TensorBoard events into each run's folder."""
 
@@ -85,8 +106,8 @@ class TrainingOptions(DataOptions):
 
 
 @dataclass(frozen=True)
-class GridOptions(TrainingOptions):
-    """Which runs, and how many at a time."""
+class GridOptions(TrainingOptions, ExecutorOptions):
+    """Which runs, and where."""
 
     ratios: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
     """Shares of the training labels to redraw."""
@@ -94,8 +115,6 @@ class GridOptions(TrainingOptions):
     """One run of everything a seed."""
     out: Path | None = None
     """Folder of the study; one in results/ named after it by default."""
-    jobs: int | None = None
-    """Runs at a time; by default as many as fit the processors, one on a GPU."""
     estimate: Switch = False
     """Measure and tell what all this would take, and do nothing else."""
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
+from experiments.runs import processes
 from experiments.runs.machine import Machine
 from experiments.runs.method import Workspace, candidates, readout_for, rules_for, rules_with
 from experiments.runs.methods import Method, find_method
@@ -33,7 +34,7 @@ from experiments.runs.prepare import (
     source_of,
     taken_by,
 )
-from experiments.runs.signals import StopSignals
+from experiments.runs.signals import STOP, StopSignals
 from experiments.runs.specs import RunSpec, as_dict, field_value, from_dict
 from experiments.runs.tensorboard_log import TensorBoardLog
 from experiments.runs.terminal import warn
@@ -71,7 +72,7 @@ from mcr2.records import (
     write_signed,
 )
 from mcr2.selection import SELECTIONS, make_selection, select
-from mcr2.training import Progress
+from mcr2.training import Progress, World
 
 SPEC = "spec.json"
 CHECKPOINT = "checkpoint.safetensors"
@@ -354,15 +355,19 @@ def run(
             except ValueError as error:  # without an evaluation, they are all there is
                 set_aside(folder / RECORD, error)
                 done = None
+        job = {"spec": as_dict(spec), "folder": str(folder)}
+        shared = done is None and method.trained
+        with processes.together(machine, device, job if shared else None) as (world, own):
+            if done is None:
+                write_signed(folder / SPEC, {"key": key, "spec": as_dict(spec)})
+                log = TensorBoardLog(folder) if machine.tensorboard else None
+                place = folder / CHECKPOINT
+                workspace = Workspace(own, place, checkpoint_seconds, progress, log, stop, world)
+                record = _fit(spec, data, method, key, folder, workspace, machine.threads)
+                if log is not None:
+                    log.close()
+                save_record(folder, record)
         if done is None:
-            write_signed(folder / SPEC, {"key": key, "spec": as_dict(spec)})
-            log = TensorBoardLog(folder) if machine.tensorboard else None
-            checkpoint = folder / CHECKPOINT
-            workspace = Workspace(device, checkpoint, checkpoint_seconds, progress, log, stop)
-            record = _fit(spec, data, method, key, folder, workspace, machine.threads)
-            if log is not None:
-                log.close()
-            save_record(folder, record)
             if stop is not None:
                 stop.nobody_asks()
             done = Run(folder, record, None)
@@ -374,6 +379,23 @@ def run(
             done = replace(done, evaluation=evaluation)
         remove_leftovers(folder)
     return done
+
+
+def follow_torchrun(spec: RunSpec, folder: Path, machine: Machine) -> None:
+    """Be one of torchrun's processes beside the first, which runs the spec."""
+    with processes.of_torchrun(machine.configure_torch()) as (world, device):
+        if world.told():
+            follow(machine, device, world, as_dict(spec), str(folder))
+
+
+def follow(
+    machine: Machine, device: torch.device, world: World, spec: dict[str, Any], folder: str
+) -> None:
+    """Train a run together with the process that runs it, and leave everything else to that."""
+    meant = from_dict(spec)
+    data = prepare(meant, load(meant, machine.data_root), load_other(meant, machine.data_root))
+    workspace = Workspace(device, Path(folder) / CHECKPOINT, stop=STOP, world=world)
+    find_method(meant.method).fit(meant, data, workspace)
 
 
 def _fit(
@@ -422,7 +444,7 @@ def _fit(
         },
         proof=fitted.proof | {"labels": corruption.hash, "held_out": content_key(data.held_out)},
         environment=_environment(workspace.device, threads)
-        | {"code": code_fingerprints(spec, method)},
+        | {"code": code_fingerprints(spec, method), "processes": workspace.world.size},
         readout=readout_for(spec, method),
         epochs=fitted.history[-1]["epoch"] if fitted.history else 0,
         steps=fitted.steps,

@@ -1,4 +1,7 @@
-"""SIGINT, SIGTERM and SIGHUP: a run finishes its step and writes its checkpoint, then ends."""
+"""SIGINT, SIGTERM, SIGHUP, and SIGUSR2, by which Slurm tells that time is nearly up.
+
+A run finishes its step and writes its checkpoint, then ends.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,13 @@ import signal
 import threading
 import types
 from typing import Any
+
+#: Windows has neither SIGHUP nor SIGUSR2.
+CAUGHT = tuple(
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR2")
+    if hasattr(signal, name)
+)
 
 
 class Stopped(BaseException):
@@ -22,22 +32,24 @@ class StopSignals:
 
     As a context manager it catches the signals, in a process's main thread. While nobody asks, and
     at a second signal, :class:`Stopped` is raised at once.
+
+    Attributes:
+        patient: pass over second signals. A run of a study is: a group's signal and its parent's
+            word are one and the same wish, and it dies with its parent.
     """
 
     def __init__(self) -> None:
         self.signum: int | None = None
-        self._asked = False
+        self.patient = self._asked = False
         self._pid = os.getpid()
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignals:
         self.signum, self._asked, self._pid = None, False, os.getpid()
         if threading.current_thread() is threading.main_thread():
-            names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
-            caught = [getattr(signal, name) for name in names if hasattr(signal, name)]
             self._before = {
                 each: signal.signal(each, self._catch)
-                for each in caught
+                for each in CAUGHT
                 if signal.getsignal(each) != signal.SIG_IGN  # nohup, say
             }
         return self
@@ -53,7 +65,7 @@ class StopSignals:
             os.kill(os.getpid(), signum)
             return
         first, self.signum = self.signum is None, signum
-        if not (first and self._asked):
+        if not (self._asked and (first or self.patient)):
             raise Stopped(signum)
 
     def __call__(self) -> bool:

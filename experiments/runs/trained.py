@@ -112,6 +112,7 @@ class Trained:
             checkpoint=workspace.checkpoint,
             checkpoint_seconds=workspace.checkpoint_seconds,
             stop=workspace.stop,
+            world=workspace.world,
         )
         result.proof = {"initial_weights": initial} | result.proof
         return result

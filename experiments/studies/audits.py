@@ -27,12 +27,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from experiments.report.statistics import matching, mean_of
 from experiments.report.table import WIDTH, Table, escape_markdown
-from experiments.runs.options import MachineOptions
+from experiments.runs.options import ExecutorOptions
 from experiments.runs.terminal import say
-from experiments.studies.engine import Study, claim_folder, dataset_name, failures
+from experiments.studies.engine import Study, claim_folder, dataset_name, failures, run_cells
 
 if TYPE_CHECKING:
-    from experiments.runs.executors import Outcome
+    from experiments.runs.executors import Executor, Outcome
     from experiments.runs.machine import Machine
     from experiments.runs.runner import PlannedRun
     from experiments.runs.specs import RunSpec
@@ -75,7 +75,7 @@ class Unit(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Audits(MachineOptions, Study):
+class Audits(ExecutorOptions, Study):
     """Compare how well scores find wrong labels, over data, noise, features and seeds."""
 
     datasets: tuple[str, ...] = ("digits",)
@@ -92,8 +92,6 @@ class Audits(MachineOptions, Study):
     """[METHOD.]FIELD=VALUE: any field of a run, its training or its objective."""
     out: Path | None = None
     """Folder of the study; results/audits by default."""
-    jobs: int | None = None
-    """Trainings at a time; by default as many as fit the processors, one on a GPU."""
     data_root: str | None = None
     """Where data sets are looked for first."""
 
@@ -101,13 +99,16 @@ class Audits(MachineOptions, Study):
 
     def prepare(self) -> Callable[[], int]:
         """Check everything, plan the runs and claim the folder."""
+        from experiments.runs.executors import make_executor
         from experiments.runs.machine import Machine
 
-        machine = Machine(self.device, self.threads, self.data_root)
-        jobs, out = machine.jobs(self.jobs), self.out or Path("results") / self.name
+        here = self.executor == "local"
+        machine = Machine(self.device, self.threads, self.data_root, here=here)
+        out = self.out or Path("results") / self.name
+        executor = make_executor(self, machine, out)
         units = self.units(out, machine)
         claim_folder(out, {"study": self.name}, {})
-        return lambda: self._run(units, out, machine, jobs)
+        return lambda: self._run(units, out, machine, executor)
 
     def units(self, out: Path, machine: Machine) -> list[Unit]:
         """Return all audits, pixels first; nothing is run."""
@@ -157,7 +158,7 @@ class Audits(MachineOptions, Study):
                 specs += grid(recipe, methods, [ratio], sorted(self.seeds), **how)
         return specs
 
-    def _run(self, units: Sequence[Unit], out: Path, machine: Machine, jobs: int) -> int:
+    def _run(self, units: Sequence[Unit], out: Path, machine: Machine, executor: Executor) -> int:
         """Make the audits that are missing, then show and write everything."""
         device = machine.configure_torch()
         missing = [unit for unit in units if held(unit) is None]
@@ -165,7 +166,7 @@ class Audits(MachineOptions, Study):
         networks = [unit for unit in missing if unit.features != "pixels"]
         for unit in pixels:
             audit_unit(unit, self._subject(unit))
-        outcomes = self._train(list(dict.fromkeys(u.planned for u in networks)), out, machine, jobs)
+        outcomes = self._train(list(dict.fromkeys(u.planned for u in networks)), out, executor)
         failed = {one.planned for one in outcomes if one.failure is not None}
         for unit in networks:
             if unit.planned not in failed:
@@ -198,16 +199,10 @@ class Audits(MachineOptions, Study):
         )
         return of_run(opened, _method_and_rule(unit.features)[1], along=True)
 
-    def _train(
-        self, planned: list[PlannedRun], out: Path, machine: Machine, jobs: int
-    ) -> list[Outcome]:
-        from experiments.report.live import StudyView
-        from experiments.runs.executors import run_planned
-
+    def _train(self, planned: list[PlannedRun], out: Path, executor: Executor) -> list[Outcome]:
         if not planned:
             return []
-        with StudyView(planned, out, jobs, lambda _: "", _describe) as view:
-            return run_planned(planned, jobs=jobs, machine=machine, watch=view.show)
+        return run_cells(planned, out, executor, lambda _: "", _describe)
 
 
 def _describe(spec: RunSpec) -> str:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from experiments.report.results import Results
-    from experiments.runs.executors import Outcome
+    from experiments.runs.executors import Executor, Outcome
     from experiments.runs.runner import PlannedRun
     from experiments.runs.specs import RunSpec
     from mcr2.data import Split
@@ -362,10 +362,10 @@ class DoubleDescent(ClaimStudy):
                     rows.append(row | {"train_error": train, "test_error": test})
         return rows
 
-    def run(self, planned: Sequence[PlannedRun], out: Path, jobs: int) -> int:
+    def run(self, planned: Sequence[PlannedRun], out: Path, executor: Executor) -> int:
         """Fit the random features, then run what is not complete."""
         _ = self.feature_errors
-        return super().run(planned, out, jobs)
+        return super().run(planned, out, executor)
 
     def results(self, outcomes: Sequence[Outcome]) -> Results:
         """Return what tables and figures are made of, with the random features beside."""

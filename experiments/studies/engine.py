@@ -28,13 +28,16 @@ from experiments.runs.terminal import say, warn
 if TYPE_CHECKING:
     from experiments.report.results import Results
     from experiments.report.table import Table
-    from experiments.runs.executors import Outcome
+    from experiments.runs.executors import Executor, Outcome
     from experiments.runs.machine import Machine
     from experiments.runs.runner import PlannedRun
     from experiments.runs.specs import RunSpec
     from mcr2.records import Run
 
 STUDY = "study.json"
+
+#: What a study's last command planned: the runs' folders and what tells each from the others.
+CELLS = "cells.json"
 
 #: Options of data that are fields of a spec.
 SHARED = ("subset", "image_size", "axes", "labels_are", "noise")
@@ -161,7 +164,10 @@ class GridStudy(GridOptions, Study):
         """Return the device and threads of each run."""
         from experiments.runs.machine import Machine
 
-        return Machine(self.device, self.threads, self.data_root, self.tensorboard)
+        device = self.devices[0] if self.devices else self.device
+        here = self.executor == "local"
+        how = (self.tensorboard, here, self.processes)
+        return Machine(device, self.threads, self.data_root, *how)
 
     def plan(self) -> tuple[list[PlannedRun], Path]:
         """Check everything, and return the planned runs and the study's folder; run nothing."""
@@ -196,13 +202,17 @@ class GridStudy(GridOptions, Study):
 
     def prepare(self) -> Callable[[], int]:
         """Plan the study and claim its folder; return what runs it."""
+        from experiments.runs.executors import make_executor
+        from experiments.runs.executors.local import Local
         from mcr2.records import plain
 
-        machine = self.machine()
-        jobs = machine.jobs(self.jobs)
+        executor = make_executor(self, self.machine(), self.out or self.default_out())
         planned, out = self.plan()
         if self.estimate:
-            return lambda: _print_estimate(planned, jobs, machine, self.not_estimated)
+            if not isinstance(executor, Local):
+                raise ValueError("--estimate measures this machine: give it without --executor")
+            slots = executor.slots
+            return lambda: _print_estimate(planned, slots, self.not_estimated)
         identity = {
             "study": self.name,
             "dataset": self.dataset_name(),
@@ -211,23 +221,19 @@ class GridStudy(GridOptions, Study):
             **self.identity(),
         }
         claim_folder(out, identity, plain(asdict(self)))
-        return lambda: self.run(planned, out, jobs)
+        return lambda: self.run(planned, out, executor)
 
-    def run(self, planned: Sequence[PlannedRun], out: Path, jobs: int) -> int:
+    def run(self, planned: Sequence[PlannedRun], out: Path, executor: Executor) -> int:
         """Run what is not complete, then show and write everything; return the exit status."""
-        from experiments.report.live import StudyView
         from experiments.report.summary import fitting
         from experiments.report.table import terminal_width
-        from experiments.runs.executors import run_planned
 
         def first_table(outcomes: Sequence[Outcome]) -> str:
             made = self.printed(self.results(outcomes))
             return fitting(made[0], terminal_width()) if made else ""
 
         start = time.perf_counter()
-        with StudyView(planned, out, jobs, first_table, self.describe) as view:
-            outcomes = run_planned(planned, jobs=jobs, machine=self.machine(), watch=view.show)
-            view.show(outcomes, {})
+        outcomes = run_cells(planned, out, executor, first_table, self.describe)
         return self.show(outcomes, out, time.perf_counter() - start)
 
     def printed(self, results: Results) -> list[Table]:
@@ -281,7 +287,9 @@ class GridStudy(GridOptions, Study):
         from mcr2.records import environment
 
         machine = self.machine()
-        used = {**environment(), **asdict(machine), "device": str(machine.torch_device())}
+        on = {str(run.record.environment["device"]): None for run in results.runs}
+        device = ", ".join(on) or str(machine.torch_device())
+        used = {**environment(), **asdict(machine), "device": device}
         named = [one if isinstance(one, str) else one.__name__ for one in self.figures]
         facts: dict[str, Any] = {
             "study": self.name,
@@ -533,11 +541,32 @@ def evaluation_notes(outcomes: Sequence[Outcome]) -> list[str]:
     return [f"{note} ({said.count(note)} of {len(runs)} runs)" for note in dict.fromkeys(said)]
 
 
-def _print_estimate(planned: Sequence[PlannedRun], jobs: int, machine: Machine, beside: str) -> int:
+def run_cells(
+    planned: Sequence[PlannedRun],
+    out: Path,
+    executor: Executor,
+    table: Callable[[Sequence[Outcome]], str],
+    describe: Callable[[RunSpec], str],
+) -> list[Outcome]:
+    """Run what is not complete, and show how it goes; ``mcr2 status`` shows it, too."""
+    from experiments.report.live import StudyView
+    from experiments.runs.executors import run_planned
+    from mcr2.records import write_signed
+
+    cells = [[one.folder.name, describe(one.spec)] for one in planned]
+    with contextlib.suppress(OSError):  # read-only: what is finished can still be shown
+        write_signed(out / CELLS, {"cells": cells})
+    with StudyView(planned, out, executor.at_once, table, describe) as view:
+        outcomes = run_planned(planned, executor, watch=view.show)
+        view.show(outcomes, {})
+    return outcomes
+
+
+def _print_estimate(planned: Sequence[PlannedRun], slots: Sequence[Machine], beside: str) -> int:
     from experiments.report.estimate import report_estimate
 
     try:
-        print(report_estimate(planned, jobs, machine))
+        print(report_estimate(planned, slots))
         print(f"not counted: {beside}\n" * bool(beside), end="")
     except ValueError as error:
         warn(error)

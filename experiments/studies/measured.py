@@ -20,7 +20,7 @@ from experiments.studies.claims import ClaimStudy
 
 if TYPE_CHECKING:
     from experiments.report.results import Results
-    from experiments.runs.executors import Outcome
+    from experiments.runs.executors import Executor, Outcome
     from experiments.runs.runner import PlannedRun
     from experiments.runs.specs import RunSpec
     from mcr2.data import Split
@@ -54,10 +54,16 @@ class MeasuredStudy(ClaimStudy):
         """Return what was measured of a run: rows of plain values."""
         raise NotImplementedError
 
-    def run(self, planned: Sequence[PlannedRun], out: Path, jobs: int) -> int:
+    def prepare(self) -> Callable[[], int]:
+        """Refuse what is to train elsewhere where the study trains as it measures."""
+        if not self.makes_runs and self.executor != "local":
+            raise ValueError(f"{self.name} trains as it measures, which is done here: local only")
+        return super().prepare()
+
+    def run(self, planned: Sequence[PlannedRun], out: Path, executor: Executor) -> int:
         """Run what is not complete where there are runs, then measure."""
         if self.makes_runs:
-            return super().run(planned, out, jobs)
+            return super().run(planned, out, executor)
         from experiments.runs.executors import Outcome
 
         return self.show([Outcome(one, None) for one in planned], out)

@@ -1,7 +1,7 @@
 """Which samples are seen, in which order, and how changed: subsets, seeds, augmented batches."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -97,7 +97,10 @@ class Augmentation:
 
 
 class Batch(NamedTuple):
-    """What a step sees: images (B, C, H, W) float32 in [0, 1], labels (B,), indices (B,)."""
+    """What a step sees: images (B, C, H, W) float32 in [0, 1], labels (B,), indices (B,).
+
+    Of several processes that share a batch, each has the images of its own rows alone.
+    """
 
     images: Tensor
     labels: Tensor
@@ -137,6 +140,7 @@ def batches(
     augmentation_seed: int,
     augmentation: Augmentation = Augmentation(),
     shuffle: bool = True,
+    rows: Callable[[int], slice] = slice,
 ) -> Iterator[Batch]:
     """One epoch over a split.
 
@@ -149,6 +153,7 @@ def batches(
         split: N samples; batches lie on its device, their images in channels_last memory.
         batch_size, epoch, sampling_seed, augmentation_seed: ≥ 1, the others ≥ 0.
         augmentation, shuffle: what to change; False keeps the split's order in every epoch.
+        rows: which images of a batch of B to make; labels and indices are those of all.
 
     Example:
         >>> split = Split(torch.zeros(5, 1, 8, 8, dtype=torch.uint8), torch.arange(5))
@@ -173,9 +178,10 @@ def batches(
     order, flips, (tops, lefts) = (x.to(split.device) for x in (order, flips, offsets))
 
     def batch(indices: Tensor) -> Batch:
-        images = pixels.index_select(0, indices)
+        own = indices[rows(len(indices))]
+        images = pixels.index_select(0, own)
         if augmentation != Augmentation():
-            moved = tops[indices], lefts[indices], flips[indices]
+            moved = tops[own], lefts[own], flips[own]
             images = _shift_and_flip(images, *moved, augmentation.shift)
         labels = split.labels.index_select(0, indices)
         return Batch(to_float(images.permute(0, 3, 1, 2)), labels, indices)

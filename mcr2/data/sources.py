@@ -348,6 +348,7 @@ def _cifar(description: str, name: str, folder: str, files: tuple[str, ...], kin
 
 _CIFAR100 = ("CIFAR100", "cifar-100-python", readers.CIFAR100_FILES)
 
+#: Named data sets: where each is found, or how it is fetched.
 DATASETS: dict[str, Source] = {
     "digits": Source(
         "1,797 handwritten digits, 8×8 grey, 10 classes", readers.read_digits, False, 1

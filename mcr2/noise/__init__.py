@@ -20,6 +20,7 @@ from mcr2.noise.transition import Transition
 
 __all__ = ["NOISES", "Corruption", "Given", "Noise", "corrupt", "parse_noise"]
 
+#: Kinds of noise by name.
 NOISES: dict[str, type[Noise]] = {
     "symmetric": Symmetric,
     "symmetric_excluding_true": SymmetricExcludingTrue,

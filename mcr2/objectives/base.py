@@ -118,6 +118,29 @@ class Objective(nn.Module, ABC):
                 raise TypeError(f"{must} named scalars as terms, not {key!r}: {of(value)}")
         return loss, {key: torch.as_tensor(value).detach() for key, value in terms.items()}
 
+    def loss_of_moments(
+        self, moments: Tensor, counts: Tensor, context: Context
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return what :meth:`loss` does, where second moments of the classes are all it needs.
+
+        Optional: with it, processes that share a batch may send moments in the place of features.
+
+        Args:
+            moments: ``Z_kᵀ Z_k`` of the features, float64 ``(K, d, d)``.
+            counts: samples of each class, integers ``(K,)``.
+            context: the step.
+        """
+        raise NotImplementedError(f"{type(self).__name__} needs features, not moments alone")
+
+    @property
+    def knows_moments(self) -> bool:
+        """Whether there is a :meth:`loss_of_moments` of the very :meth:`loss` of this class."""
+        owners = [
+            next(kind for kind in type(self).__mro__ if name in vars(kind))
+            for name in ("loss", "loss_of_moments")
+        ]
+        return owners[0] is owners[1]
+
     def embed(self, raw: Tensor) -> Tensor:
         """Turn raw features ``(m, d)`` into those that are scored and evaluated; here as is."""
         return checks.floating("raw features", raw, "m", "d", finite=False)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from mcr2 import checks
 from mcr2.objectives.base import Context, UnitNormObjective
-from mcr2.rates import coding_rate, rate_reduction_with_expansion
+from mcr2.rates import Rates, coding_rate, rate_reduction_with_expansion, rates_of_moments
 
 
 class RateReduction(UnitNormObjective):
@@ -46,9 +46,21 @@ class RateReduction(UnitNormObjective):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return −γ₂ R(Z; ε²/γ₁) + R_c and the terms R, R_c, ΔR."""
         K, eps_sq = self.num_classes, self.eps_sq
-        expansion, rates = rate_reduction_with_expansion(
-            features, labels, gamma=self.gamma1, num_classes=K, eps_sq=eps_sq
+        return self._combine(
+            *rate_reduction_with_expansion(
+                features, labels, gamma=self.gamma1, num_classes=K, eps_sq=eps_sq
+            )
         )
+
+    def loss_of_moments(
+        self, moments: Tensor, counts: Tensor, context: Context
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the same of the classes' second moments."""
+        return self._combine(
+            *rates_of_moments(moments, counts, gamma=self.gamma1, eps_sq=self.eps_sq)
+        )
+
+    def _combine(self, expansion: Tensor, rates: Rates) -> tuple[Tensor, dict[str, Tensor]]:
         terms = {name: getattr(rates, name) for name in ("rate", "compressed_rate", "reduction")}
         return rates.compressed_rate - self.gamma2 * expansion, terms
 

@@ -12,6 +12,7 @@ Signals of several channels, ``(m, C, T)`` or ``(m, C, H, W)``, have rates of al
 shifts: the ``shift_invariant_…`` functions.
 
     vectors.py, signals.py   the rates of features and of signals
+    moments.py               the rates of features of which the classes' second moments are known
     membership.py            what is checked, once, about features and memberships
     kernels.py, logdet.py    Gram matrices; their log-determinants, as accurate as promised
     precision.py             dtypes, and what is read from a device
@@ -26,6 +27,7 @@ Principle of Maximal Coding Rate Reduction", NeurIPS 2020, Sections 2.1 and 2.2.
 samples as columns; the determinants are the same.
 """
 
+from mcr2.rates.moments import class_moments, rates_of_moments
 from mcr2.rates.signals import (
     shift_invariant_class_rates,
     shift_invariant_rate,
@@ -42,9 +44,11 @@ from mcr2.rates.vectors import (
 __all__ = [
     "Rates",
     "class_coding_rates",
+    "class_moments",
     "coding_rate",
     "rate_reduction",
     "rate_reduction_with_expansion",
+    "rates_of_moments",
     "shift_invariant_class_rates",
     "shift_invariant_rate",
     "shift_invariant_rate_reduction",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -39,6 +39,8 @@ class TrainingConfig:
         amp: run the backbone in bfloat16 where autocast sees fit; objectives stay in float32.
         compile: run the backbone through ``torch.compile`` in training steps.
         tf32: let the backbone's products, convolutions too, round to TF32 (CUDA).
+        ghost_batches: of several processes, let batch normalisation see each one's own rows
+            (Hoffer et al. 2017) instead of the whole batch; the result then depends on how many.
 
     Raises:
         TypeError, ValueError: a field of the wrong kind or out of range.
@@ -60,6 +62,7 @@ class TrainingConfig:
     amp: bool = False
     compile: bool = False
     tf32: bool = False
+    ghost_batches: bool = False
 
     def __post_init__(self) -> None:
         choice("optimizer", self.optimizer, OPTIMIZERS)
@@ -93,10 +96,12 @@ class Feed:
     augmentation: Augmentation = field(default_factory=Augmentation)
     shuffle: bool = True
 
-    def epoch(self, split: Split, batch_size: int, epoch: int) -> Iterator[Batch]:
+    def epoch(
+        self, split: Split, batch_size: int, epoch: int, rows: Callable[[int], slice] = slice
+    ) -> Iterator[Batch]:
         """Return the batches of one epoch, see :func:`mcr2.data.batches`."""
         fed = {name: value for name, value in vars(self).items() if name != "objective_seed"}
-        return batches(split, batch_size, epoch=epoch, **fed)
+        return batches(split, batch_size, epoch=epoch, rows=rows, **fed)
 
     def digests(self, split: Split, batch_size: int) -> dict[str, str]:
         """Return SHA-256 digests of the first epoch: what two runs that are fed alike share.
@@ -114,14 +119,18 @@ class Feed:
         return {k: hashlib.sha256(v.cpu().numpy().tobytes()).hexdigest() for k, v in named.items()}
 
 
-def check_accumulation(config: TrainingConfig, objective: Objective) -> None:
-    """Refuse ``accumulate`` of what is not ``additive``, or without a ``micro_batch``.
+def check_accumulation(config: TrainingConfig, objective: Objective, processes: int = 1) -> None:
+    """Refuse ``accumulate`` of what is not ``additive``, without a ``micro_batch``, or shared out.
 
     Raises:
         ValueError: it would train for something else.
     """
     if config.accumulate and config.micro_batch is None:
         raise ValueError("accumulate sums over micro-batches; say how large with micro_batch")
+    if config.accumulate and processes > 1:
+        raise ValueError(
+            f"accumulate is of one process, not {processes}: they score the whole batch together"
+        )
     if config.accumulate and not objective.additive:
         raise ValueError(
             f"accumulate needs a loss that is a mean over samples; {type(objective).__name__} is "

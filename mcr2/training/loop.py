@@ -25,6 +25,7 @@ from mcr2.objectives import Context, Objective
 from mcr2.records import content_key, plain, tensors_digest
 from mcr2.training.checkpoint import read_checkpoint, write_checkpoint
 from mcr2.training.config import Feed, TrainingConfig, check_accumulation, learning_rate
+from mcr2.training.gather import World, synchronized
 from mcr2.training.history import History, TrainingResult, Watch
 from mcr2.training.step import FeaturesNotFiniteError, backpropagate, make_optimizer
 
@@ -77,6 +78,24 @@ class Encoder(nn.Module):
         return {n: self.objective.embed(raw) if n == "features" else found[n] for n in names}
 
 
+class _SharedEncoder(Encoder):
+    """An encoder whose images are shared out over processes, and their features gathered."""
+
+    def __init__(self, encoder: Encoder, world: World) -> None:
+        super().__init__(encoder.backbone, encoder.objective)
+        self.world = world
+        self.training = encoder.training
+
+    def forward(self, images: Tensor) -> Tensor:
+        m = len(images)
+        return self.world.gathered(super().forward(images[self.world.rows(m)]), m)
+
+    def layer_features(self, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        m = len(images)
+        own = super().layer_features(images[self.world.rows(m)], names)
+        return {name: self.world.gathered(features, m) for name, features in own.items()}
+
+
 class Interrupted(Exception):  # noqa: N818 - nothing went wrong
     """A run was asked to stop; what it had done is in its checkpoint, if it has one."""
 
@@ -93,6 +112,7 @@ def train(
     checkpoint: str | Path | None = None,
     checkpoint_seconds: float = 20.0,
     stop: Callable[[], bool] | None = None,
+    world: World | None = None,
 ) -> TrainingResult:
     """Optimise backbone and objective together on a split.
 
@@ -104,12 +124,16 @@ def train(
             one is set aside with a warning, see :mod:`mcr2.training.checkpoint`.
         checkpoint_seconds: how often to write it, at the most.
         stop: asked after every step; True writes the checkpoint and ends the run.
+        world: the processes that share every batch, see :mod:`mcr2.training.gather`; each of them
+            makes the same call. All evaluate together, the first one alone writes, logs and keeps
+            weights. A checkpoint continues with any number of processes.
 
     A loss that is not finite ends the run with a ``reason``, not an exception.
 
     Raises:
         Interrupted: ``stop`` said so; the same call continues.
-        ValueError: a split of fewer than two samples, a checkpoint of another run, or what
+        ValueError: a split of fewer than two samples, or batches of fewer than two a process; a
+            checkpoint of another run; processes that do not see the same; or what
             :func:`~mcr2.training.check_accumulation` refuses.
 
     Example:
@@ -123,15 +147,23 @@ def train(
     """
     if len(split) < 2:
         raise ValueError(f"training needs at least two samples; the split has {len(split)}")
-    check_accumulation(config, objective)
+    world = world or World()
+    check_accumulation(config, objective, world.size)
+    if (least := len(split) // num_batches(len(split), config.batch_size)) < 2 * world.size:
+        raise ValueError(
+            f"{world.size} processes need two samples each in every batch; some have {least}"
+        )
     device = torch.device(device)
     backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     encoder = Encoder(backbone, objective.to(device))
     place = None if checkpoint is None else Path(checkpoint)
     fed, seen = (feed or Feed(), watch or Watch())
-    run = _Training(encoder, split.to(device), config, fed, seen, place, checkpoint_seconds, stop)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        return run.run()
+    with contextlib.ExitStack() as during:
+        during.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        if not config.ghost_batches:
+            during.enter_context(synchronized(encoder.backbone, world))
+        how = (place, checkpoint_seconds, stop, world)
+        return _Training(encoder, split.to(device), config, fed, seen, *how).run()
 
 
 @dataclass
@@ -146,6 +178,7 @@ class _Training:
     checkpoint: Path | None
     checkpoint_seconds: float
     stop: Callable[[], bool] | None
+    world: World
 
     #: Where a run is, beside its network, optimiser and result.
     PLACE: ClassVar[tuple[str, ...]] = ("epoch", "done", "count", "totals")
@@ -159,6 +192,8 @@ class _Training:
             self.network = torch.compile(encoder.backbone, dynamic=False)  # type: ignore[assignment]
         self.optimizer = make_optimizer(config, encoder.backbone, encoder.objective)
         self.per_epoch = num_batches(len(self.split), config.batch_size)
+        if self.world.rank > 0:
+            self.watch = Watch(self.watch.evaluate, keep=lambda history: set())
         self.history = History(
             encoder,
             replace(self.watch, evaluate=self._measures),
@@ -174,11 +209,11 @@ class _Training:
         self.epoch = 0  # finished
         self.done = 0  # steps of the epoch that is not
         self.saved = time.perf_counter()
+        self.wishes = torch.zeros(())  # of processes, to stop
 
     def run(self) -> TrainingResult:
         """Continue from the checkpoint, or begin, and go on to the end."""
-        if self.checkpoint is not None:
-            self._restore(self.checkpoint)
+        self._restore()
         if not self.result.history:
             self._evaluate_and_record()
         while self.epoch < self.config.epochs and self.result.reason is None:
@@ -196,19 +231,21 @@ class _Training:
             if objective.needs_epoch_features:
                 objective.on_epoch(self._all_features(), self.split.labels)
         self.encoder.train()
-        fed = self.feed.epoch(self.split, self.config.batch_size, self.epoch)
+        rows = self.world.rows
+        fed = self.feed.epoch(self.split, self.config.batch_size, self.epoch, rows)
         for batch in islice(fed, self.done, None):
             try:
-                self._take_step(batch)
+                stop = self._take_step(batch)
             except FeaturesNotFiniteError:
                 self._fail("features", self.epoch + 1)
                 break
             self._save_if_due()
-            if self.stop is not None and self.stop():
+            if stop:
                 self._save()
                 raise Interrupted(f"stopped after step {self.result.steps}")
 
-    def _take_step(self, batch: Batch) -> None:
+    def _take_step(self, batch: Batch) -> bool:
+        """Take one step; return whether anyone asks to stop after it."""
         step, config, objective = self.result.steps, self.config, self.encoder.objective
         context = Context(
             indices=batch.indices,
@@ -220,11 +257,17 @@ class _Training:
         # On a CPU its own generator alone: manual_seed looks for other devices, too.
         cpu = self.split.device.type == "cpu"
         seed = torch.default_generator.manual_seed if cpu else torch.manual_seed
-        seed(mix_seed("layers", self.feed.objective_seed, step))
+        others = () if self.world.rank == 0 else (self.world.rank,)
+        seed(mix_seed("layers", self.feed.objective_seed, step, *others))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, step, self.per_epoch)
         self.optimizer.zero_grad(set_to_none=True)
-        loss, terms = backpropagate(self.network, objective, batch, context, config)
+        loss, terms = backpropagate(self.network, objective, batch, context, config, self.world)
+        stop = self.stop is not None and self.stop()
+        if self.world.size > 1:
+            backbone, before = self.encoder.backbone, self.wishes
+            self.wishes = self.world.share_gradients(backbone, objective, stop)
+            stop = bool(before)  # a step later, when reading it does not wait for the device
         self.optimizer.step()
         self.result.steps, self.done, self.count = step + 1, self.done + 1, self.count + 1
         self.latest = {"loss": loss, **terms}
@@ -232,6 +275,7 @@ class _Training:
             # In float64 where it exists: the sum is over thousands of steps.
             value = value if value.device.type == "mps" else value.double()
             self.totals[name] = self.totals[name] + value if name in self.totals else value
+        return stop
 
     def _end_epoch(self) -> None:
         self.epoch, self.done = self.epoch + 1, 0
@@ -265,6 +309,8 @@ class _Training:
 
     def _measures(self, encoder: Encoder) -> Mapping[str, Any]:
         try:
+            if self.world.size > 1:
+                encoder = _SharedEncoder(encoder, self.world)
             return {} if self.watch.evaluate is None else self.watch.evaluate(encoder)
         except ValueError as error:
             # Loss and weights can be finite and the features in evaluation mode not.
@@ -276,8 +322,11 @@ class _Training:
     def _all_features(self) -> Tensor:
         """Features of all training samples in their own order, not augmented, as in evaluation."""
         self.encoder.eval()
-        parts = Feed(shuffle=False).epoch(self.split, self.config.batch_size, 0)
-        return torch.cat([self.encoder(batch.images) for batch in parts])
+        size, world = self.config.batch_size, self.world
+        parts = Feed(shuffle=False).epoch(self.split, size, 0, world.rows)
+        return torch.cat(
+            [world.gathered(self.encoder(batch.images), len(batch.labels)) for batch in parts]
+        )
 
     def _identity(self) -> str:
         """Return what tells this run from another whose checkpoint may lie in its place."""
@@ -291,7 +340,7 @@ class _Training:
             self._save()
 
     def _save(self) -> None:
-        if self.checkpoint is None:
+        if self.checkpoint is None or self.world.rank > 0:
             return
         result = vars(self.result) | {"kept": {}, "wall_seconds": self.history.seconds()}
         state = {
@@ -305,13 +354,23 @@ class _Training:
         write_checkpoint(self.checkpoint, self._identity(), state)
         self.saved = time.perf_counter()
 
-    def _restore(self, path: Path) -> None:
-        state = read_checkpoint(path, self._identity())
-        if state is None:
-            return
-        self.encoder.load_state_dict(state["encoder"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"])
-        vars(self.result).update(state["result"], kept=state["kept"])
-        vars(self).update({name: state[name] for name in self.PLACE})
-        self.totals = {name: value.to(self.split.device) for name, value in self.totals.items()}
+    def _restore(self) -> None:
+        """Continue from the checkpoint where there is one; all processes from the same."""
+        state = None
+        if self.checkpoint is not None:
+            if self.world.rank > 0:  # the first one sets a damaged file aside
+                self.world.wait()
+            state = read_checkpoint(self.checkpoint, self._identity())
+            if self.world.rank == 0:
+                self.world.wait()
+        if state is not None:
+            self.encoder.load_state_dict(state["encoder"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.generator.set_state(state["generator"])
+            vars(self.result).update(state["result"], kept=state["kept"])
+            vars(self).update({name: state[name] for name in self.PLACE})
+            self.totals = {k: value.to(self.split.device) for k, value in self.totals.items()}
+        if self.world.size > 1:
+            state = self.encoder.state_dict()
+            numbers = int(tensors_digest(state)[:12], 16), int(self._identity()[:12], 16)
+            self.world.check_agreement("weights, labels or checkpoint", numbers)

@@ -13,7 +13,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mcr2.data import Batch, num_batches
 from mcr2.objectives import Context, Objective
+from mcr2.rates import class_moments
 from mcr2.training.config import TrainingConfig
+from mcr2.training.gather import World
 
 
 class FeaturesNotFiniteError(ValueError):
@@ -38,6 +40,7 @@ def backpropagate(
     batch: Batch,
     context: Context,
     config: TrainingConfig,
+    world: World | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Add one step's gradient to every ``.grad``; return loss and terms of the batch, no graph.
 
@@ -53,6 +56,9 @@ def backpropagate(
     that of a network with ghost batches of n (Hoffer et al. 2017), not of the whole-batch one.
     Its running statistics move once a piece; the first of the two passes leaves them alone and
     draws (dropout) what the second will draw again.
+
+    Where several processes share the batch (:mod:`mcr2.training.gather`), ``batch.images`` are this
+    one's rows, and ``.grad`` its part of a sum over processes.
 
     Of ``config`` it looks at ``micro_batch``, ``accumulate``, ``amp`` and ``tf32``. ``backbone``
     may be what ``torch.compile`` made of it.
@@ -71,26 +77,42 @@ def backpropagate(
         >>> torch.equal(whole, again)
         True
     """
-    m = len(batch.labels)
-    count = 1 if config.micro_batch is None else num_batches(m, config.micro_batch)
-    parts = zip(*(part.tensor_split(count) for part in batch), strict=True)
-    pieces = [Batch(*part) for part in parts]
-    if count > 1 and not config.accumulate:
+    world, m = world or World(), len(batch.labels)
+    # As many pieces in each process, whose rows may differ by one: they meet in each piece.
+    most = -(-m // world.size)
+    count = 1 if config.micro_batch is None else num_batches(most, config.micro_batch)
+    pieces = batch.images.tensor_split(count)
+    if count > 1 and config.accumulate:
+        return _accumulate(backbone, objective, batch, context, config, count)
+    if count > 1:
         device = batch.images.device
         devices = [device] if device.type == "cuda" else []
         with torch.no_grad(), _statistics_at_rest(backbone), torch.random.fork_rng(devices):
-            whole = torch.cat([_features(backbone, piece.images, config) for piece in pieces])
-        loss, terms, gradient = _score(objective, whole, batch.labels, context, 1.0)
-        rows = [None] * count if gradient is None else gradient.tensor_split(count)
-        for piece, row in zip(pieces, rows, strict=True):
-            _pull_back(_features(backbone, piece.images, config), row, config)
-        return loss, terms
+            own = torch.cat([_features(backbone, images, config) for images in pieces])
+    else:
+        own = _features(backbone, batch.images, config)
+    loss, terms, gradient = _score(objective, own, batch.labels, context, world)
+    rows = [None] * count if gradient is None else gradient.tensor_split(count)
+    for images, row in zip(pieces, rows, strict=True):
+        again = own if count == 1 else _features(backbone, images, config)
+        _pull_back(again, row, config)
+    return loss, terms
 
+
+def _accumulate(
+    backbone: nn.Module,
+    objective: Objective,
+    batch: Batch,
+    context: Context,
+    config: TrainingConfig,
+    count: int,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Add the gradient Σ (n_i/m) dℓ(H_i) of an additive loss, piece by piece."""
     shares: list[tuple[Tensor, dict[str, Tensor]]] = []
-    for images, labels, indices in pieces:
-        raw, share = _features(backbone, images, config), len(labels) / m
+    for images, labels, indices in zip(*(x.tensor_split(count) for x in batch), strict=True):
+        raw, share = _features(backbone, images, config), len(labels) / len(batch.labels)
         at = replace(context, indices=indices)
-        loss, terms, gradient = _score(objective, raw, labels, at, share)
+        loss, terms, gradient = _score(objective, raw, labels, at, World(), share)
         _pull_back(raw, gradient, config)
         shares.append((loss * share, {name: value * share for name, value in terms.items()}))
     total = torch.stack([loss for loss, _ in shares]).sum()
@@ -109,17 +131,34 @@ def _features(backbone: nn.Module, images: Tensor, config: TrainingConfig) -> Te
 
 
 def _score(
-    objective: Objective, raw: Tensor, labels: Tensor, context: Context, share: float
+    objective: Objective,
+    raw: Tensor,
+    labels: Tensor,
+    context: Context,
+    world: World,
+    share: float = 1.0,
 ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
-    """Return loss, terms and d(share · loss)/d(raw); add to the objective's own gradients."""
+    """Return loss, terms and d(share · loss)/d(raw) of own rows; add to the objective's gradients.
+
+    ``raw`` are this process's rows, ``labels`` those of the whole batch.
+    """
     wide = torch.promote_types(raw.dtype, torch.float32)
-    leaf = raw.detach().to(wide).requires_grad_()
+    m, K = len(labels), objective.num_classes
+    by_moments = objective.knows_moments and world.reducing_pays(m, raw.shape[1], K)
+    whole = raw.detach() if by_moments else world.gathered(raw, m)
+    leaf = whole.to(wide).requires_grad_()
     with _tf32(False):
-        embedded = objective.embed(leaf)
+        seen = embedded = objective.embed(leaf)
         try:
-            loss, terms = objective(embedded, labels, context)
+            if by_moments:
+                own = class_moments(embedded, labels[world.rows(m)], num_classes=K)
+                seen = world.total(own)
+                counts = torch.bincount(labels, minlength=K)
+                loss, terms = objective.loss_of_moments(seen, counts, context)
+            else:
+                loss, terms = objective(embedded, labels, context)
         except ValueError as error:
-            if bool(torch.isfinite(embedded).all()):
+            if bool(torch.isfinite(seen).all()):
                 raise
             raise FeaturesNotFiniteError(str(error)) from error
         if not loss.requires_grad:
@@ -127,8 +166,11 @@ def _score(
                 f"{type(objective).__name__}.loss returned a loss without gradient: it was "
                 "detached, or depends neither on the features nor on parameters of its own"
             )
-        (loss * share).backward()
-    return loss.detach(), terms, leaf.grad
+        (loss * share).backward()  # type: ignore[no-untyped-call]
+    gradient = leaf.grad
+    if gradient is not None and not by_moments:
+        gradient = gradient[world.rows(m)]
+    return loss.detach(), {name: term.detach() for name, term in terms.items()}, gradient
 
 
 def _pull_back(raw: Tensor, gradient: Tensor | None, config: TrainingConfig) -> None:

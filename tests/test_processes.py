@@ -1,0 +1,160 @@
+"""``--processes``: who starts, who joins, and what is left when one of them dies."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from experiments.commands.cli import main
+from experiments.runs.machine import Machine, check_processes
+from experiments.runs.traffic import sizes_of, step_traffic
+from mcr2.backbones import BACKBONES
+
+MCR2 = [sys.executable, "-m", "experiments.commands"]
+RUN = [*("train", "--method", "ce", "--ratio", "0.3", "--subset", "300", "--epochs")]
+
+
+def record_of(folder):
+    return json.loads((folder / "record.json").read_text())
+
+
+def test_two_processes_leave_one_record(tmp_path, capsys):
+    assert main([*RUN, "2", "--processes", "2", "--out", str(tmp_path / "run")]) == 0
+    record = record_of(tmp_path / "run")
+    assert record["environment"]["processes"] == 2
+    assert record["status"] == "finished"
+    assert [entry["epoch"] for entry in record["history"]] == [0, 2]
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"record.json", "evaluation.json", "epoch-00002.safetensors"} <= left
+    assert "checkpoint.safetensors" not in left
+    # What another process trained is what one would evaluate again.
+    assert main(["evaluate", str(tmp_path / "run")]) == 0
+    capsys.readouterr()
+
+
+@pytest.mark.slow
+def test_torchrun_trains_what_processes_train(tmp_path):
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    subprocess.run([*MCR2, *RUN, "2", "--processes", "2", "--out", ours], check=True)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    command = [sys.executable, *torchrun, "experiments.commands", *RUN, "2", "--out", theirs]
+    subprocess.run(command, check=True)
+    name = "epoch-00002.safetensors"
+    assert (ours / name).read_bytes() == (theirs / name).read_bytes()
+    # Complete: the first process says so to the other, and nothing is trained.
+    subprocess.run(command, check=True, timeout=120)
+
+
+def begin(folder, processes, epochs="400"):
+    """A run in the background."""
+    command = [*MCR2, *RUN, epochs, "--processes", str(processes), "--out", folder]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+
+
+def wait_for(path, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, "it ended"
+        assert time.monotonic() < end, "no such file"
+        time.sleep(0.2)
+
+
+def children_of(pid):
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
+def test_a_run_outlives_its_processes(tmp_path):
+    """One is killed, then all are stopped, then the first is killed; one process goes on."""
+    folder, checkpoint = tmp_path / "run", tmp_path / "run" / "checkpoint.safetensors"
+    run = begin(folder, 2)
+    wait_for(checkpoint, run)
+    (other,) = children_of(run.pid)
+    os.kill(other, signal.SIGKILL)
+    told = run.communicate(timeout=60)[1]
+    assert run.returncode == 1
+    assert "process 1 of 2 was killed by signal 9; the checkpoint is kept" in told
+    assert "Traceback" not in told
+
+    run, before = begin(folder, 2), checkpoint.stat().st_mtime_ns
+    while checkpoint.stat().st_mtime_ns == before:
+        time.sleep(0.2)
+    run.terminate()
+    assert run.communicate(timeout=60)
+    assert run.returncode == 128 + signal.SIGTERM
+
+    run = begin(folder, 2)
+    while not (others := children_of(run.pid)):
+        time.sleep(0.1)
+    run.kill()
+    run.wait()
+    end = time.monotonic() + 30
+    while Path(f"/proc/{others[0]}/cmdline").exists() and time.monotonic() < end:
+        time.sleep(0.2)
+    assert not Path(f"/proc/{others[0]}").exists(), "a process outlived the run"
+
+    run = begin(folder, 1)
+    assert run.communicate(timeout=300)
+    assert run.returncode == 0
+    record = record_of(folder)
+    assert record["status"] == "finished"
+    assert record["epochs"] == 400
+    assert not checkpoint.exists()
+
+
+def test_what_cannot_share_is_refused(tmp_path, capsys, monkeypatch):
+    def refused(*arguments):
+        assert main([*RUN, "2", *arguments, "--out", str(tmp_path / "x")]) == 2
+        assert not (tmp_path / "x" / "record.json").exists()
+        return capsys.readouterr().err
+
+    assert "processes is 0; it must be between 1 and 1024" in refused("--processes", "0")
+    with pytest.raises(ValueError, match="not mps"):
+        check_processes(2, torch.device("mps"))
+    with pytest.raises(ValueError, match="leave out cuda:1"):
+        check_processes(2, torch.device("cuda:1"))
+    if torch.cuda.device_count() < 2:
+        with pytest.raises(ValueError, match="as many GPUs"):
+            check_processes(2, torch.device("cuda"))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert "torchrun has started the processes" in refused("--processes", "2")
+    assert main(["table", "--out", str(tmp_path / "t")]) == 2
+    assert "torchrun is for mcr2 train" in capsys.readouterr().err
+
+
+def test_processes_share_the_processors(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert [Machine("cpu", 2, processes=n).jobs(None) for n in (1, 2, 4, 8)] == [4, 2, 1, 1]
+
+
+def test_what_is_sent_follows_from_the_network():
+    net = BACKBONES["resnet8_w8"](in_channels=1, feature_dim=4)
+    found = sizes_of(net)
+    assert found["parameters"] == sum(p.numel() for p in net.parameters())
+    assert found["channels"] == sum(
+        norm.num_features
+        for norm in net.modules()
+        if isinstance(norm, nn.BatchNorm2d | nn.BatchNorm1d)
+    )
+    sizes = {"dim": 512, "num_classes": 1000, **found}
+    alone = step_traffic(samples=4096, processes=1, **sizes)
+    assert alone.total(by_moments=True) == 0
+    eight = step_traffic(samples=4096, processes=8, **sizes)
+    assert eight.features == 7 / 8 * 4096 * 512 * 4
+    assert eight.gradients == 2 * 7 / 8 * 4 * found["parameters"]
+    assert not eight.reduced  # a thousand classes have more moments than a batch has features
+    few = step_traffic(samples=32768, processes=8, **(sizes | {"dim": 128, "num_classes": 10}))
+    assert few.reduced
+    assert few.moments < few.features
+    assert few.total(by_moments=True) < few.total(by_moments=False)
