@@ -30,6 +30,7 @@ from experiments.runs.prepare import (
     load_other,
     noise_content,
     prepare,
+    prepared,
     source_of,
     taken_by,
 )
@@ -177,6 +178,17 @@ def set_aside(path: Path, why: Exception) -> None:
     warn(f"{why}; set aside as {damaged.name}, and made again")
 
 
+def read_or_set_aside(path: Path) -> dict[str, Any] | None:
+    """Return what a signed file holds; None where there is none, or it is damaged and set aside."""
+    if not path.is_file():
+        return None
+    try:
+        return read_signed(path)
+    except ValueError as error:
+        set_aside(path, error)
+        return None
+
+
 def held(folder: Path, key: str, *, mend: bool = True) -> Run | None:
     """Return a folder's run if its record has this key; damaged files are set aside to mend it."""
     while (folder / RECORD).is_file():
@@ -264,7 +276,7 @@ def kept_encoder(planned: PlannedRun, machine: Machine) -> tuple[ImageEncoder, P
     kept = run.record.weights.get(str(run.record.epochs))
     if kept is None:
         raise ValueError(f"{planned.folder} does not hold the weights of the last epoch")
-    data = prepare(spec, load(spec, machine.data_root))
+    data = prepared(spec, machine.data_root)
     state = _read_weights(planned.folder, kept)
     encoder: Any = find_method(spec.method).load(spec, data.sizes, state)
     if isinstance(encoder, torch.nn.Module):
@@ -609,7 +621,7 @@ def reopen(
         dataset=dataset or _find_data(spec.dataset, run.folder),
         noise=_find_noise(spec, noise_from, run.folder),
     )
-    data = prepare(spec, load(spec, machine.data_root), load_other(spec, machine.data_root))
+    data = prepared(spec, machine.data_root)
     if not other_data:
         if data.dataset.content_hash() != record.data.get("hash"):
             raise ValueError(f"{spec.dataset} is not the data that {folder} was run on")
