@@ -48,6 +48,19 @@ class MomentsAlone(RateReduction):
         return super().loss_of_moments(moments, counts, context)
 
 
+class Drawn(CrossEntropy):
+    """Cross-entropy of features of which some are dropped."""
+
+    def __init__(self, num_classes, feature_dim):
+        super().__init__(num_classes, feature_dim)
+        self.register_buffer("last", torch.zeros(()))
+
+    def loss(self, features, labels, context):
+        loss, terms = super().loss(nn.functional.dropout(features), labels, context)
+        self.last.copy_(loss.detach())
+        return loss, terms
+
+
 OBJECTIVES = {
     "ce": lambda: CrossEntropy(K, D),
     "mcr2": lambda: RateReduction(K),
@@ -130,7 +143,8 @@ def resumed(world, folder):
 
 def ghosts(world, folder):
     """Ghost batches and micro-batches, where processes normalise by less than the batch."""
-    found = {}
+    OBJECTIVES["drawn"] = lambda: Drawn(K, D)
+    found = {f"drawn/{key}": value for key, value in trained("drawn", world, epochs=2).items()}
     for name, how in {"ghost": {"ghost_batches": True}, "micro": {"micro_batch": 4}}.items():
         state = trained("mcr2", world, epochs=2, **how)
         found |= {f"{name}/{key}": value for key, value in state.items()}

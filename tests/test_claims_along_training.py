@@ -1,6 +1,7 @@
 """The rate plane, memorization and dilation, double descent: their claims, tables and figures."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import torch
 
 from experiments.commands.cli import main
 from experiments.report.axis import RATIO
+from experiments.report.canvas import svg
 from experiments.report.results import Results
 from experiments.report.statistics import in_every_seed, verdict
 from experiments.studies import double_descent, memorization_dilation, rate_plane
@@ -59,6 +61,8 @@ def made_up(runs, axes=(RATIO,), extra=()):
 def test_a_verdict_says_where_a_claim_holds():
     assert verdict("It", {"a": True, "b": None}, "c").startswith("It: holds (a).")
     assert verdict("It", {"a": None}, "c") == "It: not measured. Criterion: c."
+    seeds = {"a": [True, None], "b": [True, False], "c": [None], "d": []}
+    assert verdict("It", seeds, "c").startswith("It: holds in part (a; not b).")
     many = dict.fromkeys("abcdefghi", False)
     assert verdict("It", many, "c").startswith("It: does not hold here (9 cases).")
     assert verdict("It", dict.fromkeys(many, True), "c") == "It: holds (9 cases). Criterion: c."
@@ -90,6 +94,13 @@ def test_verdicts_of_the_rate_plane():
     assert "holds in part (mcr2 at ratio 0; not ce at ratio 0)" in both[1]
     assert rate_plane.compresses_with_depth([Rates(0, 4, 3), Rates(1, 9, 3), Rates(2, 6, 2)])
     assert not rate_plane.compresses_with_depth([Rates(0, 4, 2), Rates(1, 4, 3)])
+
+
+def test_features_that_are_zero_have_no_rate_to_compare():
+    dead = made_up({("mcr2", 0.0, 1): rates((0, 0), (0, 0))})
+    assert [row[-1] for row in rate_plane.plane_table(dead).rows] == ["-"] * 3
+    assert outcomes(rate_plane.verdicts(dead))[-1] == "not measured"
+    assert rate_plane.compresses_with_depth([Rates(0, 4, 2), Rates(1, 0, 0)]) is None
 
 
 def test_the_study_of_the_rate_plane(tmp_path, capsys):
@@ -227,6 +238,13 @@ def test_verdicts_of_double_descent():
     assert "ce at ratio 0.1, width 2; not ce at ratio 0.1, width 1" in lines[-1]
 
 
+def test_widths_of_which_no_run_finished_leave_an_empty_figure():
+    results = made_up(networks({1: 0.4, 2: 0.3, 4: 0.2}), (WIDTH, RATIO))
+    failed = [row | {"test_accuracy": None, "fit_noisy": None} for row in results.rows]
+    figure = double_descent.error_by_width(replace(results, rows=failed, runs=[]))
+    assert svg(figure).startswith(b"<?xml")
+
+
 def test_the_study_of_double_descent(tmp_path, capsys):
     options = ["--ratios", "0.2", "--methods", "ce", "--widths", "2", "1", "--samples", "50"]
     options += ["--features", "50", "10", "200"]
@@ -240,6 +258,7 @@ def test_the_study_of_double_descent(tmp_path, capsys):
     for wrong, said in {
         "--features 0": "features is 0",
         "--widths 2 2": "widths has repetitions: 2 2",
+        "--methods redunet": "redunet is constructed: it has neither a width nor epochs",
         "--samples 100000": "100000",
         "--set width=3": "width is set and varied",
         "--set backbone=docs/my_backbone.py:Net": "has a width of its own",

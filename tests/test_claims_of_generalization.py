@@ -541,6 +541,39 @@ def test_verdicts_on_imbalance_follow_the_measurements(sign):
         assert said(lines, claim) == expected
 
 
+# --- on other data ------------------------------------------------------------------------------
+
+
+def test_two_classes_have_a_terminal_phase_and_three_no_transfer():
+    specs = Terminal(methods=("ce",), dims=(2, 3, 64), decays=(0.0,), seeds=(0,)).specs()
+    assert [(s.feature_dim, s.n_components) for s in specs] == [(2, 1), (3, 2), (64, 3)]
+    study = Transfer(sources=(2,))
+    study.__dict__["all_classes"] = 3
+    with pytest.raises(ValueError, match="3 classes are too few to hold 2 of them out"):
+        _ = study.held_out_classes
+
+
+@pytest.mark.parametrize("name", ["imbalance", "test_collapse"])
+def test_noise_may_come_from_other_data(name, tmp_path):
+    images, labels = np.arange(60 * 64).reshape(60, 1, 8, 8) % 251, np.arange(60) % 2
+    other = tmp_path / "other.npz"
+    images = images.astype(np.uint8)
+    np.savez(other, x_train=images, y_train=labels, x_test=images, y_test=labels)
+    options = ["--noise", f"open_set:{other}", "--ratios", "0.3", "--methods", "ce"]
+    sizes = ["--sizes", "60"]
+    if name == "imbalance":
+        sizes = ["--imbalances", "2", "--subset", "120"]
+    assert study(name, tmp_path / "out", *options, *sizes)["measured"]
+
+
+def test_an_estimate_says_what_it_leaves_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("experiments.report.estimate.report_estimate", lambda *_: "an hour")
+    assert main(["study", "margins", "--out", str(tmp_path / "new"), "--estimate"]) == 0
+    assert capsys.readouterr().out == (
+        "an hour\nnot counted: going on from separation, seven times, and an SVM at every look\n"
+    )
+
+
 # --- mistakes -----------------------------------------------------------------------------------
 
 MISTAKES = {
@@ -549,8 +582,10 @@ MISTAKES = {
     "transfer --held-out 6": "held_out is 6; it must be between 2 and 5",
     "transfer --set classes=3": "classes is set and varied; do one of them",
     "transfer --episodes 1": "episodes is 1",
+    "transfer --ratios 0 0.2": "the number of ratios is 2; it must be between 1 and 1",
     "test_collapse --methods mcr2": "the loss of mcr2 is not a mean over samples",
     "test_collapse --loss 0": "loss is 0",
+    "test_collapse --sizes 60 --subset 50": "subset and sizes both say how many images",
     "terminal --methods mcr2": "mcr2 has no classifier of its own",
     "terminal --set weight_decay=0": "weight_decay is set and varied",
     "margins --looks 1": "looks is 1",

@@ -158,6 +158,10 @@ def test_an_estimate_says_how_many_runs_fit_a_gpu(monkeypatch):
             ["--executor", "slurm", "--cells-per-job", "0"],
             "cells_per_job is 0; it must be at least 1",
         ),
+        (
+            ["--executor", "slurm", "--slurm", "gpus_per_node=a100:1", "--processes", "2"],
+            "--processes 2 needs a GPU each; gpus_per_node is 1",
+        ),
         (["--executor", "slurm", "--estimate"], "--estimate measures this machine"),
     ],
 )

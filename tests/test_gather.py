@@ -13,7 +13,9 @@ from torch import nn
 from ce_baseline import CrossEntropy
 from mcr2.objectives import Context, RateReduction
 from mcr2.rates import class_moments, rate_reduction_with_expansion, rates_of_moments
-from mcr2.training import TrainingConfig, World, train
+from mcr2.training import Encoder, TrainingConfig, World, train
+from mcr2.training.gather import synchronized
+from mcr2.training.loop import SharedEncoder
 
 WORKER = Path(__file__).with_name("processes.py")
 
@@ -81,6 +83,12 @@ def test_ghost_batches_keep_processes_together(pair):
         assert largest_difference(there, other) > 1e-4  # another normalisation, another network
 
 
+def test_processes_draw_the_same_in_a_loss(pair):
+    first, second = (parts(found, "drawn") for found in pair[1])
+    assert first["drawn/objective.last"] > 0
+    assert largest_difference(first, second) == 0
+
+
 def test_local_losses_have_another_gradient():
     """Why features are gathered: the mean of two halves' losses against the loss of the whole."""
     Z = torch.randn(40, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -128,8 +136,13 @@ def test_a_loss_of_its_own_does_not_inherit_moments():
             loss, terms = super().loss(features, labels, context)
             return 2 * loss, terms
 
+    class Projected(RateReduction):
+        def embed(self, raw):
+            return super().embed(raw.flip(0))
+
     assert RateReduction(2).knows_moments
     assert not Changed(2).knows_moments
+    assert not Projected(2).knows_moments
     assert not CrossEntropy(2, 2).knows_moments
 
 
@@ -145,6 +158,37 @@ def test_bad_moments_are_named():
         rates_of_moments(M * torch.nan, counts)
     with pytest.raises(ValueError, match="too small"):
         rates_of_moments(M * M.new_tensor([1.0, 0.0]), counts, eps_sq=1e-30)
+
+
+def test_layers_that_share_a_name_or_are_held_elsewhere_are_synchronized():
+    norm = nn.BatchNorm1d(3)
+    net = nn.Sequential(norm, nn.ReLU(), norm)
+    with synchronized(net, World(0, 2)):
+        assert net[0] is net[2] is norm
+        assert type(norm) is not nn.BatchNorm1d
+    assert type(norm) is nn.BatchNorm1d
+
+
+def test_a_normalization_of_ones_own_is_refused():
+    class Own(nn.BatchNorm1d):
+        def forward(self, input):
+            return 2 * super().forward(input)
+
+    with (
+        pytest.raises(ValueError, match="Own has a forward of its own"),
+        synchronized(nn.Sequential(Own(3)), World(0, 2)),
+    ):
+        pass
+
+
+def test_nobody_is_given_an_empty_batch():
+    class Picky(nn.Module):
+        def forward(self, images):
+            return images.view(images.size(0), -1)
+
+    encoder, image = Encoder(Picky(), CrossEntropy(2, 4)), torch.rand(1, 1, 2, 2)
+    for rank in (0, 1):
+        assert torch.equal(SharedEncoder(encoder, World(rank, 2))(image), encoder(image))
 
 
 def test_too_many_processes_are_refused():

@@ -14,6 +14,7 @@ from torch import nn
 
 from experiments.commands.cli import main
 from experiments.runs.machine import Machine, check_processes
+from experiments.runs.processes import end, together
 from experiments.runs.traffic import sizes_of, step_traffic
 from mcr2.backbones import BACKBONES
 
@@ -111,6 +112,39 @@ def test_a_run_outlives_its_processes(tmp_path):
     assert not checkpoint.exists()
 
 
+@pytest.mark.slow
+def test_a_process_that_is_stopped_alone_stops_the_run(tmp_path):
+    run = begin(tmp_path / "run", 2)
+    wait_for(tmp_path / "run" / "checkpoint.safetensors", run)
+    (other,) = children_of(run.pid)
+    os.kill(other, signal.SIGTERM)
+    told = run.communicate(timeout=60)[1]
+    assert run.returncode == 1
+    assert "another process was asked to stop; the same command continues" in told
+    assert "Traceback" not in told
+
+
+def test_a_process_that_ends_before_it_joins_is_not_waited_for(monkeypatch, tmp_path):
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\necho 'no such module' >&2\nexit 3\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    with (
+        pytest.raises(ChildProcessError, match="process 1 of 2 ended with 3: no such module"),
+        together(Machine("cpu", processes=2), torch.device("cpu"), {"spec": {}}),
+    ):
+        pass
+
+
+def test_a_process_that_does_not_hear_is_ended():
+    deaf = ["sh", "-c", "trap '' TERM; echo; exec sleep 600"]
+    other = subprocess.Popen(deaf, stdout=subprocess.PIPE, text=True)
+    with other.stdout:
+        other.stdout.readline()
+        end([other], patience=0.2)
+    assert other.returncode == -signal.SIGKILL
+
+
 def test_what_cannot_share_is_refused(tmp_path, capsys, monkeypatch):
     def refused(*arguments):
         assert main([*RUN, "2", *arguments, "--out", str(tmp_path / "x")]) == 2
@@ -118,6 +152,10 @@ def test_what_cannot_share_is_refused(tmp_path, capsys, monkeypatch):
         return capsys.readouterr().err
 
     assert "processes is 0; it must be between 1 and 1024" in refused("--processes", "0")
+    small = refused("--processes", "2", "--set", "batch_size=3")
+    assert "2 processes need two samples each in every batch; some have 3" in small
+    parts = refused("--processes", "2", "--set", "micro_batch=8", "accumulate=true")
+    assert "accumulate is of one process, not 2" in parts
     with pytest.raises(ValueError, match="not mps"):
         check_processes(2, torch.device("mps"))
     with pytest.raises(ValueError, match="leave out cuda:1"):

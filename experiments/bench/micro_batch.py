@@ -26,7 +26,7 @@ from experiments.bench.step import build, clock_for, specs_for
 from experiments.runs.executors import process_context
 from experiments.runs.machine import Machine
 from experiments.runs.memory import peak_memory
-from experiments.runs.prepare import load, load_other, prepare
+from experiments.runs.prepare import prepared
 from experiments.runs.specs import as_dict, from_dict
 from experiments.runs.trained import feed_for
 from mcr2.objectives import Context
@@ -42,7 +42,7 @@ def _gradients(
     """Return a step's gradient with batch normalisation evaluating and training, the latter's
     median seconds and the megabytes that it took; in a process of its own."""
     spec, device = from_dict(saved), machine.configure_torch()
-    data = prepare(spec, load(spec, machine.data_root), load_other(spec, machine.data_root))
+    data = prepared(spec, machine.data_root)
     encoder, feed, now = build(spec, data, device), feed_for(spec, data), clock_for(device)
     batch = next(feed.epoch(data.train.to(device), spec.training.batch_size, 0))
 

@@ -54,9 +54,9 @@ class Train(TrainingOptions):
                         follow_torchrun(spec, folder, machine)
                         return 0
                     done = run(spec, folder, machine, progress=progress, stop=STOP)
-                except Interrupted:
+                except Interrupted as interrupted:
                     STOP.raise_if_stopped()
-                    raise
+                    raise ChildProcessError("another process was asked to stop") from interrupted
             print(run_table(done).text())
             print()
             say(f"{folder / 'record.json'}")

@@ -87,12 +87,18 @@ def shades(count: int) -> Any:
 
 
 def mean_and_range(
-    panel: Any, at: Sequence[float], each: Sequence[Sequence[float]], colour: Any, style: str = ".-"
+    panel: Any,
+    at: Sequence[float],
+    each: Sequence[Sequence[float | None]],
+    colour: Any,
+    style: str = ".-",
+    **how: Any,
 ) -> None:
     """Draw means of values, a sequence a place, and their range; places without values are left."""
-    found = [(x, values) for x, values in zip(at, each, strict=True) if values]
+    known = [[value for value in values if value is not None] for values in each]
+    found = [(x, values) for x, values in zip(at, known, strict=True) if values]
     places = [x for x, _ in found]
-    panel.plot(places, [sum(v) / len(v) for _, v in found], style, color=colour)
+    panel.plot(places, [sum(v) / len(v) for _, v in found], style, color=colour, **how)
     low, high = [min(v) for _, v in found], [max(v) for _, v in found]
     panel.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
 

@@ -385,7 +385,9 @@ def _courses(results: Results) -> dict[str, list[Line]]:
     return {course: lines for course, lines in found.items() if lines}
 
 
-def _draw(axes: Any, points: Sequence[Point], colour: str, line: str, **look: Any) -> None:
+def draw_curve(
+    axes: Any, points: Sequence[Point], colour: str, line: str = "-", **look: Any
+) -> None:
     """Draw a curve and the range around it; a single point as a marker."""
     x, mean, low, high = zip(*points, strict=True) if points else ((), (), (), ())
     if len(points) == 1:
@@ -420,12 +422,12 @@ def _draw_collapse(measure: str, readout: str, axes: Any, runs: Sequence[Run], c
         points = curve(runs, measure, split, readout)
         doubted = {p.x for p in curve(runs, "means_reliable", split) if p.low < 1}
         if doubted:
-            _draw(axes, points, colour, style, alpha=0.25)
+            draw_curve(axes, points, colour, style, alpha=0.25)
             gap = math.nan
             points = [Point(p.x, gap, gap, gap) if p.x in doubted else p for p in points]
-        _draw(axes, points, colour, style)
+        draw_curve(axes, points, colour, style)
     if readout != "-":
-        _draw(axes, curve(runs, measure, "train", "head"), colour, ":")
+        draw_curve(axes, curve(runs, measure, "train", "head"), colour, ":")
     if measure == "nc4":
         axes.set_ylim(bottom=0)
     else:
@@ -460,7 +462,7 @@ def _draw_margins(readout: str, axes: Any, runs: Sequence[Run], colour: str) -> 
         for q in ("q05", "q50", "q95")
     )
     points = [Point(x, m, low.get(x, m), high.get(x, m)) for x, m in middle.items()]
-    _draw(axes, points, colour, "-")
+    draw_curve(axes, points, colour, "-")
 
 
 def draw_errors(results: Results) -> Any:
@@ -483,7 +485,7 @@ def _draw_errors(axes: Any, runs: Sequence[Run], colour: str) -> None:
     for measure, split in (("fit_noisy", "train"), ("accuracy", "test")):
         right = curve(runs, measure, split, OWN)
         wrong = [Point(p.x, 1 - p.mean, 1 - p.high, 1 - p.low) for p in right]
-        _draw(axes, wrong, colour, SPLITS[split])
+        draw_curve(axes, wrong, colour, SPLITS[split])
     began = [run.evaluation.terminal_epoch for run in runs if run.evaluation is not None]
     at = [epoch for epoch in began if epoch is not None]
     if at:
@@ -566,7 +568,9 @@ def _draw_spectra(kind: str, axes: Any, runs: Sequence[Run], colour: str) -> Non
         key = measure_key(kind, split=split, labels=labels)
         found = [np.atleast_2d(values) for run in runs if (values := _profile(run, key))]
         means = [each.mean(axis=0).tolist() for each in found]
-        _draw(axes, _points(dict(enumerate(zip(*means, strict=False), start=1))), colour, style)
+        draw_curve(
+            axes, _points(dict(enumerate(zip(*means, strict=False), start=1))), colour, style
+        )
     log_y(axes)
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from experiments.report.axis import Axis
 from experiments.report.canvas import COLOURS
-from experiments.report.statistics import Estimate, Row, estimate, matching, value_of
+from experiments.report.statistics import Estimate, Row, matching, mean_of
 from experiments.report.table import short
 from mcr2.records import Record, Run
 from mcr2.selection import SELECTIONS
@@ -147,8 +147,7 @@ class Results:
 
     def over_seeds(self, measure: str, /, **where: Any) -> Estimate | None:
         """Return a scalar's estimate over the rows that have these values and it."""
-        values = (value_of(row, measure) for row in matching(self.rows, **where))
-        return estimate([value for value in values if value is not None])
+        return mean_of(self.rows, measure, **where)
 
     def estimates(
         self, measure: str, where: Mapping[str, Any], selection: str = "last"

@@ -102,7 +102,21 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     return Estimate(mean(values), quantile * stdev(values) / math.sqrt(n), n)
 
 
-def verdict(claim: str, cases: Mapping[str, bool | None], criterion: str) -> str:
+def shown(value: Estimate | None, seeds: int, places: int | None = None, **how: Any) -> str:
+    """Return an entry: the estimate, in brackets over how many where that is not all ``seeds``.
+
+    Example:
+        >>> shown(Estimate(0.5, None, 1), 3, 3), shown(None, 3)
+        ('0.500 (1)', '-')
+    """
+    if value is None:
+        return "-"
+    return value.text(places, **how) + ("" if value.count == seeds else f" ({value.count})")
+
+
+def verdict(
+    claim: str, cases: Mapping[str, bool | Sequence[bool | None] | None], criterion: str
+) -> str:
     """Return the line that says whether a claim holds in the cases where it could be decided.
 
     It *holds* where it does so in all of them, *holds in part* where in some, and *does not hold
@@ -110,16 +124,18 @@ def verdict(claim: str, cases: Mapping[str, bool | None], criterion: str) -> str
 
     Args:
         claim: what is claimed.
-        cases: whether it holds, by the name of a case; None where that was not measured.
+        cases: whether it holds, by the name of a case, or whether it does seed by seed: it must in
+            every seed where it was measured. None where it was not.
         criterion: by which each was decided.
 
     Example:
         >>> verdict("Water boils", {"at 90 °C": False, "at 100 °C": True}, "there are bubbles")
         'Water boils: holds in part (at 100 °C; not at 90 °C). Criterion: there are bubbles.'
     """
+    decided = {n: in_every_seed(v) if isinstance(v, Sequence) else v for n, v in cases.items()}
 
     def named(wanted: bool) -> str:
-        names = [name for name, found in cases.items() if found == wanted]
+        names = [name for name, found in decided.items() if found == wanted]
         return ", ".join(names) if len(names) <= 8 else f"{len(names)} cases"
 
     holds, fails = named(True), named(False)
@@ -153,6 +169,12 @@ def value_of(row: Row, name: str) -> float | None:
 def matching(rows: Sequence[Row], **values: Any) -> list[Row]:
     """Return the rows that have these values."""
     return [row for row in rows if all(row[name] == value for name, value in values.items())]
+
+
+def mean_of(rows: Sequence[Row], name: str, **values: Any) -> Estimate | None:
+    """Return the estimate of a scalar over the rows that have these values and it."""
+    found = (value_of(row, name) for row in matching(rows, **values))
+    return estimate([value for value in found if value is not None])
 
 
 @dataclass(frozen=True)

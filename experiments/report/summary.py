@@ -12,9 +12,9 @@ from dataclasses import replace
 from typing import Any
 
 from experiments.report.results import Results, value_text
-from experiments.report.statistics import Difference, Estimate
+from experiments.report.statistics import Difference, Estimate, shown
 from experiments.report.table import Table, count_of, short, wrap
-from experiments.report.tables import MEMORIZATION, differences, shown
+from experiments.report.tables import MEMORIZATION, differences
 
 #: Rules that are printed: what a user gets who trains to the end, and who stops early. The first
 #: and the last words of the conclusion are about them.

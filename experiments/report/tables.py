@@ -23,6 +23,7 @@ from experiments.report.statistics import (
     difference,
     estimate,
     matching,
+    shown,
 )
 from experiments.report.table import Table, escape_markdown, short
 from mcr2.evaluation.catalogue import FAMILIES, MEASURES
@@ -96,18 +97,6 @@ def standing_key(measure: str, split: str, readout: str = "-", layer: str = FEAT
     """
     labels = "-" if MEASURES[measure].per == "features" else LABELS[split]
     return str(Key(layer, split, labels, readout, measure))
-
-
-def shown(value: Estimate | None, seeds: int, places: int | None = None, **how: Any) -> str:
-    """Return an entry: the estimate, in brackets over how many where that is not all ``seeds``.
-
-    Example:
-        >>> shown(Estimate(0.5, None, 1), 3, 3), shown(None, 3)
-        ('0.500 (1)', '-')
-    """
-    if value is None:
-        return "-"
-    return value.text(places, **how) + ("" if value.count == seeds else f" ({value.count})")
 
 
 def _table(
@@ -413,6 +402,15 @@ TABLES: dict[str, Callable[[Results], Table | None]] = {
 }
 
 
+def csv_of(rows: Sequence[Row]) -> str:
+    """Return rows as CSV, with a column for every key that any of them has."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(dict.fromkeys(chain(*rows))), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
 def write_tables(
     out: Path,
     results: Results,
@@ -435,11 +433,7 @@ def write_tables(
     }
     write_json(out / "table.json", {**facts, **held})
     flat = [flat_row(row) for row in results.rows]
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(dict.fromkeys(chain(*flat))), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(flat)
-    write_text(out / "table.csv", buffer.getvalue())
+    write_text(out / "table.csv", csv_of(flat))
     parts = [table.markdown() for table in tables.values()]
     if notes:
         parts.append("\n".join(f"- {escape_markdown(note)}" for note in notes))

@@ -27,7 +27,7 @@ from experiments.runs.machine import Machine
 from experiments.runs.memory import peak_memory
 from experiments.runs.method import evaluator_along, readout_for, rules_for
 from experiments.runs.methods import find_method
-from experiments.runs.prepare import Prepared, load, load_other, prepare
+from experiments.runs.prepare import Prepared, prepared
 from experiments.runs.runner import PlannedRun, evaluate_fully
 from experiments.runs.specs import RunSpec, Streams, as_dict, from_dict
 from experiments.runs.traffic import sizes_of
@@ -207,7 +207,7 @@ def _measure(connection: Connection, saved: Any, machine: Machine, launched: flo
     """Measure one spec in a process of its own, and go on taking steps until it is ended."""
     try:
         device, spec = machine.configure_torch(), from_dict(saved)
-        data = prepare(spec, load(spec, machine.data_root), load_other(spec, machine.data_root))
+        data = prepared(spec, machine.data_root)
         method = find_method(spec.method)
         assert isinstance(method, Trained)
         measurement = Measurement(spec, data, device, method.build(spec, data.sizes))

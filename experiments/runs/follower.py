@@ -22,7 +22,7 @@ def main() -> None:
     threading.Thread(target=_follow_parent, args=(told["parent"],), daemon=True).start()
     machine, rank = Machine(**told["machine"]), told["rank"]
     with STOP, contextlib.suppress(Interrupted, Stopped):
-        device = join(machine, machine.configure_torch(), rank, told["store"])
+        device = join(machine, machine.configure_torch(), rank, told["place"])
         follow(machine, device, World(rank, machine.processes), **told["job"])
     leave()
 

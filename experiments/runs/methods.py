@@ -15,9 +15,12 @@ from typing import TypeAlias
 import ce_baseline
 import mcr2.objectives
 from experiments.runs.constructed import Constructed
+from experiments.runs.prepare import Sizes
+from experiments.runs.specs import RunSpec
 from experiments.runs.trained import Trained
 from experiments.runs.user_code import is_user_code, load_object
 from mcr2.objectives import Objective
+from mcr2.training import Encoder
 
 Method: TypeAlias = Trained | Constructed
 
@@ -60,3 +63,15 @@ def find_method(name: str) -> Method:
     if objective.loss is Objective.loss:
         raise TypeError(f"{name} does not define loss(features, labels, context)")
     return Trained(name, objective, fingerprint)
+
+
+def untrained(spec: RunSpec, sizes: Sizes) -> Encoder:
+    """Return the network of a spec before training.
+
+    Raises:
+        TypeError: its method constructs a network instead.
+    """
+    method = find_method(spec.method)
+    if not isinstance(method, Trained):
+        raise TypeError(f"{spec.method} is constructed layer by layer, not trained")
+    return method.build(spec, sizes)

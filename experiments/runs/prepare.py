@@ -137,6 +137,11 @@ def check_meant(spec: RunSpec, data: Prepared, readout: str) -> None:
         raise ValueError(f"all {len(images)} training images are alike: every pixel is the same")
 
 
+def prepared(spec: RunSpec, data_root: str | None = None) -> Prepared:
+    """Load a spec's data and those of its noise, and :func:`prepare` them."""
+    return prepare(spec, load(spec, data_root), load_other(spec, data_root))
+
+
 def prepare(spec: RunSpec, dataset: Dataset, other: Dataset | None = None) -> Prepared:
     """Corrupt all training labels, then hold out the validation share with its noisy labels.
 

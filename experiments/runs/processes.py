@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -87,7 +87,6 @@ def _started(
     """Start the other processes, and end them after the block."""
     size = machine.processes
     with tempfile.TemporaryDirectory() as place:
-        store = (Path(place) / "store").as_uri()
         others: list[tuple[subprocess.Popen[str], Path]] = []
         try:
             for rank in range(1, size):
@@ -98,12 +97,17 @@ def _started(
                         command, stdin=subprocess.PIPE, stderr=errors, text=True
                     )
                 others.append((other, told))
-                where = {"parent": os.getpid(), "rank": rank, "store": store}
+                where = {"parent": os.getpid(), "rank": rank, "place": place}
                 where |= {"machine": asdict(machine)}
                 assert other.stdin is not None
-                with other.stdin:
+                with contextlib.suppress(BrokenPipeError), other.stdin:  # it has ended already
                     json.dump({**where, "job": dict(job)}, other.stdin)
-            device = join(machine, device, 0, store)
+            # Not in torch, which would wait for one that is dead, and let no signal through.
+            while not all((Path(place) / f"{rank}.here").exists() for rank in range(1, size)):
+                if any(other.poll() is not None for other, _ in others):
+                    raise RuntimeError("a process ended before it joined")
+                time.sleep(0.05)
+            device = join(machine, device, 0, place)
             yield World(0, size), device
         except RuntimeError as error:
             if (reason := _reason(others)) is None:
@@ -111,16 +115,27 @@ def _started(
             raise ChildProcessError(reason) from error
         finally:
             leave()
-            for other, _ in others:
-                other.terminate()
-            for other, _ in others:
-                other.wait()
+            end([other for other, _ in others])
 
 
-def join(machine: Machine, device: torch.device, rank: int, store: str) -> torch.device:
-    """Join the processes of a run as one of them, and return its device."""
+def end(others: Sequence[subprocess.Popen[Any]], patience: float = 10.0) -> None:
+    """End processes, if they take longer by SIGKILL: one in torch may not hear of a signal."""
+    for other in others:
+        other.terminate()
+    until = time.monotonic() + patience
+    for other in others:
+        try:
+            other.wait(max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            other.kill()
+            other.wait()
+
+
+def join(machine: Machine, device: torch.device, rank: int, place: str) -> torch.device:
+    """Join the processes of a run, which meet in a folder, as one of them; return its device."""
     device = rank_of(device, rank)
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    backend, store = "nccl" if device.type == "cuda" else "gloo", (Path(place) / "store").as_uri()
+    (Path(place) / f"{rank}.here").touch()
     dist.init_process_group(backend, store, PATIENCE, machine.processes, rank)
     return device
 

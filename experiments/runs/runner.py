@@ -30,6 +30,7 @@ from experiments.runs.prepare import (
     load_other,
     noise_content,
     prepare,
+    prepared,
     source_of,
     taken_by,
 )
@@ -71,7 +72,7 @@ from mcr2.records import (
     write_signed,
 )
 from mcr2.selection import SELECTIONS, make_selection, select
-from mcr2.training import Progress, World
+from mcr2.training import Progress, World, check_shares
 
 SPEC = "spec.json"
 CHECKPOINT = "checkpoint.safetensors"
@@ -148,6 +149,8 @@ def plan(
         data = prepare(spec, dataset, other)
         check_meant(spec, data, readout_for(spec, method))
         method.check(spec, data.sizes)
+        if method.trained:
+            check_shares(spec.training, data.sizes.num_samples, machine.processes)
         rules_for(spec)
         key = run_key(spec, dataset, method, other)
         name = short_name(spec.method)
@@ -173,6 +176,17 @@ def set_aside(path: Path, why: Exception) -> None:
     damaged = path.with_name(f"{path.name}.damaged")
     path.replace(damaged)
     warn(f"{why}; set aside as {damaged.name}, and made again")
+
+
+def read_or_set_aside(path: Path) -> dict[str, Any] | None:
+    """Return what a signed file holds; None where there is none, or it is damaged and set aside."""
+    if not path.is_file():
+        return None
+    try:
+        return read_signed(path)
+    except ValueError as error:
+        set_aside(path, error)
+        return None
 
 
 def held(folder: Path, key: str, *, mend: bool = True) -> Run | None:
@@ -262,7 +276,7 @@ def kept_encoder(planned: PlannedRun, machine: Machine) -> tuple[ImageEncoder, P
     kept = run.record.weights.get(str(run.record.epochs))
     if kept is None:
         raise ValueError(f"{planned.folder} does not hold the weights of the last epoch")
-    data = prepare(spec, load(spec, machine.data_root))
+    data = prepared(spec, machine.data_root)
     state = _read_weights(planned.folder, kept)
     encoder: Any = find_method(spec.method).load(spec, data.sizes, state)
     if isinstance(encoder, torch.nn.Module):
@@ -607,7 +621,7 @@ def reopen(
         dataset=dataset or _find_data(spec.dataset, run.folder),
         noise=_find_noise(spec, noise_from, run.folder),
     )
-    data = prepare(spec, load(spec, machine.data_root), load_other(spec, machine.data_root))
+    data = prepared(spec, machine.data_root)
     if not other_data:
         if data.dataset.content_hash() != record.data.get("hash"):
             raise ValueError(f"{spec.dataset} is not the data that {folder} was run on")

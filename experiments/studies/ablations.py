@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 import tyro
 
 from experiments.report.axis import RATIO, Axis
-from experiments.studies.engine import GridStudy, failures, terminal_runs
+from experiments.studies.engine import GridStudy
 
 if TYPE_CHECKING:
     from experiments.report.results import Results
@@ -89,6 +89,7 @@ class Ablation(GridStudy):
     name: ClassVar[str] = "ablation"
     tables = ("settings",)
     figures = ("settings",)
+    large = True
 
     def study_axes(self) -> tuple[Axis, ...]:
         """Return the varied fields, and the ratio."""
@@ -154,10 +155,6 @@ class Ablation(GridStudy):
             for count in map(int, self.varied[COMPONENTS])
             for row in rows_of(outcome, self.study_axes(), name and f"{name}@{count}")
         ]
-
-    def notes(self, outcomes: Sequence[Outcome], results: Results) -> list[str]:
-        """Return failures, and how many runs were terminal."""
-        return [*failures(outcomes, self.describe), terminal_runs(outcomes)]
 
     def facts(self, results: Results) -> dict[str, Any]:
         """Return what was varied."""

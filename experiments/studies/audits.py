@@ -19,20 +19,19 @@ as they come and never made twice), and ``audits.json``, ``audits.csv``, ``audit
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from experiments.report.statistics import matching, mean_of
+from experiments.report.table import WIDTH, Table, escape_markdown
 from experiments.runs.options import ExecutorOptions
 from experiments.runs.terminal import say
 from experiments.studies.engine import Study, claim_folder, dataset_name, failures, run_cells
 
 if TYPE_CHECKING:
-    from experiments.report.table import Table
     from experiments.runs.executors import Executor, Outcome
     from experiments.runs.machine import Machine
     from experiments.runs.runner import PlannedRun
@@ -161,8 +160,6 @@ class Audits(ExecutorOptions, Study):
 
     def _run(self, units: Sequence[Unit], out: Path, machine: Machine, executor: Executor) -> int:
         """Make the audits that are missing, then show and write everything."""
-        from experiments.report.table import WIDTH
-
         device = machine.configure_torch()
         missing = [unit for unit in units if held(unit) is None]
         pixels = [unit for unit in missing if unit.features == "pixels"]
@@ -186,14 +183,13 @@ class Audits(ExecutorOptions, Study):
 
     def _subject(self, unit: Unit) -> Subject:
         """Return the samples of an audit."""
-        from experiments.runs.prepare import load, load_other, prepare
+        from experiments.runs.prepare import prepared
         from experiments.runs.runner import reopen
         from experiments.runs.subjects import of_labels, of_run
 
         spec = unit.planned.spec
         if unit.features == "pixels":
-            other = load_other(spec, self.data_root)
-            return of_labels(prepare(spec, load(spec, self.data_root), other))
+            return of_labels(prepared(spec, self.data_root))
         opened = reopen(
             unit.planned.folder,
             device=self.device,
@@ -238,17 +234,10 @@ def _method_and_rule(text: str) -> tuple[str, str]:
 
 def held(unit: Unit) -> list[Row] | None:
     """Return the rows of an audit that was made; a damaged file is set aside."""
-    from experiments.runs.runner import set_aside
-    from mcr2.records import read_signed
+    from experiments.runs.runner import read_or_set_aside
 
-    if not unit.path.is_file():
-        return None
-    try:
-        rows: list[Row] = read_signed(unit.path)["rows"]
-    except (ValueError, KeyError) as error:
-        set_aside(unit.path, error)
-        return None
-    return rows
+    found = read_or_set_aside(unit.path)
+    return None if found is None else list(found["rows"])
 
 
 def audit_unit(unit: Unit, subject: Subject) -> None:
@@ -284,31 +273,21 @@ def audit_unit(unit: Unit, subject: Subject) -> None:
     say(f"{told_of}: AUROC {rows[0]['auroc']:.3f} by {rows[0]['score']} ({seconds:.1f} s)")
 
 
-def _over_seeds(rows: Sequence[Row], measure: str, **where: Any) -> Any:
-    """Return the mean of a measure over seeds with its interval, or None."""
-    from experiments.report.statistics import estimate, matching
-
-    found = [row[measure] for row in matching(rows, **where) if row[measure] is not None]
-    return estimate(found)
-
-
 def tables(rows: Sequence[Row], measures: dict[str, str]) -> list[Table]:
     """Return a table a measure, data set and kind of features: scores by noise."""
-    from experiments.report.table import Table
-
     made = []
     for measure, title in measures.items():
         for dataset, features in dict.fromkeys((r["dataset"], r["features"]) for r in rows):
             where = {"dataset": dataset, "features": features}
-            own = [row for row in rows if all(row[k] == v for k, v in where.items())]
+            own = matching(rows, **where)
             noises = list(dict.fromkeys(row["noise"] for row in own))
             lines = []
             for score in dict.fromkeys(row["score"] for row in own):
-                cells = [_over_seeds(own, measure, noise=n, score=score) for n in noises]
+                cells = [mean_of(own, measure, noise=n, score=score) for n in noises]
                 if any(cells):
                     lines.append((score, *("-" if c is None else str(c) for c in cells)))
             if measure == "estimated":
-                truth = [_over_seeds(own, "wrong", noise=n, score=own[0]["score"]) for n in noises]
+                truth = [mean_of(own, "wrong", noise=n, score=own[0]["score"]) for n in noises]
                 lines.append(("truth", *map(str, truth)))
             seeds = len({row["seed"] for row in own})
             over = f"{seeds} seeds" if seeds > 1 else "one seed: no interval"
@@ -321,16 +300,12 @@ def write(
     out: Path, rows: Sequence[Row], made: Sequence[Table], notes: Sequence[str], device: str
 ) -> None:
     """Write rows, tables and the figure into a folder."""
-    from experiments.report.table import escape_markdown
+    from experiments.report.tables import csv_of
     from mcr2.records import environment, write_json, write_text
 
     where = {**environment(), "device": device}
     write_json(out / "audits.json", {"rows": rows, "notes": notes, "environment": where})
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(out / "audits.csv", buffer.getvalue())
+    write_text(out / "audits.csv", csv_of(rows))
     parts = [table.markdown() for table in made] + list(map(escape_markdown, notes))
     write_text(out / "audits.md", "\n\n".join(parts) + "\n")
     if rows:
@@ -353,7 +328,7 @@ def draw(path: Path, rows: Sequence[Row]) -> None:
         panel = axes[i, j]
         for n, score in enumerate(scores):
             names = {"dataset": dataset, "features": kind, "score": score}
-            found = [_over_seeds(rows, "auroc", noise=noise, **names) for noise in noises]
+            found = [mean_of(rows, "auroc", noise=noise, **names) for noise in noises]
             drawn = [(x, e) for x, e in enumerate(found) if e is not None]
             shift = 0.07 * (n - (len(scores) - 1) / 2)
             panel.errorbar(

@@ -23,14 +23,23 @@ from itertools import product
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from experiments.report.axis import Axis
-from experiments.studies.engine import failures, measuring
-from experiments.studies.measured import MeasuredStudy, Row, by_seed, over_seeds
+from experiments.report.statistics import matching, verdict
+from experiments.report.table import Table
+from experiments.studies.engine import failures
+from experiments.studies.measured import (
+    MeasuredStudy,
+    Row,
+    entries,
+    over_axis,
+    rise,
+    train_watched,
+    values_at,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from experiments.report.results import Results
-    from experiments.report.table import Table
     from experiments.runs.executors import Outcome
     from experiments.runs.prepare import Prepared
     from experiments.runs.runner import PlannedRun
@@ -126,30 +135,17 @@ def stopped(history: Sequence[Mapping[str, Any]], loss: float) -> list[Row]:
 # --- claims
 
 
-def by_size(results: Results, name: str, **where: Any) -> dict[int, dict[int, float]]:
-    """Return a measure by seed and size of the training set."""
-    found: dict[int, dict[int, float]] = {}
-    for size in results.values():
-        for seed, value in by_seed(results, name, subset=size, **where).items():
-            found.setdefault(seed, {})[size] = value
-    return found
-
-
-def falls(by_size: Mapping[int, float], sizes: Sequence[int]) -> bool | None:
-    """Whether a measure is smaller for the largest training set than for the smallest.
-
-    Example:
-        >>> falls({100: 0.5, 200: 0.6, 400: 0.3}, [100, 200, 400]), falls({400: 0.3}, [100, 400])
-        (True, None)
-    """
-    low, high = by_size.get(min(sizes)), by_size.get(max(sizes))
-    return None if low is None or high is None or len(sizes) < 2 else high < low
+def falls(results: Results, method: str, stop: str) -> dict[int, bool | None]:
+    """Whether CDNV on test is smaller for the largest training set than the smallest, by seed."""
+    found = over_axis(results, "cdnv_test", method=method, stop=stop)
+    rises = {seed: rise(by_size, results.values()) for seed, by_size in found.items()}
+    return {seed: None if value is None else value < 0 for seed, value in rises.items()}
 
 
 def stays_apart(results: Results, method: str, stop: str) -> list[bool | None]:
     """Whether CDNV on test exceeds that on train at every size, seed by seed."""
     train, test = (
-        by_size(results, name, method=method, stop=stop) for name in ("cdnv_train", "cdnv_test")
+        over_axis(results, name, method=method, stop=stop) for name in ("cdnv_train", "cdnv_test")
     )
     return [
         all(test[seed][n] > train[seed][n] for n in test[seed].keys() & train[seed].keys())
@@ -159,18 +155,13 @@ def stays_apart(results: Results, method: str, stop: str) -> list[bool | None]:
 
 def stop_decides(results: Results, method: str) -> list[bool | None]:
     """Whether CDNV on test falls with the size at one stop and not at the other, seed by seed."""
-    one, other = (by_size(results, "cdnv_test", method=method, stop=stop) for stop in STOPS)
-    found = []
-    for seed in one.keys() & other.keys():
-        both = [falls(each[seed], results.values()) for each in (one, other)]
-        found.append(None if None in both else both[0] != both[1])
-    return found
+    one, other = (falls(results, method, stop) for stop in STOPS)
+    pairs = [(one[seed], other[seed]) for seed in one.keys() & other.keys()]
+    return [None if None in pair else pair[0] != pair[1] for pair in pairs]
 
 
 def verdicts(results: Results, loss: float) -> list[str]:
     """Return a line for each claim."""
-    from experiments.report.statistics import in_every_seed, matching, verdict
-
     holds: dict[str, bool | None] = {}
     for method, name in results.names.items():
         rows = [row for row in matching(results.extra, method=method) if row["pairs"]]
@@ -185,25 +176,17 @@ def verdicts(results: Results, loss: float) -> list[str]:
         ),
         verdict(
             "Test samples collapse more with a larger training set",
-            {
-                f"{name} at {stop}": in_every_seed(
-                    [
-                        falls(each, results.values())
-                        for each in by_size(results, "cdnv_test", method=method, stop=stop).values()
-                    ]
-                )
-                for (method, name), stop in cases
-            },
+            {f"{n} at {s}": list(falls(results, m, s).values()) for (m, n), s in cases},
             f"in every seed CDNV on test falls {ends}; equal loss is {loss:g}",
         ),
         verdict(
             "Test samples collapse less than training samples",
-            {f"{n} at {s}": in_every_seed(stays_apart(results, m, s)) for (m, n), s in cases},
+            {f"{n} at {s}": stays_apart(results, m, s) for (m, n), s in cases},
             "in every seed and at every size CDNV on test exceeds that on train",
         ),
         verdict(
             "Where one stops decides whether a larger training set helps",
-            {n: in_every_seed(stop_decides(results, m)) for m, n in results.names.items()},
+            {n: stop_decides(results, m) for m, n in results.names.items()},
             f"in every seed CDNV on test falls {ends} at one stop and does not at the other",
         ),
     ]
@@ -214,27 +197,21 @@ def verdicts(results: Results, loss: float) -> list[str]:
 
 def size_table(results: Results) -> Table:
     """Return everything at both stops, by the size of the training set."""
-    from experiments.report.table import Table
-    from experiments.report.tables import shown
-
     names = {"epoch": "epoch", "loss": "loss"}
     names |= {name: called for name, (called, _) in MEASURES.items()}
     names |= {name: f"median {called}" for name, (called, _) in TERMS.items()}
-    rows = []
-    for (method, called), stop in product(results.names.items(), STOPS):
-        for name, title in names.items():
-            values = (
-                over_seeds(results, name, method=method, stop=stop, subset=size)
-                for size in results.values()
-            )
-            rows.append((called, stop, title, *(shown(value, results.seeds) for value in values)))
+    rows = tuple(
+        (called, stop, title, *entries(results, name, method=method, stop=stop))
+        for (method, called), stop in product(results.names.items(), STOPS)
+        for name, title in names.items()
+    )
     title = (
         "Collapse of training and test samples by the number of training images; CDNV is a mean "
         f"over pairs of classes where no median is named ({results.interval})"
     )
     note = "(n) behind a value: the loss was reached in n seeds only; - in none"
     header = ("method", "stopped at", "measure", *map(str, results.values()))
-    return Table(title, header, tuple(rows), left=3, notes=(note,))
+    return Table(title, header, rows, left=3, notes=(note,))
 
 
 def collapse_by_size(results: Results) -> Any:
@@ -247,10 +224,7 @@ def collapse_by_size(results: Results) -> Any:
     for row, drawn in zip(axes, (MEASURES, TERMS), strict=True):
         for panel, stop in zip(row, STOPS, strict=True):
             for method, (name, (_, style)) in product(results.names, drawn.items()):
-                where = {"method": method, "stop": stop}
-                each = [
-                    list(by_seed(results, name, **where, subset=size).values()) for size in sizes
-                ]
+                each = values_at(results, name, SIZE.name, sizes, method=method, stop=stop)
                 canvas.mean_and_range(panel, sizes, each, results.colours[method], style)
             panel.set_xscale("log")
             panel.set_xticks(sizes, list(map(str, sizes)), fontsize=8)
@@ -281,24 +255,17 @@ class CollapseOnTest(MeasuredStudy):
     """Mean loss of the training samples that counts as equal."""
     epochs: int | None = 100
     """Epochs of every training."""
-    ratios: tuple[float, ...] = (0.0,)
-    """Share of the training labels to redraw: one."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """One training of everything a seed."""
 
     name: ClassVar[str] = "test_collapse"
     measured_by = ("loss",)
     makes_runs = False
     tables = (size_table,)
     figures = (collapse_by_size,)
+    fixed = ("evaluate_every=1",)
 
     def study_axes(self) -> tuple[Axis, ...]:
         """Return the size of the training set."""
         return (SIZE,)
-
-    def settings(self) -> list[str]:
-        """Hold nothing out and look after every epoch, then the settings given."""
-        return [*measuring(self.methods, ()), "evaluate_every=1", *super().settings()]
 
     @cached_property
     def counts(self) -> list[int]:
@@ -319,7 +286,8 @@ class CollapseOnTest(MeasuredStudy):
         from mcr2 import checks
 
         checks.positive("loss", self.loss)
-        checks.integer("the number of ratios", len(self.ratios), 1, 1)
+        if self.sizes is not None and self.subset is not None:
+            raise ValueError("subset and sizes both say how many images; give one of them")
         for method in self.methods:
             if not find_method(method).additive:
                 raise ValueError(
@@ -331,31 +299,19 @@ class CollapseOnTest(MeasuredStudy):
 
     def measure(self, planned: PlannedRun) -> list[Row]:
         """Train, measuring at every evaluation; name those at which one stops."""
-        from experiments.runs.methods import find_method
-        from experiments.runs.prepare import load, prepare
-        from experiments.runs.trained import Trained, feed_for
-        from mcr2.training import Watch, train
+        from experiments.runs.methods import untrained
+        from experiments.runs.prepare import prepared
+        from experiments.runs.trained import feed_for
 
         machine, spec = self.machine(), planned.spec
-        device, data = machine.torch_device(), prepare(spec, load(spec, machine.data_root))
-        method = find_method(spec.method)
-        assert isinstance(method, Trained)
-        encoder = method.build(spec, data.sizes)
-        result = train(
-            encoder.backbone,
-            encoder.objective,
-            data.train.to(device),
-            spec.training,
-            feed_for(spec, data),
-            Watch(evaluate=observer(data, device), keep=lambda _: set()),
-            device=device,
-        )
-        if result.reason is not None:
-            raise ValueError(result.reason)
+        device, data = machine.torch_device(), prepared(spec, machine.data_root)
+        network, train = untrained(spec, data.sizes), data.train.to(device)
+        observe = observer(data, device)
+        result = train_watched(network, train, spec.training, feed_for(spec, data), observe)
         return stopped(result.history, self.loss)
 
     def notes(self, outcomes: Sequence[Outcome], results: Results) -> list[str]:
-        """Return failures, then what became of the claims."""
+        """Return failures."""
         return failures(outcomes, self.describe)
 
     def conclusion(self, results: Results) -> list[str]:

@@ -141,7 +141,7 @@ class Construction(DataOptions, Study):
         """Load and prepare the data, check the spec and take the folder."""
         from experiments.runs.machine import Machine
         from experiments.runs.methods import METHODS
-        from experiments.runs.prepare import load, load_other, prepare
+        from experiments.runs.prepare import prepared
         from experiments.runs.redunet import make_encoder
         from experiments.runs.specs import as_dict
         from mcr2.records import content_key
@@ -149,7 +149,7 @@ class Construction(DataOptions, Study):
         machine = Machine(self.device, self.threads, self.data_root)
         spec = one_spec(self, "redunet", self.ratio, self.seed)
         out = self.out or Path("results") / f"redunet-{dataset_name(spec.dataset)}"
-        data = prepare(spec, load(spec, machine.data_root), load_other(spec, machine.data_root))
+        data = prepared(spec, machine.data_root)
         METHODS["redunet"].check(spec, data.sizes)
         encoder = make_encoder(spec, data.sizes.in_channels, self.patience)
         settings = content_key(as_dict(spec), self.patience, data.dataset.content_hash())

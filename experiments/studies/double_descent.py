@@ -15,20 +15,19 @@ epochs run along the curves.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from experiments.report.axis import RATIO, Axis
-from experiments.studies.engine import (
-    GridStudy,
-    failures,
-    measuring,
-    one_spec,
-    terminal_runs,
-)
+from experiments.report.statistics import matching, shown, value_of, verdict
+from experiments.report.table import Table
+from experiments.studies.claims import ClaimStudy
+from experiments.studies.engine import one_spec
+from experiments.studies.measured import over_seeds, values_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from experiments.report.results import Results
-    from experiments.report.table import Table
     from experiments.runs.executors import Executor, Outcome
     from experiments.runs.runner import PlannedRun
     from experiments.runs.specs import RunSpec
@@ -50,6 +48,9 @@ MEDIAN_OF = 3
 
 #: A peak of random features stands at the number of samples if it is off by no more than a factor.
 NEAR = 1.5
+
+#: Errors of random features, by what tables and figures call them.
+ERRORS = {"train error": "train_error", "test error": "test_error"}
 
 WIDTH = Axis("width", "channels of the first stage")
 
@@ -144,8 +145,6 @@ def smooth(errors: Sequence[float]) -> list[float]:
 
 def curves(results: Results, name: str, **where: Any) -> list[list[float]]:
     """Return errors over the first axis, a curve a seed: 1 − a scalar of rows at the last epoch."""
-    from experiments.report.statistics import matching, value_of
-
     found: dict[int, dict[Any, float]] = {}
     for row in matching(results.rows, selection="last", **where):
         right = value_of(row, name)
@@ -168,22 +167,20 @@ def along(results: Results, **where: Any) -> list[tuple[list[int], list[float]]]
 
 def verdicts(results: Results, samples: int) -> list[str]:
     """Return a line for each claim."""
-    from experiments.report.statistics import in_every_seed, verdict
-
-    widths, features, by_width, by_epoch = results.values(), {}, {}, {}
+    widths, numbers = results.values(), numbers_of(results)
+    features, by_width, by_epoch = {}, {}, {}
     for ratio in results.values(RATIO):
-        curves_of = by_seed(results.extra, ratio)
-        found = [peaks_near(at, test, samples) for at, _, test in curves_of]
-        features[f"ratio {ratio:g}"] = in_every_seed(found)
+        found = values_at(results, "test_error", "features", numbers, ratio=ratio)
+        each = zip(*found, strict=True)  # seed by seed
+        features[f"ratio {ratio:g}"] = [peaks_near(numbers, test, samples) for test in each]
     for case in results.cases:
         name, ratio = results.named(case)
-        each = curves(results, "test_accuracy", **case)
-        by_width[f"{name} at ratio {ratio}"] = in_every_seed(
-            [rises_and_falls(widths, errors) for errors in each]
-        )
+        called = f"{name} at ratio {ratio}"
+        tests = curves(results, "test_accuracy", **case)
+        by_width[called] = [rises_and_falls(widths, errors) for errors in tests]
         for width in widths:
-            found = [rises_and_falls(*run) for run in along(results, **case, width=width)]
-            by_epoch[f"{name} at ratio {ratio}, width {width}"] = in_every_seed(found)
+            each_run = along(results, **case, width=width)
+            by_epoch[f"{called}, width {width}"] = [rises_and_falls(*run) for run in each_run]
     least = f"in every seed an inner point is at least {LEAST_RISE:g} above the lowest test error"
     return [
         verdict(
@@ -207,52 +204,32 @@ def verdicts(results: Results, samples: int) -> list[str]:
 # --- table and figures
 
 
-def by_seed(
-    rows: Sequence[Mapping[str, Any]], ratio: float
-) -> list[tuple[list[int], list[float], list[float]]]:
-    """Return widths, train and test errors of random features at a ratio, a curve a seed."""
-    found: dict[int, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        if row["ratio"] == ratio:
-            found.setdefault(row["seed"], []).append(row)
-    return [
-        (
-            [row["features"] for row in each],
-            [row["train_error"] for row in each],
-            [row["test_error"] for row in each],
-        )
-        for each in found.values()
-    ]
+def numbers_of(results: Results) -> list[int]:
+    """Return the numbers of random features."""
+    return list(dict.fromkeys(row["features"] for row in results.extra))
 
 
 def feature_table(results: Results) -> Table | None:
     """Return errors of random features by their number."""
-    from experiments.report.statistics import estimate
-    from experiments.report.table import Table
-    from experiments.report.tables import shown
-
+    numbers = numbers_of(results)
     rows = []
-    for ratio in results.values(RATIO):
-        each = by_seed(results.extra, ratio)
-        for name, place in (("train error", 1), ("test error", 2)):
-            columns = zip(*(curve[place] for curve in each), strict=True)
-            entries = (shown(estimate(column), results.seeds, 3) for column in columns)
-            rows.append((f"{ratio:g}", name, *entries))
-    widths = list(dict.fromkeys(str(row["features"]) for row in results.extra))
+    for ratio, (name, key) in product(results.values(RATIO), ERRORS.items()):
+        found = (over_seeds(results, key, ratio=ratio, features=number) for number in numbers)
+        rows.append((f"{ratio:g}", name, *(shown(each, results.seeds, 3) for each in found)))
     title = f"Least squares on random ReLU features, by their number ({results.interval})"
-    return Table(title, ("ratio", "", *widths), tuple(rows), left=2)
+    return Table(title, ("ratio", "", *map(str, numbers)), tuple(rows), left=2)
 
 
 def random_features(results: Results) -> Any:
-    """Draw train and test error of random features against their number, a shade a ratio."""
+    """Draw test and train error of random features against their number, a shade a ratio."""
     from experiments.report import canvas
 
-    ratios = results.values(RATIO)
+    ratios, numbers = results.values(RATIO), numbers_of(results)
     figure, axes = canvas.panels(1, 2, 4.2, 3.2, sharey=True)
-    for panel, name, place in zip(axes[0], ("test error", "train error"), (2, 1), strict=True):
+    for panel, (name, key) in zip(axes[0, ::-1], ERRORS.items(), strict=True):
         for ratio, shade in zip(ratios, canvas.shades(len(ratios)), strict=True):
-            each = by_seed(results.extra, ratio)
-            draw_curves(panel, each[0][0], [c[place] for c in each], shade, f"ratio {ratio:g}")
+            each = values_at(results, key, "features", numbers, ratio=ratio)
+            canvas.mean_and_range(panel, numbers, each, shade, label=f"ratio {ratio:g}")
         panel.set_xscale("log")
         panel.set(title=f"{name}, random features", xlabel="number of features")
     axes[0, 0].set_ylabel("error")
@@ -271,26 +248,16 @@ def error_by_width(results: Results) -> Any:
         for panel, (method, name) in zip(row, results.names.items(), strict=True):
             for ratio, shade in zip(ratios, canvas.shades(len(ratios)), strict=True):
                 each = curves(results, scalar, method=method, ratio=ratio)
-                draw_curves(panel, widths, each, shade, f"ratio {ratio:g}")
+                columns = list(zip(*each, strict=True)) or [()] * len(widths)
+                canvas.mean_and_range(panel, widths, columns, shade, label=f"ratio {ratio:g}")
             panel.set_xscale("log", base=2)
             panel.set_xticks(widths, list(map(str, widths)))
+            panel.minorticks_off()  # which cannot be where nothing is drawn
             panel.set_title(canvas.label(f"{name}: {called}"), fontsize=11)
         row[0].set(ylabel="error, by own readout", ylim=(0, None))
     canvas.name_lines(axes[0, 0])
     figure.supxlabel(results.axes[0].title, fontsize=10)
     return figure
-
-
-def draw_curves(
-    panel: Any, at: Sequence[float], each: Sequence[Sequence[float]], colour: Any, name: str
-) -> None:
-    """Draw the mean of curves, one a seed, and their range."""
-    columns = list(zip(*each, strict=True))
-    if columns:
-        means = [sum(column) / len(column) for column in columns]
-        panel.plot(at, means, ".-", color=colour, label=name)
-        low, high = zip(*((min(column), max(column)) for column in columns), strict=True)
-        panel.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
 def error_by_epoch(results: Results) -> Any:
@@ -316,11 +283,9 @@ def error_by_epoch(results: Results) -> Any:
 
 
 @dataclass(frozen=True)
-class DoubleDescent(GridStudy):
+class DoubleDescent(ClaimStudy):
     """Look for peaks of test error over width and over epochs, at several noise ratios."""
 
-    methods: tuple[str, ...] = ("ce", "mcr2")
-    """Names of methods, or path/to/file.py:Class of an Objective."""
     widths: tuple[int, ...] = (1, 2, 3, 4, 8)
     """Channels of the ResNet's first stage."""
     features: tuple[int, ...] = (
@@ -332,25 +297,27 @@ class DoubleDescent(GridStudy):
     """Training images of the least squares on random features."""
     ratios: tuple[float, ...] = (0.0, 0.1, 0.2)
     """Shares of the training labels to redraw."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """One run of everything a seed."""
     epochs: int | None = 100
     """Epochs of every method; None takes the recipe's."""
 
     name: ClassVar[str] = "double_descent"
     tables = (feature_table, "settings")
     figures = (random_features, error_by_width, error_by_epoch)
+    fixed = ("evaluate_every=5",)
+    large = True
+    not_estimated = "least squares on random features"
 
     def study_axes(self) -> tuple[Axis, ...]:
         """Return the width of the network, and the ratio."""
         return (WIDTH, RATIO)
 
-    def settings(self) -> list[str]:
-        """Hold nothing out, read the last epoch, look often; then the settings given."""
-        return [*measuring(self.methods, ()), "evaluate_every=5", *super().settings()]
-
     def specs(self) -> list[RunSpec]:
         """Return the specs, narrow networks first."""
+        from experiments.runs.methods import find_method
+
+        for method in self.methods:
+            if not find_method(method).trained:
+                raise ValueError(f"{method} is constructed: it has neither a width nor epochs")
         runs = self.grid(self.methods)
         return [replace(spec, width=width) for width in sorted(self.widths) for spec in runs]
 
@@ -366,8 +333,6 @@ class DoubleDescent(GridStudy):
                 checks.integer(name, value, 1)
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} has repetitions: {' '.join(map(str, values))}")
-        if "width" in {text.partition("=")[0].rpartition(".")[2] for text in self.set}:
-            raise ValueError("width is set and varied; do one of them")
         load(self._sampled(0.0, 0), self.data_root)
         return super().prepare()
 
@@ -380,14 +345,14 @@ class DoubleDescent(GridStudy):
         """Errors of random features, a row for each seed, ratio and number of them."""
         import torch
 
-        from experiments.runs.prepare import load, prepare
+        from experiments.runs.prepare import prepared
 
         torch.set_num_threads(self.threads)
         rows, numbers = [], sorted(self.features)
         for seed in sorted(self.seeds):
             for ratio in sorted(self.ratios):
                 spec = self._sampled(ratio, seed)
-                data = prepare(spec, load(spec, self.data_root))
+                data = prepared(spec, self.data_root)
                 sizes, stream = data.sizes, spec.streams.seeds(seed)["backbone"]
                 found = min_norm_errors(
                     data.train, data.test, sizes.num_classes, numbers, seed=stream
@@ -405,10 +370,6 @@ class DoubleDescent(GridStudy):
     def results(self, outcomes: Sequence[Outcome]) -> Results:
         """Return what tables and figures are made of, with the random features beside."""
         return replace(super().results(outcomes), extra=self.feature_errors)
-
-    def notes(self, outcomes: Sequence[Outcome], results: Results) -> list[str]:
-        """Return failures, how many runs were terminal."""
-        return [*failures(outcomes, self.describe), terminal_runs(outcomes)]
 
     def conclusion(self, results: Results) -> list[str]:
         """Return what became of the claims."""

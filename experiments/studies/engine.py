@@ -42,10 +42,6 @@ CELLS = "cells.json"
 #: Options of data that are fields of a spec.
 SHARED = ("subset", "image_size", "axes", "labels_are", "noise")
 
-#: The stages of a named backbone before its features. Left out are ``pool``, the last of them
-#: averaged as each is when measured, and ``projection``, the features before they are scaled.
-STAGES = ("stem", "stage1", "stage2", "stage3")
-
 #: A method more than this under cross-entropy on clean labels fails the clean-label check.
 COMPETENCE = 0.02
 
@@ -77,6 +73,10 @@ class GridStudy(GridOptions, Study):
     #: The first table is shown while runs go on.
     tables: ClassVar[tuple[Any, ...]] = ("accuracy",)
     figures: ClassVar[tuple[Any, ...]] = ("accuracy",)
+    #: Whether runs are too many for a note on each that did not reach the terminal phase.
+    large: ClassVar[bool] = False
+    #: What an estimate does not count, for runs are all that it measures.
+    not_estimated: ClassVar[str] = ""
 
     def study_axes(self) -> tuple[Axis, ...]:
         """Return what the study varies beside methods and seeds; the first makes columns.
@@ -98,7 +98,10 @@ class GridStudy(GridOptions, Study):
 
     def notes(self, outcomes: Sequence[Outcome], results: Results) -> list[str]:
         """Return lines beneath the tables."""
-        told = failures(outcomes, self.describe) + not_terminal(outcomes)
+        told = failures(outcomes, self.describe)
+        if self.large:
+            return [*told, terminal_runs(outcomes)]
+        told += not_terminal(outcomes)
         return told + evaluation_notes(outcomes)
 
     def conclusion(self, results: Results) -> list[str]:
@@ -173,6 +176,7 @@ class GridStudy(GridOptions, Study):
         out = self.out or self.default_out()
         if out.exists() and not out.is_dir():
             raise ValueError(f"--out {out} is a file; give a new or an empty folder")
+        self._check_axes()
         specs = self.specs()
         if not specs:
             raise ValueError(f"the study {self.name} plans no run")
@@ -183,6 +187,18 @@ class GridStudy(GridOptions, Study):
         for one in planned if not self.estimate else ():
             complete(one)  # sets damaged files aside before anything is run
         return planned, out
+
+    def _check_axes(self) -> None:
+        """Refuse fields that are both set and varied, and ratios that no axis would tell apart."""
+        from mcr2 import checks
+
+        axes = self.study_axes()
+        taken = {text.partition("=")[0].rpartition(".")[2] for text in self.set}
+        for axis in axes:
+            if axis != RATIO and axis.name in taken:
+                raise ValueError(f"{axis.name} is set and varied; do one of them")
+        if RATIO not in axes:
+            checks.integer("the number of ratios", len(self.ratios), 1, 1)
 
     def prepare(self) -> Callable[[], int]:
         """Plan the study and claim its folder; return what runs it."""
@@ -196,7 +212,7 @@ class GridStudy(GridOptions, Study):
             if not isinstance(executor, Local):
                 raise ValueError("--estimate measures this machine: give it without --executor")
             slots = executor.slots
-            return lambda: _print_estimate(planned, slots)
+            return lambda: _print_estimate(planned, slots, self.not_estimated)
         identity = {
             "study": self.name,
             "dataset": self.dataset_name(),
@@ -338,30 +354,6 @@ def specs_of(
     settings = options.settings() if isinstance(options, TrainingOptions) else options.set
     recipe, given = find_recipe(options.recipe), spec_fields(options)
     return grid(recipe, methods, ratios, seeds, fields=given, settings=settings)
-
-
-def measuring(methods: Sequence[str], layers: Sequence[str]) -> list[str]:
-    """Return settings by which runs are read at their last epoch, and trained ones at layers too.
-
-    Nothing is held out: no epoch is selected.
-    """
-    from experiments.runs.methods import find_method
-
-    trained = [method for method in methods if find_method(method).trained]
-    at_layers = [f"{method}.measured_layers={'+'.join(layers)}" for method in trained]
-    return ["validation=0", "selections=last", *(at_layers if layers else ())]
-
-
-def check_varied(study: GridStudy, *names: str) -> None:
-    """Refuse ``--set`` of fields that a study varies itself.
-
-    Raises:
-        ValueError: one is set.
-    """
-    taken = {text.partition("=")[0].rpartition(".")[2] for text in study.set}
-    for name in names:
-        if name in taken:
-            raise ValueError(f"{name} is set and varied; do one of them")
 
 
 def one_spec(options: DataOptions, method: str, ratio: float, seed: int) -> RunSpec:
@@ -570,11 +562,12 @@ def run_cells(
     return outcomes
 
 
-def _print_estimate(planned: Sequence[PlannedRun], slots: Sequence[Machine]) -> int:
+def _print_estimate(planned: Sequence[PlannedRun], slots: Sequence[Machine], beside: str) -> int:
     from experiments.report.estimate import report_estimate
 
     try:
         print(report_estimate(planned, slots))
+        print(f"not counted: {beside}\n" * bool(beside), end="")
     except ValueError as error:
         warn(error)
         return 1

@@ -17,20 +17,27 @@ overlap of their leading directions, |cosine|, which needs neither a classifier 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from experiments.report.axis import Axis
-from experiments.studies.engine import check_varied, failures, measuring, terminal_runs
-from experiments.studies.measured import MeasuredStudy, Row, by_seed, over_seeds
+from experiments.report.statistics import verdict
+from experiments.report.table import Table, entry
+from experiments.studies.measured import (
+    MeasuredStudy,
+    Row,
+    by_seed,
+    entries,
+    over_axis,
+    rise,
+    values_at,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from experiments.report.results import Results
-    from experiments.report.table import Table
-    from experiments.runs.executors import Outcome
     from experiments.runs.runner import PlannedRun
     from experiments.runs.specs import RunSpec
 
@@ -104,91 +111,64 @@ def optimum(counts: Sequence[int]) -> Row:
 # --- claims
 
 
-def by_ratio(results: Results, name: str, method: str) -> dict[int, dict[float, float]]:
-    """Return a measure by seed and R."""
-    found: dict[int, dict[float, float]] = {}
-    for ratio in results.values():
-        for seed, value in by_seed(results, name, method=method, imbalance=ratio).items():
-            found.setdefault(seed, {})[ratio] = value
-    return found
+def changes(results: Results, name: str, sign: int) -> dict[str, list[bool | None]]:
+    """Whether a measure rises (sign 1) or falls (−1) with R, by method and seed."""
+    rises = {
+        called: [
+            rise(each, results.values()) for each in over_axis(results, name, method=m).values()
+        ]
+        for m, called in results.names.items()
+    }
+    return {
+        called: [None if found is None else sign * found >= LEAST_CHANGE for found in each]
+        for called, each in rises.items()
+    }
 
 
-def change(by_ratio: Mapping[float, float]) -> float | None:
-    """Return by how much a measure rises from the least to the largest R.
-
-    Example:
-        >>> change({1.0: -0.1, 10.0: 0.4})
-        0.5
-    """
-    if len(by_ratio) < 2:
-        return None
-    return by_ratio[max(by_ratio)] - by_ratio[min(by_ratio)]
-
-
-def rises(by_ratio: Mapping[float, float]) -> bool | None:
-    """Whether a measure rises."""
-    found = change(by_ratio)
-    return None if found is None else found >= LEAST_CHANGE
-
-
-def falls(by_ratio: Mapping[float, float]) -> bool | None:
-    """Whether a measure falls."""
-    found = change(by_ratio)
-    return None if found is None else -found >= LEAST_CHANGE
+def best_of(results: Results, name: str) -> dict[float, float]:
+    """Return a measure of the layer-peeled optimum by R."""
+    return {row["imbalance"]: row[f"optimum_{name}"] for row in results.extra}
 
 
 def near(results: Results, method: str) -> list[bool | None]:
     """Whether classifiers are as far together as at the optimum, at every R, seed by seed."""
-    best = {row["imbalance"]: row["optimum_classifiers"] for row in results.extra}
+    best = best_of(results, "classifiers")
     return [
         all(abs(value - best[ratio]) <= NEAR for ratio, value in each.items())
-        for each in by_ratio(results, "classifiers", method).values()
+        for each in over_axis(results, "classifiers", method=method).values()
     ]
 
 
-def less(results: Results, name: str, sign: int) -> bool | None:
+def less(results: Results, name: str, sign: int) -> list[bool | None]:
     """Whether mcr2 has less of a measure than ce (sign 1), or more (−1), at the largest R."""
-    from experiments.report.statistics import in_every_seed
-
     most = max(results.values())
     ours, theirs = (by_seed(results, name, method=m, imbalance=most) for m in ("mcr2", "ce"))
-    pairs = [(ours[seed], theirs[seed]) for seed in ours.keys() & theirs.keys()]
-    return in_every_seed([sign * (other - own) > 0 for own, other in pairs])
+    return [sign * (theirs[seed] - ours[seed]) > 0 for seed in ours.keys() & theirs.keys()]
 
 
 def verdicts(results: Results) -> list[str]:
     """Return a line for each claim."""
-    from experiments.report.statistics import in_every_seed, verdict
-
-    def in_methods(
-        name: str, judge: Callable[[Mapping[float, float]], bool | None]
-    ) -> dict[str, bool | None]:
-        return {
-            called: in_every_seed(list(map(judge, by_ratio(results, name, method).values())))
-            for method, called in results.names.items()
-        }
-
     ratios = results.values()
     ends = f"from R = {min(ratios):g} to {max(ratios):g}"
     lines = [
         verdict(
             "Classifiers of small classes draw together as classes grow unequal",
-            in_methods("classifiers", rises),
+            changes(results, "classifiers", 1),
             f"in every seed their mean cosine rises by at least {LEAST_CHANGE:g} {ends}",
         ),
         verdict(
             "They do so as the layer-peeled model's optimum does",
-            {name: in_every_seed(near(results, m)) for m, name in results.names.items()},
+            {name: near(results, m) for m, name in results.names.items()},
             f"in every seed, at every R, the mean cosine is off by at most {NEAR:g}",
         ),
         verdict(
             "Class means of small classes draw together as classes grow unequal",
-            in_methods("means", rises),
+            changes(results, "means", 1),
             f"in every seed their mean cosine rises by at least {LEAST_CHANGE:g} {ends}",
         ),
         verdict(
             "Small classes are classified worse as classes grow unequal",
-            in_methods("small", falls),
+            changes(results, "small", -1),
             f"in every seed test accuracy on them falls by at least {LEAST_CHANGE:g} {ends}",
         ),
     ]
@@ -214,17 +194,14 @@ def verdicts(results: Results) -> list[str]:
 
 def imbalance_table(results: Results) -> Table:
     """Return all measures by R, and the optimum's."""
-    from experiments.report.table import Table, entry
-    from experiments.report.tables import shown
-
     ratios, rows = results.values(), []
     for name, called in MEASURES.items():
         for method, short in results.names.items():
-            values = [over_seeds(results, name, method=method, imbalance=r) for r in ratios]
-            if any(values):
-                rows.append((called, short, *(shown(v, results.seeds, 3) for v in values)))
+            found = entries(results, name, 3, method=method)
+            if set(found) != {"-"}:
+                rows.append((called, short, *found))
         if name in OPTIMUM:
-            best = {row["imbalance"]: row[f"optimum_{name}"] for row in results.extra}
+            best = best_of(results, name)
             rows.append((called, "layer-peeled optimum", *(entry(best.get(r)) for r in ratios)))
     sizes = {row["imbalance"]: (row["n_large"], row["n_small"]) for row in results.extra}
     for called, place in (("images of a large class", 0), ("images of a small class", 1)):
@@ -246,13 +223,10 @@ def imbalance(results: Results) -> Any:
             colour = results.colours[method]
             styles = {name: ".-"} | ({"large": ".--"} if name == "small" else {})
             for measure, style in styles.items():
-                each = [
-                    list(by_seed(results, measure, method=method, imbalance=r).values())
-                    for r in ratios
-                ]
+                each = values_at(results, measure, IMBALANCE.name, ratios, method=method)
                 canvas.mean_and_range(panel, ratios, each, colour, style)
         if name in OPTIMUM:
-            best = {row["imbalance"]: row[f"optimum_{name}"] for row in results.extra}
+            best = best_of(results, name)
             x = [r for r in ratios if r in best]
             panel.plot(x, [best[r] for r in x], ":", color="0.35", label="layer-peeled optimum")
             canvas.name_lines(panel, 8, handlelength=3)
@@ -279,29 +253,21 @@ class Imbalance(MeasuredStudy):
     """R, by which the later half of the classes is smaller."""
     epochs: int | None = 100
     """Epochs of every run."""
-    ratios: tuple[float, ...] = (0.0,)
-    """Share of the training labels to redraw: one."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """One run of everything a seed."""
 
     name: ClassVar[str] = "imbalance"
     tables = (imbalance_table,)
     figures = (imbalance,)
+    claims = (verdicts,)
+    large = True
 
     def study_axes(self) -> tuple[Axis, ...]:
         """Return R."""
         return (IMBALANCE,)
 
-    def settings(self) -> list[str]:
-        """Hold nothing out and read the last epoch, then the settings given."""
-        return [*measuring(self.methods, ()), *super().settings()]
-
     def specs(self) -> list[RunSpec]:
         """Return the specs, equal classes first."""
         from mcr2 import checks
 
-        check_varied(self, IMBALANCE.name)
-        checks.integer("the number of ratios", len(self.ratios), 1, 1)
         checks.integer("the number of imbalances", len(self.imbalances), 1)
         runs = self.grid(self.methods)
         return [replace(spec, imbalance=r) for r in sorted(set(self.imbalances)) for spec in runs]
@@ -339,11 +305,3 @@ class Imbalance(MeasuredStudy):
                 **best,
             }
         ]
-
-    def notes(self, outcomes: Sequence[Outcome], results: Results) -> list[str]:
-        """Return failures, how many runs were terminal."""
-        return [*failures(outcomes, self.describe), terminal_runs(outcomes)]
-
-    def conclusion(self, results: Results) -> list[str]:
-        """Return what became of the claims."""
-        return verdicts(results)

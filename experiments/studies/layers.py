@@ -19,12 +19,12 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from experiments.report.axis import LAYER, RATIO, Axis
-from experiments.studies.engine import STAGES, GridStudy, measuring
+from experiments.report.statistics import estimate, matching, shown, value_of, verdict
+from experiments.report.table import Table
+from experiments.studies.claims import LayerStudy
 
 if TYPE_CHECKING:
     from experiments.report.results import Results
-    from experiments.report.table import Table
-    from experiments.runs.specs import RunSpec
     from mcr2.metrics.equiseparation import Equiseparation
 
 #: The law of separation holds where depth explains at least this share of the variance of log D.
@@ -60,8 +60,6 @@ Profile: TypeAlias = Sequence[float | None]
 
 def profiles(results: Results, measure: str, split: str, **where: Any) -> dict[int, Profile]:
     """Return a measure by layer, a profile a seed."""
-    from experiments.report.statistics import matching
-
     found: dict[int, list[float | None]] = {}
     for row in matching(results.rows, status="finished", **where):
         found.setdefault(row["seed"], []).append(of_row(row, measure, split))
@@ -73,7 +71,6 @@ def of_row(row: Mapping[str, Any], measure: str, split: str) -> float | None:
 
     None are also measures about class means that hold too little of the features.
     """
-    from experiments.report.statistics import value_of
     from experiments.report.tables import RELIABLE, standing_key
 
     if measure == ERROR:
@@ -139,15 +136,16 @@ def begins_later(clean: Profile, noisy: Profile) -> bool | None:
 
 def verdicts(results: Results) -> list[str]:
     """Return a line for each claim."""
-    from experiments.report.statistics import in_every_seed, verdict
 
-    def by_case(measure: str, judge: Callable[[Profile], bool | None]) -> dict[str, bool | None]:
-        found = {}
-        for case in results.cases:
-            name, ratio = results.named(case)
-            each = profiles(results, measure, "train", **case).values()
-            found[f"{name} at ratio {ratio}"] = in_every_seed(list(map(judge, each)))
-        return found
+    def by_case(
+        measure: str, judge: Callable[[Profile], bool | None]
+    ) -> dict[str, list[bool | None]]:
+        return {
+            " at ratio ".join(results.named(case)): [
+                judge(each) for each in profiles(results, measure, "train", **case).values()
+            ]
+            for case in results.cases
+        }
 
     lines = [
         verdict(
@@ -169,7 +167,7 @@ def verdicts(results: Results) -> list[str]:
             profiles(results, ERROR, "train", method=method, ratio=r) for r in (low, high)
         )
         seeds = sorted(clean.keys() & noisy.keys())
-        moved[name] = in_every_seed([begins_later(clean[s], noisy[s]) for s in seeds])
+        moved[name] = [begins_later(clean[s], noisy[s]) for s in seeds]
     if low < high:
         lines.append(
             verdict(
@@ -202,9 +200,6 @@ def layer_tables(results: Results) -> list[Table]:
 
 def layer_table(results: Results) -> Table:
     """Return all measures by layer, methods and ratios beneath each other."""
-    from experiments.report.statistics import estimate, matching
-    from experiments.report.table import Table
-    from experiments.report.tables import shown
 
     def entry(measure: str, split: str, **where: Any) -> str:
         values = [of_row(row, measure, split) for row in matching(results.rows, **where)]
@@ -234,18 +229,13 @@ def layer_table(results: Results) -> Table:
 
 def law_table(results: Results) -> Table:
     """Return ρ and R² of the law of separation, and the layer where collapse begins."""
-    from experiments.report.statistics import estimate
-    from experiments.report.table import Table
-    from experiments.report.tables import shown
-
     rows = []
     for part in kinds(results):
         names = (*part.values(), "none")
         for case in part.cases:
             for split in ("train", "test"):
-                laws = list(
-                    filter(None, map(law_of, profiles(part, "nc1", split, **case).values()))
-                )
+                nc1 = profiles(part, "nc1", split, **case).values()
+                laws = [law for law in map(law_of, nc1) if law is not None]
                 rho = estimate([law.rho for law in laws])
                 fit = estimate([law.r_squared for law in laws if law.r_squared is not None])
                 errors = profiles(part, ERROR, split, **case).values()
@@ -282,7 +272,10 @@ def draw_by_layer(results: Results, measures: Mapping[str, str]) -> Any:
             for method in results.names:
                 for split, style in SPLITS.items():
                     found = profiles(results, measure, split, method=method, ratio=ratio)
-                    draw_profiles(panel, list(found.values()), results.colours[method], style)
+                    each = list(zip(*found.values(), strict=True))  # layer by layer
+                    depth = [i / max(len(each) - 1, 1) for i in range(len(each))]
+                    marked, colour = f".{style}", results.colours[method]
+                    canvas.mean_and_range(panel, depth, each, colour, marked)
             if measure in ("nc1", "cdnv"):
                 canvas.log_y(panel)
             else:
@@ -293,18 +286,6 @@ def draw_by_layer(results: Results, measures: Mapping[str, str]) -> Any:
     figure.supxlabel("depth, from the first layer (0) to the features (1)", fontsize=10)
     legend(figure, {n: results.colours[m] for m, n in results.names.items()}, TRAIN_TEST)
     return figure
-
-
-def draw_profiles(panel: Any, found: Sequence[Profile], colour: str, style: str) -> None:
-    """Draw the mean over seeds against relative depth, and the range around it."""
-    import numpy as np
-
-    values = np.array(found, dtype=float)  # None is not a number
-    if values.size == 0 or np.isnan(values).all():
-        return
-    depth = np.linspace(0, 1, values.shape[1])
-    panel.plot(depth, values.mean(0), style, marker=".", color=colour)
-    panel.fill_between(depth, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
 
 
 def layers_along(results: Results) -> Any:
@@ -332,34 +313,14 @@ def layers_along(results: Results) -> Any:
 
 
 @dataclass(frozen=True)
-class Layers(GridStudy):
+class Layers(LayerStudy):
     """Measure collapse and coding rates at every layer, with and without wrong labels."""
-
-    methods: tuple[str, ...] = ("ce", "mcr2", "redunet")
-    """Names of methods, or path/to/file.py:Class of an Objective."""
-    layers: tuple[str, ...] = STAGES
-    """Stages of trained networks to measure before their features."""
-    ratios: tuple[float, ...] = (0.0, 0.5)
-    """Shares of the training labels to redraw."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """One run of everything a seed."""
 
     name: ClassVar[str] = "layers"
     tables = (law_table, layer_tables)
     figures = (by_layer, layers_along)
+    claims = (verdicts,)
 
     def study_axes(self) -> tuple[Axis, ...]:
         """Return the layer, and the ratio."""
         return (LAYER, RATIO)
-
-    def settings(self) -> list[str]:
-        """Return which layers are measured, then the settings given."""
-        return [*measuring(self.methods, self.layers), *super().settings()]
-
-    def specs(self) -> list[RunSpec]:
-        """Return the specs, seed by seed, ratio by ratio."""
-        return self.grid(self.methods)
-
-    def conclusion(self, results: Results) -> list[str]:
-        """Return what became of the claims."""
-        return verdicts(results)

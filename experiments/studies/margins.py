@@ -19,20 +19,21 @@ largest or of random margins at separation; batches are smaller where there are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from experiments.report.axis import RATIO, Axis
-from experiments.studies.engine import failures, measuring
-from experiments.studies.measured import MeasuredStudy, Row, by_seed, over_seeds
+from experiments.report.statistics import estimate, shown, verdict
+from experiments.report.table import Table
+from experiments.studies.claims import check_heads
+from experiments.studies.engine import failures
+from experiments.studies.measured import MeasuredStudy, Row, by_seed, over_seeds, train_watched
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from experiments.report.results import Results
-    from experiments.report.table import Table
     from experiments.runs.executors import Outcome
     from experiments.runs.runner import PlannedRun
     from experiments.runs.specs import RunSpec
@@ -214,39 +215,37 @@ def suffices(results: Results, method: str, share: float, which: str) -> list[bo
 
 def verdicts(results: Results) -> list[str]:
     """Return a line for each claim."""
-    from experiments.report.statistics import in_every_seed, verdict
-
-    def in_methods(name: str, judge: Callable[[float, float], bool]) -> dict[str, bool | None]:
-        return {
-            called: in_every_seed([judge(*pair) for pair in past_separation(results, name, method)])
-            for method, called in results.names.items()
-        }
-
     during = "from separation to the end"
-    claims: Mapping[str, tuple[str, Callable[[float, float], bool], str]] = {
+    grows: Mapping[str, tuple[str, bool, str]] = {
         "Past separation the smallest margin goes on growing": (
             "min_normalised",
-            lambda begin, end: end > begin,
+            True,
             "in every seed the smallest normalised margin is larger at the end than at separation",
         ),
         "Past separation W turns towards the hard-margin SVM": (
             "angle",
-            lambda begin, end: end < begin,
+            False,
             f"in every seed the angle to the SVM of the same features falls {during}",
         ),
         "Past separation margins draw together": (
             "spread",
-            lambda begin, end: end < begin,
+            False,
             f"in every seed (q95 − q05)/q50 of the margins falls {during}",
         ),
     }
-    lines = [
-        verdict(claim, in_methods(name, judge), criterion)
-        for claim, (name, judge, criterion) in claims.items()
-    ]
+    lines = []
+    for claim, (name, upwards, criterion) in grows.items():
+        moved = {
+            called: [
+                end > begin if upwards else end < begin
+                for begin, end in past_separation(results, name, method)
+            ]
+            for method, called in results.names.items()
+        }
+        lines.append(verdict(claim, moved, criterion))
     for share in SHARES[1:]:
         cases = {
-            f"{name} by {which} margins": in_every_seed(suffices(results, method, share, which))
+            f"{name} by {which} margins": suffices(results, method, share, which)
             for method, name in results.names.items()
             for which in WHICH
         }
@@ -265,9 +264,6 @@ def verdicts(results: Results) -> list[str]:
 
 def course_table(results: Results) -> Table:
     """Return what is measured at separation and at the end."""
-    from experiments.report.table import Table
-    from experiments.report.tables import shown
-
     course = part(results, COURSE)
     rows = [
         (
@@ -287,10 +283,6 @@ def course_table(results: Results) -> Table:
 
 def continued_table(results: Results) -> Table | None:
     """Return what became of the network by the samples it went on with."""
-    from experiments.report.statistics import estimate
-    from experiments.report.table import Table
-    from experiments.report.tables import shown
-
     continued, rows = part(results, CONTINUED), []
     for method, name in results.names.items():
         whole = by_seed(continued, "test_accuracy", method=method, share=1.0)
@@ -316,18 +308,8 @@ def continued_table(results: Results) -> Table | None:
         "samples, their smallest normalised margin, and test accuracy less that with all "
         f"({results.interval})"
     )
-    header = (
-        "method",
-        "kept",
-        "by margin",
-        "samples",
-        "steps",
-        "test",
-        "train",
-        "smallest",
-        "less",
-    )
-    return Table(title, header, tuple(rows), left=3) if rows else None
+    header = ("method", "kept", "by margin", "samples", "steps", "test", "train", "smallest")
+    return Table(title, (*header, "less"), tuple(rows), left=3) if rows else None
 
 
 def continuations() -> list[tuple[float, str]]:
@@ -378,7 +360,7 @@ def past_separation_figure(results: Results) -> Any:
                 panel.plot(x, [r[name] for r in rows], ".-", color=colour, linewidth=1)
                 at = [i for i, r in enumerate(rows) if r["look"] == "separation"]
                 panel.plot(x, [r[name] for r in rows], "o", color=colour, mfc="white", markevery=at)
-        panel.set(xscale="log", xlim=(0.9, 1.1 * max((r["epoch"] for r in course), default=1)))
+        panel.set(xscale="log", xlim=(0.9, 1.1 * max([1, *(r["epoch"] for r in course)])))
         panel.set_xlabel("epoch (a line a seed)")
         panel.set_title(called, fontsize=11)
     axes[0, 1].set_ylim(bottom=0)
@@ -408,69 +390,43 @@ class MarginsStudy(MeasuredStudy):
     """At how many epochs to look, evenly in log t; each solves for an SVM, in seconds."""
     epochs: int | None = 100
     """Epochs of every training."""
-    ratios: tuple[float, ...] = (0.0,)
-    """Shares of the training labels to redraw."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """One training of everything a seed."""
 
     name: ClassVar[str] = "margins"
     measured_by = ("looks",)
     makes_runs = False
     tables = (course_table, continued_table)
     figures = (margin_distributions, past_separation_figure)
-
-    def study_axes(self) -> tuple[Axis, ...]:
-        """Return the ratio."""
-        return (RATIO,)
-
-    def settings(self) -> list[str]:
-        """Train at constant rate on images as they are, then the settings given."""
-        plain = ["schedule=constant", "lr=0.05", "shift=0", "flip=false", "evaluate_every=1"]
-        return [*measuring(self.methods, ()), *plain, *super().settings()]
+    claims = (verdicts,)
+    not_estimated = "going on from separation, seven times, and an SVM at every look"
+    #: At constant rate, on images as they are.
+    fixed = ("schedule=constant", "lr=0.05", "shift=0", "flip=false", "evaluate_every=1")
 
     def specs(self) -> list[RunSpec]:
         """Return the specs, seed by seed."""
-        from experiments.runs.methods import find_method
         from mcr2 import checks
 
         checks.integer("looks", self.looks, 2)
         checks.integer("the number of ratios", len(self.ratios), 1, 1)
-        for method in self.methods:
-            if find_method(method).readout != "head":
-                raise ValueError(f"{method} has no classifier of its own to measure margins of")
+        check_heads(self.methods)
         return self.grid(self.methods)
 
     def measure(self, planned: PlannedRun) -> list[Row]:
         """Train, looking at margins; then go on from separation with fewer samples."""
-        from experiments.runs.methods import find_method
-        from experiments.runs.prepare import load, prepare
-        from experiments.runs.trained import Trained, feed_for
-        from mcr2.training import Watch, train
+        from experiments.runs.methods import untrained
+        from experiments.runs.prepare import prepared
+        from experiments.runs.trained import feed_for
 
         machine, spec = self.machine(), planned.spec
-        device, data = machine.torch_device(), prepare(spec, load(spec, machine.data_root))
-        method = find_method(spec.method)
-        assert isinstance(method, Trained)
-        encoder = method.build(spec, data.sizes)
-        own, test, _ = data.on(device)
+        data = prepared(spec, machine.data_root)
+        own, test, _ = data.on(machine.torch_device())
         observer = Observer(own, test, looks(spec.training.epochs, self.looks))
-        watch = Watch(evaluate=observer, keep=lambda _: set())
-        result = train(
-            encoder.backbone,
-            encoder.objective,
-            own,
-            spec.training,
-            feed_for(spec, data),
-            watch,
-            device=device,
-        )
-        if result.reason is not None:
-            raise ValueError(result.reason)
+        feed = feed_for(spec, data)
+        train_watched(untrained(spec, data.sizes), own, spec.training, feed, observer)
         if observer.separated is None:
             return observer.rows
         left = spec.training.epochs - observer.since
         return observer.rows + [
-            go_on(observer, spec, feed_for(spec, data), left, share, which)
+            go_on(observer, spec, feed, left, share, which)
             for share, which in continuations()
             if left > 0
         ]
@@ -486,17 +442,12 @@ class MarginsStudy(MeasuredStudy):
                 told.append(f"{self.describe(spec)}: never separated, nothing to go on from")
         return told
 
-    def conclusion(self, results: Results) -> list[str]:
-        """Return what became of the claims."""
-        return verdicts(results)
-
 
 def go_on(
     observer: Observer, spec: RunSpec, feed: Any, epochs: int, share: float, which: str
 ) -> Row:
     """Train the separated network on a share of the samples, as many steps as all would take."""
     from mcr2.data import mix_seed, num_batches
-    from mcr2.training import Watch, train
 
     own, batch = observer.train, spec.training.batch_size
     assert observer.order is not None
@@ -505,17 +456,10 @@ def go_on(
     rounds = max(1, round(steps / num_batches(len(kept), batch)))
     branch = deepcopy(observer.separated)
     assert branch is not None
-    result = train(
-        branch.backbone,
-        branch.objective,
-        own.select(kept),
-        replace(spec.training, epochs=rounds, evaluate_every=rounds),
-        replace(feed, sampling_seed=mix_seed("continued", feed.sampling_seed, observer.since)),
-        Watch(keep=lambda _: set()),
-        device=own.device,
-    )
-    if result.reason is not None:
-        raise ValueError(f"{share:.0%} {which}: {result.reason}")
+    training = replace(spec.training, epochs=rounds, evaluate_every=rounds)
+    draws = mix_seed("continued", feed.sampling_seed, observer.since)
+    feed = replace(feed, sampling_seed=draws)
+    result = train_watched(branch, own.select(kept), training, feed)
     _, row = margins_of(branch, own, observer.test)
     measured = {name: row[name] for name in ("test_accuracy", "train_accuracy", "min_normalised")}
     named = {"kind": CONTINUED, "share": share, "which": which}

@@ -9,20 +9,22 @@ from __future__ import annotations
 import os
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from experiments.report.statistics import Estimate, matching, mean_of, shown
 from experiments.runs.terminal import say
-from experiments.studies.engine import GridStudy
+from experiments.studies.claims import ClaimStudy
 
 if TYPE_CHECKING:
     from experiments.report.results import Results
-    from experiments.report.statistics import Estimate
     from experiments.runs.executors import Executor, Outcome
     from experiments.runs.runner import PlannedRun
     from experiments.runs.specs import RunSpec
+    from mcr2.data import Split
+    from mcr2.training import Encoder, Feed, TrainingConfig, TrainingResult
 
 #: In a run's folder: what the study measured, and of what.
 MEASURED = "measured.json"
@@ -35,7 +37,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class MeasuredStudy(GridStudy):
+class MeasuredStudy(ClaimStudy):
     """A grid of specs, of each of which the study measures something of its own.
 
     A subclass has :meth:`measure`; ``Results.extra`` holds the rows of all runs, each with the
@@ -46,6 +48,7 @@ class MeasuredStudy(GridStudy):
     measured_by: ClassVar[tuple[str, ...]] = ()
     #: Whether runs are made and evaluated first; otherwise :meth:`measure` trains.
     makes_runs: ClassVar[bool] = True
+    not_estimated: ClassVar[str] = "what is measured of each run beside its evaluation"
 
     def measure(self, planned: PlannedRun) -> list[Row]:
         """Return what was measured of a run: rows of plain values."""
@@ -103,18 +106,11 @@ class MeasuredStudy(GridStudy):
 
     def held(self, planned: PlannedRun) -> list[Row] | None:
         """Return what was measured of a run before, by the same options; None of nothing."""
-        from experiments.runs.runner import set_aside
-        from mcr2.records import read_signed
+        from experiments.runs.runner import read_or_set_aside
 
-        path = planned.folder / MEASURED
-        if not path.is_file():
-            return None
-        try:
-            found = read_signed(path)
-        except ValueError as error:
-            set_aside(path, error)
-            return None
-        return list(found["rows"]) if found.get("key") == self._key(planned) else None
+        found = read_or_set_aside(planned.folder / MEASURED)
+        own = found is not None and found.get("key") == self._key(planned)
+        return list(found["rows"]) if found is not None and own else None
 
     def _key(self, planned: PlannedRun) -> str:
         from mcr2.records import content_key
@@ -217,16 +213,69 @@ def _reason(folder: Path) -> str:
     return f"{line} (traceback in {error})"
 
 
+def train_watched(
+    network: Encoder,
+    split: Split,
+    training: TrainingConfig,
+    feed: Feed,
+    observe: Callable[[Encoder], Row] | None = None,
+) -> TrainingResult:
+    """Train a network in place where its split lies, observed at every evaluation; keep no weights.
+
+    Raises:
+        ValueError: it failed; the reason.
+    """
+    from mcr2.training import Watch, train
+
+    watch = Watch(evaluate=observe, keep=lambda _: set())
+    parts = (network.backbone, network.objective)
+    result = train(*parts, split, training, feed, watch, device=split.device)
+    if result.reason is not None:
+        raise ValueError(result.reason)
+    return result
+
+
 def by_seed(results: Results, name: str, **where: Any) -> dict[int, float]:
     """Return what was measured under a name, by seed, where it is defined."""
-    from experiments.report.statistics import matching
-
     rows = matching(results.extra, **where)
     return {row["seed"]: row[name] for row in rows if row[name] is not None}
 
 
 def over_seeds(results: Results, name: str, **where: Any) -> Estimate | None:
     """Return the mean over seeds of what was measured under a name, with its interval."""
-    from experiments.report.statistics import estimate
+    return mean_of(results.extra, name, **where)
 
-    return estimate(list(by_seed(results, name, **where).values()))
+
+def over_axis(results: Results, name: str, **where: Any) -> dict[int, dict[Any, float]]:
+    """Return what was measured under a name by seed and value of the first axis."""
+    found: dict[int, dict[Any, float]] = {}
+    axis = results.axes[0].name
+    for value in results.values():
+        for seed, held in by_seed(results, name, **where, **{axis: value}).items():
+            found.setdefault(seed, {})[value] = held
+    return found
+
+
+def rise(by_value: Mapping[Any, float], values: Sequence[Any]) -> float | None:
+    """Return by how much a measure rises from the least of an axis's values to the largest.
+
+    None where it was not measured at both, or they are one.
+
+    Example:
+        >>> rise({1: -0.1, 10: 0.4}, [1, 10]), rise({10: 0.4}, [1, 10])
+        (0.5, None)
+    """
+    low, high = by_value.get(min(values)), by_value.get(max(values))
+    return None if low is None or high is None or len(values) < 2 else high - low
+
+
+def entries(results: Results, name: str, places: int | None = None, **where: Any) -> list[str]:
+    """Return a table's entries: means of what was measured, at the values of the first axis."""
+    axis, seeds = results.axes[0].name, results.seeds
+    means = (over_seeds(results, name, **where, **{axis: value}) for value in results.values())
+    return [shown(mean, seeds, places) for mean in means]
+
+
+def values_at(results: Results, name: str, axis: str, at: Sequence[Any], **where: Any) -> Any:
+    """Return what was measured at values of an axis, a list over seeds for each: for a figure."""
+    return [list(by_seed(results, name, **where, **{axis: value}).values()) for value in at]

@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from experiments.report.axis import RATIO
-from experiments.studies.engine import GridStudy, measuring
+from experiments.report.statistics import Estimate, estimate, shown, verdict
+from experiments.report.table import Table
+from experiments.studies.claims import ClaimStudy
 
 if TYPE_CHECKING:
     from experiments.report.results import Results
-    from experiments.report.table import Table
-    from experiments.runs.specs import RunSpec
     from mcr2.records import Run
 
 #: Rank correlation from which on variance is said to grow with what is memorised.
@@ -120,16 +120,11 @@ def spreads_less(own: Mapping[float, Point], baseline: Mapping[float, Point]) ->
 
 def verdicts(results: Results) -> list[str]:
     """Return a line for each claim."""
-    from experiments.report.statistics import in_every_seed, verdict
-
     last = {method: finals(results, method) for method in results.names}
     lines = [
         verdict(
             "Test features spread within classes as more wrong labels are memorised",
-            {
-                n: in_every_seed(list(map(grows, last[m].values())))
-                for m, n in results.names.items()
-            },
+            {n: list(map(grows, last[m].values())) for m, n in results.names.items()},
             "in every seed the rank correlation over ratios of nc1_ratio on test and the memorised "
             f"labels' share of all training labels is at least {LEAST_CORRELATION:g} (last epoch)",
         )
@@ -138,8 +133,7 @@ def verdicts(results: Results) -> list[str]:
     for method, name in results.names.items():
         if method != BASELINE and BASELINE in last:
             seeds = sorted(last[method].keys() & last[BASELINE].keys())
-            pairs = [spreads_less(last[method][s], last[BASELINE][s]) for s in seeds]
-            compared[name] = in_every_seed(pairs)
+            compared[name] = [spreads_less(last[method][s], last[BASELINE][s]) for s in seeds]
     if compared:
         lines.append(
             verdict(
@@ -157,9 +151,7 @@ def verdicts(results: Results) -> list[str]:
 
 def dilation_table(results: Results) -> Table:
     """Return what was memorised and the variance within classes at the last epoch, by ratio."""
-    from experiments.report.statistics import Estimate, estimate
-    from experiments.report.table import Table
-    from experiments.report.tables import shown, standing_key
+    from experiments.report.tables import standing_key
 
     ratios, rows = results.values(), []
     for case in results.cases:
@@ -219,28 +211,15 @@ def memorization_dilation(results: Results) -> Any:
 
 
 @dataclass(frozen=True)
-class MemorizationDilation(GridStudy):
+class MemorizationDilation(ClaimStudy):
     """Measure how test features spread within classes as wrong labels are memorised."""
 
     methods: tuple[str, ...] = ("ce", "ls", "mcr2")
     """Names of methods, or path/to/file.py:Class of an Objective."""
     ratios: tuple[float, ...] = (0.0, 0.1, 0.3, 0.5)
     """Shares of the training labels to redraw."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """One run of everything a seed."""
 
     name: ClassVar[str] = "memorization_dilation"
     tables = (dilation_table, "accuracy")
     figures = (memorization_dilation,)
-
-    def settings(self) -> list[str]:
-        """Hold nothing out and read the last epoch, then the settings given."""
-        return [*measuring(self.methods, ()), *super().settings()]
-
-    def specs(self) -> list[RunSpec]:
-        """Return the specs, seed by seed, ratio by ratio."""
-        return self.grid(self.methods)
-
-    def conclusion(self, results: Results) -> list[str]:
-        """Return what became of the claims."""
-        return verdicts(results)
+    claims = (verdicts,)

@@ -20,12 +20,12 @@ from itertools import pairwise, product
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from experiments.report.axis import RATIO
-from experiments.studies.engine import STAGES, GridStudy, measuring
+from experiments.report.statistics import estimate, shown, verdict
+from experiments.report.table import Table
+from experiments.studies.claims import LayerStudy
 
 if TYPE_CHECKING:
     from experiments.report.results import Results
-    from experiments.report.table import Table
-    from experiments.runs.specs import RunSpec
     from mcr2.records import Run
 
 #: A rate that changes by less than this share of itself has not changed.
@@ -41,6 +41,11 @@ class Rates(NamedTuple):
     at: int
     rate: float
     compressed: float
+
+    @property
+    def share(self) -> float | None:
+        """R_c/R; None of features that are zero."""
+        return self.compressed / self.rate if self.rate else None
 
 
 def path(runs: Sequence[Run], layer: str = "features", split: str = "train") -> list[Rates]:
@@ -94,22 +99,18 @@ def keeps_rate(along: Sequence[Rates]) -> bool | None:
 
 def compresses_with_depth(layers: Sequence[Rates]) -> bool | None:
     """Whether R_c/R falls or stays from each layer to the next, up to the tolerance."""
-    if len(layers) < 2:
-        return None
-    shares = [each.compressed / each.rate for each in layers]
-    return all(b <= a + TOLERANCE for a, b in pairwise(shares))
+    pairs = list(pairwise(share for each in layers if (share := each.share) is not None))
+    return all(b <= a + TOLERANCE for a, b in pairs) if pairs else None
 
 
 def verdicts(results: Results) -> list[str]:
     """Return a line for each claim, judged of the training samples."""
-    from experiments.report.statistics import in_every_seed, verdict
-
     phases, kept, deeper = {}, {}, {}
     for (method, name), ratio in product(results.names.items(), results.values(RATIO)):
         runs, case = results.runs_of(method, ratio=ratio), f"{name} at ratio {ratio:g}"
-        phases[case] = in_every_seed([expands_then_compresses(path([run])) for run in runs])
-        kept[case] = in_every_seed([keeps_rate(path([run])) for run in runs])
-        deeper[case] = in_every_seed([compresses_with_depth(last_by_layer(run)) for run in runs])
+        phases[case] = [expands_then_compresses(path([run])) for run in runs]
+        kept[case] = [keeps_rate(path([run])) for run in runs]
+        deeper[case] = [compresses_with_depth(last_by_layer(run)) for run in runs]
     return [
         verdict(
             "R_c of the features rises first and is compressed afterwards",
@@ -136,9 +137,6 @@ def verdicts(results: Results) -> list[str]:
 
 def plane_table(results: Results) -> Table:
     """Return R, R_c and R_c/R of the features along their curves, at three places."""
-    from experiments.report.statistics import estimate
-    from experiments.report.table import Table
-    from experiments.report.tables import shown
 
     def places(along: Sequence[Rates]) -> list[tuple[str, Rates]]:
         top = max(along, key=lambda each: each.compressed)
@@ -155,7 +153,7 @@ def plane_table(results: Results) -> Table:
                     [each.at for each in values],
                     [each.rate for each in values],
                     [each.compressed for each in values],
-                    [each.compressed / each.rate for each in values],
+                    [share for each in values if (share := each.share) is not None],
                 )
                 entries = (shown(estimate(column), results.seeds) for column in columns)
                 rows.append((name, f"{ratio:g}", split, place, *entries))
@@ -230,30 +228,10 @@ def dress(panel: Any) -> None:
 
 
 @dataclass(frozen=True)
-class RatePlane(GridStudy):
+class RatePlane(LayerStudy):
     """Follow every layer in the plane of coding rates, R and R_c, along training."""
-
-    methods: tuple[str, ...] = ("ce", "mcr2", "redunet")
-    """Names of methods, or path/to/file.py:Class of an Objective."""
-    layers: tuple[str, ...] = STAGES
-    """Stages of trained networks to measure before their features."""
-    ratios: tuple[float, ...] = (0.0, 0.5)
-    """Shares of the training labels to redraw."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """One run of everything a seed."""
 
     name: ClassVar[str] = "rate_plane"
     tables = (plane_table,)
     figures = (rate_plane, rate_plane_layers)
-
-    def settings(self) -> list[str]:
-        """Return which layers are measured, then the settings given."""
-        return [*measuring(self.methods, self.layers), *super().settings()]
-
-    def specs(self) -> list[RunSpec]:
-        """Return the specs, seed by seed, ratio by ratio."""
-        return self.grid(self.methods)
-
-    def conclusion(self, results: Results) -> list[str]:
-        """Return what became of the claims."""
-        return verdicts(results)
+    claims = (verdicts,)

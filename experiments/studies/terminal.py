@@ -23,18 +23,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from experiments.report.axis import RATIO, Axis
-from experiments.studies.engine import (
-    GridStudy,
-    check_varied,
-    failures,
-    measuring,
-    terminal_runs,
-)
+from experiments.report.statistics import estimate, matching, shown, value_of, verdict
+from experiments.report.table import Table
+from experiments.studies.claims import ClaimStudy, check_heads
 
 if TYPE_CHECKING:
     from experiments.report.results import Results
-    from experiments.report.table import Table
-    from experiments.runs.executors import Outcome
     from experiments.runs.specs import RunSpec
     from mcr2.records import Record, Run
 
@@ -148,7 +142,6 @@ def equivalence(differences: Sequence[float]) -> Equivalence | None:
 
 def paired(results: Results, one: Mapping[str, Any], other: Mapping[str, Any]) -> list[float]:
     """Return test accuracies of a setting less those of another, by runs on the same labels."""
-    from experiments.report.statistics import matching, value_of
 
     def of(where: Mapping[str, Any]) -> dict[tuple[int, str], float]:
         rows = matching(results.rows, selection="last", **where)
@@ -180,14 +173,13 @@ def compared(results: Results) -> dict[str, dict[str, Equivalence | None]]:
 
 def verdicts(results: Results) -> list[str]:
     """Return a line for each claim."""
-    from experiments.report.statistics import in_every_seed, verdict
     from experiments.report.tables import standing_key
 
     def in_the_end(
         key: str, judge: Callable[[Course | None], bool | None]
-    ) -> dict[str, bool | None]:
+    ) -> dict[str, list[bool | None]]:
         return {
-            name: in_every_seed([judge(course(run, key)) for run in results.runs_of(**where)])
+            name: [judge(course(run, key)) for run in results.runs_of(**where)]
             for name, where in settings_of(results)
         }
 
@@ -195,7 +187,8 @@ def verdicts(results: Results) -> list[str]:
         verdict(
             f"Past zero error {claim}",
             in_the_end(standing_key(name, "train", COLLAPSE[name]), falls),
-            f"in every seed {name} is lower at the last epoch than where the terminal phase begins",
+            f"in every seed {name} is lower at the last epoch than where the terminal phase "
+            "begins, or zero at both",
         )
         for name, claim in CLAIMS.items()
     ]
@@ -228,35 +221,24 @@ def parameters(record: Record) -> int:
     """Return how many parameters of a run's network are trained, those of the loss included."""
     from dataclasses import fields
 
-    from experiments.runs.methods import find_method
+    from experiments.runs.methods import untrained
     from experiments.runs.prepare import Sizes
     from experiments.runs.specs import from_dict
-    from experiments.runs.trained import Trained
 
-    spec, method = from_dict(record.spec), find_method(record.spec["method"])
-    assert isinstance(method, Trained)
     sizes = Sizes(**{field.name: record.data[field.name] for field in fields(Sizes)})
-    network = method.build(spec, sizes)
+    network = untrained(from_dict(record.spec), sizes)
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
 
 def collapse_table(results: Results) -> Table:
     """Return accuracy, parameters and NC1 to NC4 of every setting."""
-    from experiments.report.statistics import estimate
-    from experiments.report.table import Table
-    from experiments.report.tables import shown, standing_key
+    from experiments.report.tables import standing_key
 
-    rows, most = [], 0
-    counts: dict[str, int] = {}
-    for name, where in settings_of(results):
-        runs = results.runs_of(**where)
-        if runs:
-            counts[name] = parameters(runs[0].record)
-            most = max(most, counts[name])
-    for name, where in settings_of(results):
-        runs = results.runs_of(**where)
-        if not runs:
-            continue
+    rows = []
+    found_runs = [(where, results.runs_of(**where)) for _, where in settings_of(results)]
+    held = [(where, runs, parameters(runs[0].record)) for where, runs in found_runs if runs]
+    most = max((count for *_, count in held), default=0)
+    for where, runs, count in held:
         began = [run.evaluation.terminal_epoch for run in runs if run.evaluation]
         begun = [epoch for epoch in began if epoch is not None]
         keys = [standing_key("accuracy", "test", "head")]
@@ -272,7 +254,7 @@ def collapse_table(results: Results) -> Table:
             entries.append(shown(found, results.seeds, 3 if key == keys[0] else None))
         method, decay, ratio = results.named(where)
         setting = (method, str(where[DIMENSION.name]), decay, ratio)
-        rows.append((*setting, str(counts[name]), str(most - counts[name]), *entries))
+        rows.append((*setting, str(count), str(most - count), *entries))
     title = (
         "Past zero error: where the terminal phase begins, test accuracy there and at the last "
         f"epoch, and collapse of the training samples at the last ({results.interval})"
@@ -283,8 +265,6 @@ def collapse_table(results: Results) -> Table:
 
 def equivalence_table(results: Results) -> Table | None:
     """Return the paired differences that equivalence is decided by."""
-    from experiments.report.table import Table
-
     rows: list[tuple[str, ...]] = []
     for claim, each in compared(results).items():
         rows.append((claim, *[""] * 4))
@@ -302,7 +282,7 @@ def equivalence_table(results: Results) -> Table | None:
 def terminal(results: Results) -> Any:
     """Draw NC1 to NC4 of the training samples and test accuracy over epochs, a row a setting."""
     from experiments.report import canvas
-    from experiments.report.figures import curve, legend
+    from experiments.report.figures import curve, draw_curve, legend
 
     rows = [(dim, decay) for dim in results.values() for decay in results.values(DECAY)]
     columns = {name: ("train", by) for name, by in COLLAPSE.items()}
@@ -313,10 +293,7 @@ def terminal(results: Results) -> Any:
             for method in results.names:
                 where = {DIMENSION.name: dim, DECAY.name: decay, "ratio": results.values(RATIO)[0]}
                 points = curve(results.runs_of(method, **where), measure, split, by)
-                at, colour = [p.x for p in points], results.colours[method]
-                panel.plot(at, [p.mean for p in points], color=colour)
-                low, high = [p.low for p in points], [p.high for p in points]
-                panel.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
+                draw_curve(panel, points, results.colours[method])
         panels[0].set_ylabel(f"d = {dim}\ndecay {decay:g}")
     for place, measure in enumerate(columns):
         if measure == "nc4":  # which is zero in the end
@@ -336,7 +313,7 @@ def terminal(results: Results) -> Any:
 
 
 @dataclass(frozen=True)
-class Terminal(GridStudy):
+class Terminal(ClaimStudy):
     """Train long past zero error: collapse by loss, feature dimension and weight decay."""
 
     methods: tuple[str, ...] = ("ce", "mse", "ls", "fixed_etf")
@@ -347,22 +324,17 @@ class Terminal(GridStudy):
     """Weight decays."""
     epochs: int | None = 120
     """Epochs of every run."""
-    ratios: tuple[float, ...] = (0.0,)
-    """Shares of the training labels to redraw."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """One run of everything a seed."""
 
     name: ClassVar[str] = "terminal"
     tables = (collapse_table, equivalence_table)
     figures = (terminal,)
+    claims = (verdicts,)
+    large = True
+    fixed = ("evaluate_every=5",)
 
     def study_axes(self) -> tuple[Axis, ...]:
         """Return feature dimension, weight decay and ratio."""
         return (DIMENSION, DECAY, RATIO)
-
-    def settings(self) -> list[str]:
-        """Hold nothing out and read the last epoch, then the settings given."""
-        return [*measuring(self.methods, ()), "evaluate_every=5", *super().settings()]
 
     @cached_property
     def dimensions(self) -> list[int]:
@@ -376,32 +348,15 @@ class Terminal(GridStudy):
 
     def specs(self) -> list[RunSpec]:
         """Return the specs, seed by seed."""
-        check_varied(self, DIMENSION.name, DECAY.name)
-        for method in self.methods:
-            check_head(method)
+        check_heads(self.methods)
         return [
-            replace(spec, feature_dim=dim, training=replace(spec.training, weight_decay=decay))
+            replace(
+                spec,
+                feature_dim=dim,
+                n_components=min(spec.n_components, max(dim - 1, 1)),  # of two classes, 1
+                training=replace(spec.training, weight_decay=decay),
+            )
             for spec in self.grid(self.methods)
             for dim in self.dimensions
             for decay in sorted(set(self.decays))
         ]
-
-    def notes(self, outcomes: Sequence[Outcome], results: Results) -> list[str]:
-        """Return failures, how many runs were terminal."""
-        return [*failures(outcomes, self.describe), terminal_runs(outcomes)]
-
-    def conclusion(self, results: Results) -> list[str]:
-        """Return what became of the claims."""
-        return verdicts(results)
-
-
-def check_head(method: str) -> None:
-    """Refuse a method without a classifier of its own.
-
-    Raises:
-        ValueError: it has none.
-    """
-    from experiments.runs.methods import find_method
-
-    if find_method(method).readout != "head":
-        raise ValueError(f"{method} has no classifier of its own; ce, ls, mse and fixed_etf have")

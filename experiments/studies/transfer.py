@@ -16,21 +16,31 @@ positions, the features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from experiments.report.axis import Axis
-from experiments.studies.engine import STAGES, check_varied, measuring
-from experiments.studies.measured import MeasuredStudy, Row, by_seed, over_seeds
+from experiments.report.statistics import shown, verdict
+from experiments.report.table import Table
+from experiments.studies.claims import STAGES
+from experiments.studies.measured import (
+    MeasuredStudy,
+    Row,
+    by_seed,
+    entries,
+    over_axis,
+    over_seeds,
+    rise,
+    values_at,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from experiments.report.results import Results
-    from experiments.report.table import Table
     from experiments.runs.executors import Outcome
     from experiments.runs.runner import PlannedRun
     from experiments.runs.specs import RunSpec
@@ -102,26 +112,16 @@ def few_shots(
 # --- claims
 
 
-def over_sources(results: Results, name: str, method: str) -> dict[int, dict[int, float]]:
-    """Return a measure of the features by seed and number of source classes."""
-    found: dict[int, dict[int, float]] = {}
-    for count in results.values():
-        held = by_seed(results, name, method=method, layer=LAST, classes=count)
-        for seed, value in held.items():
-            found.setdefault(seed, {})[count] = value
-    return found
-
-
-def grows(by_count: dict[int, float], sign: int) -> bool | None:
-    """Whether a measure is larger (sign 1) or smaller (−1) with the most source classes.
-
-    Example:
-        >>> grows({2: 0.4, 5: 0.2}, -1), grows({2: 0.4}, 1)
-        (True, None)
-    """
-    if len(by_count) < 2:
-        return None
-    return sign * (by_count[max(by_count)] - by_count[min(by_count)]) > 0
+def grows(results: Results, name: str, sign: int) -> dict[str, list[bool | None]]:
+    """Whether a measure of the features rises (sign 1) or falls (−1), by method and seed."""
+    rises = {
+        called: [
+            rise(each, results.values())
+            for each in over_axis(results, name, method=method, layer=LAST).values()
+        ]
+        for method, called in results.names.items()
+    }
+    return {n: [None if r is None else sign * r > 0 for r in each] for n, each in rises.items()}
 
 
 def goes_with(results: Results, method: str) -> bool | None:
@@ -166,26 +166,16 @@ def stage_is_better(accuracies: dict[str, float]) -> bool | None:
 
 def verdicts(results: Results) -> list[str]:
     """Return a line for each claim."""
-    from experiments.report.statistics import in_every_seed, verdict
-
-    def rising(name: str, sign: int) -> dict[str, bool | None]:
-        return {
-            called: in_every_seed(
-                [grows(each, sign) for each in over_sources(results, name, method).values()]
-            )
-            for method, called in results.names.items()
-        }
-
     ends = f"{min(results.values())} to {max(results.values())} source classes"
     lines = [
         verdict(
             "Held-out classes are the more collapsed the more source classes there were",
-            rising("cdnv_held_out", -1),
+            grows(results, "cdnv_held_out", -1),
             f"in every seed CDNV of their features falls from {ends}",
         ),
         verdict(
             "Held-out classes are told apart the better the more source classes there were",
-            rising(ACCURACY, 1),
+            grows(results, ACCURACY, 1),
             f"in every seed 5-shot accuracy by the nearest class mean rises from {ends}",
         ),
         verdict(
@@ -196,10 +186,7 @@ def verdicts(results: Results) -> list[str]:
         *(
             verdict(
                 claim,
-                {
-                    n: in_every_seed(list(map(judge, by_layer(results, m))))
-                    for m, n in results.names.items()
-                },
+                {n: list(map(judge, by_layer(results, m))) for m, n in results.names.items()},
                 "with the most source classes, in every seed 5-shot accuracy by the nearest class "
                 f"mean is at least {MARGIN:g} higher",
             )
@@ -211,16 +198,15 @@ def verdicts(results: Results) -> list[str]:
     ]
     if {"ce", "mcr2"} <= results.names.keys():
         most = max(results.values())
-        ours, theirs = (over_sources(results, ACCURACY, name) for name in ("mcr2", "ce"))
-        pairs = [
-            ours[seed][most] >= theirs[seed][most] + MARGIN
-            for seed in ours.keys() & theirs.keys()
-            if most in ours[seed] and most in theirs[seed]
-        ]
+        ours, theirs = (
+            by_seed(results, ACCURACY, method=method, layer=LAST, classes=most)
+            for method in ("mcr2", "ce")
+        )
+        pairs = [ours[seed] >= theirs[seed] + MARGIN for seed in ours.keys() & theirs.keys()]
         lines.append(
             verdict(
                 "Features of mcr2 transfer better than those of ce",
-                {f"{most} source classes": in_every_seed(pairs)},
+                {f"{most} source classes": pairs},
                 f"in every seed the 5-shot accuracy of mcr2 is at least {MARGIN:g} higher",
             )
         )
@@ -232,38 +218,29 @@ def verdicts(results: Results) -> list[str]:
 
 def cdnv_table(results: Results) -> Table:
     """Return CDNV of the features on source and held-out classes, by number of source classes."""
-    from experiments.report.table import Table
-    from experiments.report.tables import shown
-
-    rows = []
-    for method, name in results.names.items():
-        for measure, called in SETS.items():
-            values = (
-                over_seeds(results, measure, method=method, layer=LAST, classes=count)
-                for count in results.values()
-            )
-            rows.append((name, called, *(shown(value, results.seeds) for value in values)))
+    rows = tuple(
+        (name, called, *entries(results, measure, method=method, layer=LAST))
+        for method, name in results.names.items()
+        for measure, called in SETS.items()
+    )
     title = f"CDNV of the features, by {SOURCE.title} ({results.interval})"
-    return Table(title, ("method", "classes", *map(str, results.values())), tuple(rows), left=2)
+    return Table(title, ("method", "classes", *map(str, results.values())), rows, left=2)
 
 
 def few_shot_table(results: Results) -> Table:
     """Return few-shot accuracies on held-out classes from every layer."""
-    from experiments.report.table import Table
-    from experiments.report.tables import shown
-
     rows = []
     layers = list(dict.fromkeys(row["layer"] for row in results.extra))
     for method, name in results.names.items():
         for count in results.values():
             for layer in layers:
                 where = {"method": method, "classes": count, "layer": layer}
-                entries = [
+                found = [
                     shown(over_seeds(results, few_shot_name(kind, shots), **where), results.seeds)
                     for shots in SHOTS
                     for kind in CLASSIFIERS
                 ]
-                rows.append((name, str(count), layer, *entries))
+                rows.append((name, str(count), layer, *found))
     widths = [v for row in results.extra for k, v in row.items() if k.endswith("±")]
     ways = {row["ways"] for row in results.extra}
     title = (
@@ -287,14 +264,20 @@ def transfer(results: Results) -> Any:
     layers = list(dict.fromkeys(row["layer"] for row in results.extra))
     styles = [f".{style}" for style in CDNV.values()]
     for method in methods:
-        draw = partial(draw_over, results, method)
+
+        def draw(panel: Any, name: str, axis: str, style: str, m: str = method, **at: Any) -> None:
+            values = layers if axis == "layer" else counts
+            each = values_at(results, name, axis, values, method=m, **at)
+            places = range(len(layers)) if axis == "layer" else counts
+            canvas.mean_and_range(panel, places, each, results.colours[m], style)
+
         for name, style in zip(CDNV, styles, strict=True):
-            draw(left, name, "classes", counts, style, layer=LAST)
+            draw(left, name, "classes", style, layer=LAST)
         for kind, style in zip(CLASSIFIERS, styles, strict=True):
-            draw(right, few_shot_name(kind, 5), "classes", counts, style, layer=LAST)
+            draw(right, few_shot_name(kind, 5), "classes", style, layer=LAST)
         for panel, shots in ((one, 1), (five, 5)):
             name = few_shot_name("class_mean", shots)
-            draw(panel, name, "layer", layers, ".-", classes=counts[-1])
+            draw(panel, name, "layer", ".-", classes=counts[-1])
     for panel in (left, right):
         if counts[-1] >= 8 * counts[0]:
             panel.set_xscale("log")
@@ -308,38 +291,17 @@ def transfer(results: Results) -> Any:
         panel.set(ylabel="accuracy, held-out classes", title=canvas.label(called, 60))
         panel.set_xticks(range(len(layers)), layers, rotation=30, fontsize=8)
     for panel, names in ((left, SETS.values()), (right, CLASSIFIERS)):
-        for shown, line in zip(names, CDNV.values(), strict=True):
-            panel.plot([], [], line, color="0.35", label=shown.replace("_", " "))
+        for called, line in zip(names, CDNV.values(), strict=True):
+            panel.plot([], [], line, color="0.35", label=called.replace("_", " "))
         canvas.name_lines(panel, 8)
     legend(figure, {name: results.colours[method] for method, name in methods.items()})
     return figure
-
-
-def draw_over(
-    results: Results,
-    method: str,
-    panel: Any,
-    name: str,
-    axis: str,
-    values: Sequence[Any],
-    style: str,
-    **at: Any,
-) -> None:
-    """Draw a measure of a method over the number of source classes, or over layers in turn."""
-    from experiments.report import canvas
-
-    where = at | {"method": method}
-    each = [list(by_seed(results, name, **where, **{axis: v}).values()) for v in values]
-    places = values if axis == SOURCE.name else range(len(values))
-    canvas.mean_and_range(panel, places, each, results.colours[method], style)
 
 
 @dataclass(frozen=True)
 class Transfer(MeasuredStudy):
     """Train on few and on many classes, and tell held-out classes apart by a few samples."""
 
-    methods: tuple[str, ...] = ("ce", "mcr2")
-    """Names of methods, or path/to/file.py:Class of an Objective."""
     sources: tuple[int, ...] | None = None
     """Numbers of source classes, the first of the data set; by default those of 2, 3, 5, 10, 20,
     50, 100, 200 that leave 5 classes, the last six."""
@@ -349,23 +311,16 @@ class Transfer(MeasuredStudy):
     """Episodes of a few-shot accuracy."""
     layers: tuple[str, ...] = STAGES
     """Stages to measure between pixels and features."""
-    ratios: tuple[float, ...] = (0.0,)
-    """Share of the training labels to redraw: one."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """One run of everything a seed."""
 
     name: ClassVar[str] = "transfer"
     measured_by = ("held_out_classes", "episodes", "layers")
     tables = (cdnv_table, few_shot_table)
     figures = (transfer,)
+    claims = (verdicts,)
 
     def study_axes(self) -> tuple[Axis, ...]:
         """Return the number of source classes."""
         return (SOURCE,)
-
-    def settings(self) -> list[str]:
-        """Hold nothing out and read the last epoch, then the settings given."""
-        return [*measuring(self.methods, ()), *super().settings()]
 
     @cached_property
     def counts(self) -> list[int]:
@@ -393,6 +348,8 @@ class Transfer(MeasuredStudy):
         """How many classes are held out."""
         from mcr2 import checks
 
+        if self.all_classes < 4:
+            raise ValueError(f"{self.all_classes} classes are too few to hold 2 of them out")
         checks.integer("sources", max(self.counts), 2, self.all_classes - 2)
         most = self.all_classes - max(self.counts)
         return most if self.held_out is None else checks.integer("held_out", self.held_out, 2, most)
@@ -401,9 +358,7 @@ class Transfer(MeasuredStudy):
         """Return the specs, few source classes first."""
         from mcr2 import checks
 
-        check_varied(self, SOURCE.name)
         checks.integer("episodes", self.episodes, 2)
-        checks.integer("the number of ratios", len(self.ratios), 1, 1)
         runs = self.grid(self.methods)
         for layer in self.layers if ":" not in runs[0].backbone else ():
             checks.choice("layers", layer, STAGES)
@@ -411,13 +366,14 @@ class Transfer(MeasuredStudy):
 
     def plan(self) -> tuple[list[PlannedRun], Path]:
         """Plan the runs, and check that episodes can be drawn of the held-out classes."""
-        _, labels = self._others(self.specs()[-1])
+        planned = super().plan()
+        _, labels = self._others(planned[0][-1].spec)
         if (fewest := int(labels.bincount().min())) <= max(SHOTS):
             raise ValueError(
                 f"a held-out class has {fewest} images; {max(SHOTS)} shots and a query need "
                 f"{max(SHOTS) + 1}"
             )
-        return super().plan()
+        return planned
 
     def rows(self, outcome: Outcome) -> list[dict[str, Any]]:
         """Return a run's rows, with a number of source classes, not a tuple."""
@@ -453,7 +409,7 @@ class Transfer(MeasuredStudy):
 
         machine, spec = self.machine(), planned.spec
         encoder, data = kept_encoder(planned, machine)
-        layers = [name for name in self.layers if name in layers_of(encoder)]
+        layers = [name for name in dict.fromkeys(self.layers) if name in layers_of(encoder)]
         others, other_labels = self._others(spec)
         sets = {"train": data.train.images, "test": data.test.images, "held_out": others}
         labels = {"train": data.train.labels, "test": data.test.labels, "held_out": other_labels}
@@ -476,7 +432,3 @@ class Transfer(MeasuredStudy):
             row |= {"ways": min(WAYS, counts["held_out"]), **few_shots(H, y, **how)}
             rows.append(row)
         return rows
-
-    def conclusion(self, results: Results) -> list[str]:
-        """Return what became of the claims."""
-        return verdicts(results)

@@ -123,7 +123,8 @@ class Objective(nn.Module, ABC):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return what :meth:`loss` does, where second moments of the classes are all it needs.
 
-        Optional: with it, processes that share a batch may send moments in the place of features.
+        Optional: with it, processes that share a batch may send moments in the place of features,
+        of which ``embed`` then sees each one's own: it maps rows by themselves, without parameters.
 
         Args:
             moments: ``Z_kᵀ Z_k`` of the features, float64 ``(K, d, d)``.
@@ -134,12 +135,16 @@ class Objective(nn.Module, ABC):
 
     @property
     def knows_moments(self) -> bool:
-        """Whether there is a :meth:`loss_of_moments` of the very :meth:`loss` of this class."""
-        owners = [
-            next(kind for kind in type(self).__mro__ if name in vars(kind))
-            for name in ("loss", "loss_of_moments")
-        ]
-        return owners[0] is owners[1]
+        """Whether there is a :meth:`loss_of_moments` of this :meth:`loss` and :meth:`embed`.
+
+        A class that has changed one of the others after it is scored on features: its ``embed`` may
+        have parameters, of whose gradient a process with its own rows alone sees a part.
+        """
+        loss, embed, moments = (
+            next(i for i, kind in enumerate(type(self).__mro__) if name in vars(kind))
+            for name in ("loss", "embed", "loss_of_moments")
+        )
+        return loss == moments <= embed
 
     def embed(self, raw: Tensor) -> Tensor:
         """Turn raw features ``(m, d)`` into those that are scored and evaluated; here as is."""

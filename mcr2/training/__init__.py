@@ -8,7 +8,13 @@
 - :mod:`~mcr2.training.checkpoint`: what a stopped run continues from.
 """
 
-from mcr2.training.config import Feed, TrainingConfig, check_accumulation, learning_rate
+from mcr2.training.config import (
+    Feed,
+    TrainingConfig,
+    check_accumulation,
+    check_shares,
+    learning_rate,
+)
 from mcr2.training.gather import World
 from mcr2.training.history import History, Progress, TrainingResult, Watch
 from mcr2.training.loop import Encoder, Interrupted, seeded, train
@@ -26,6 +32,7 @@ __all__ = [
     "World",
     "backpropagate",
     "check_accumulation",
+    "check_shares",
     "learning_rate",
     "make_optimizer",
     "seeded",

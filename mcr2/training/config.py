@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 
 from mcr2.checks import choice, integer, number
-from mcr2.data import Augmentation, Batch, Split, batches
+from mcr2.data import Augmentation, Batch, Split, batches, num_batches
 from mcr2.objectives import Objective
 
 OPTIMIZERS = ("sgd", "adamw")
@@ -119,18 +119,30 @@ class Feed:
         return {k: hashlib.sha256(v.cpu().numpy().tobytes()).hexdigest() for k, v in named.items()}
 
 
-def check_accumulation(config: TrainingConfig, objective: Objective, processes: int = 1) -> None:
-    """Refuse ``accumulate`` of what is not ``additive``, without a ``micro_batch``, or shared out.
+def check_shares(config: TrainingConfig, samples: int, processes: int) -> None:
+    """Refuse what several processes cannot share: small batches of all samples, ``accumulate``.
+
+    Raises:
+        ValueError: a process would have fewer than two samples of a batch, or score less than all.
+    """
+    if config.accumulate and processes > 1:
+        raise ValueError(
+            f"accumulate is of one process, not {processes}: they score the whole batch together"
+        )
+    if (least := samples // num_batches(samples, config.batch_size)) < 2 * processes:
+        raise ValueError(
+            f"{processes} processes need two samples each in every batch; some have {least}"
+        )
+
+
+def check_accumulation(config: TrainingConfig, objective: Objective) -> None:
+    """Refuse ``accumulate`` of what is not ``additive``, or without a ``micro_batch``.
 
     Raises:
         ValueError: it would train for something else.
     """
     if config.accumulate and config.micro_batch is None:
         raise ValueError("accumulate sums over micro-batches; say how large with micro_batch")
-    if config.accumulate and processes > 1:
-        raise ValueError(
-            f"accumulate is of one process, not {processes}: they score the whole batch together"
-        )
     if config.accumulate and not objective.additive:
         raise ValueError(
             f"accumulate needs a loss that is a mean over samples; {type(objective).__name__} is "

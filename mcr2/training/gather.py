@@ -230,26 +230,27 @@ class _SynchronizedOnCPU(_BatchNorm):
 def synchronized(module: nn.Module, world: World) -> Iterator[None]:
     """Let batch normalisation inside a module see the samples of all processes, inside the block.
 
-    Layers keep their parameters, statistics and names; after the block they are what they were.
+    Layers stay the same objects, whatever refers to them, and after the block of the class that
+    they were.
+
+    Raises:
+        ValueError: a layer of the user's own normalises otherwise.
     """
-    replaced: list[tuple[nn.Module, str, nn.Module]] = []
-    for parent in list(module.modules()) if world.size > 1 else ():
-        for name, child in parent.named_children():
-            if isinstance(child, _BatchNorm) and not isinstance(child, nn.SyncBatchNorm):
-                replaced.append((parent, name, child))
-                setattr(parent, name, _synchronized(child))
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)] if world.size > 1 else []
+    kinds = [type(norm) for norm in norms]
+    for kind in kinds:
+        if kind.forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
+            raise ValueError(
+                f"{kind.__name__} has a forward of its own, which cannot see the samples of other "
+                "processes; ghost_batches=true lets each normalise its own"
+            )
     try:
+        for norm in norms:
+            on_gpu = next((t.is_cuda for t in (*norm.parameters(), *norm.buffers())), False)
+            norm.__class__ = nn.SyncBatchNorm if on_gpu else _SynchronizedOnCPU
+            if on_gpu:
+                norm.process_group = None  # type: ignore[assignment]
         yield
     finally:
-        for parent, name, child in replaced:
-            setattr(parent, name, child)
-
-
-def _synchronized(norm: _BatchNorm) -> nn.Module:
-    on_gpu = next((t.is_cuda for t in (*norm.parameters(), *norm.buffers())), False)
-    kind = nn.SyncBatchNorm if on_gpu else _SynchronizedOnCPU
-    twin: nn.Module = kind.__new__(kind)
-    twin.__dict__ = norm.__dict__  # one set of tensors, one mode: two names for one layer
-    if on_gpu:
-        twin.process_group = None  # type: ignore[assignment]
-    return twin
+        for norm, kind in zip(norms, kinds, strict=True):
+            norm.__class__ = kind

@@ -24,7 +24,13 @@ from mcr2.data import Batch, Split, mix_seed, num_batches
 from mcr2.objectives import Context, Objective
 from mcr2.records import content_key, plain, tensors_digest
 from mcr2.training.checkpoint import read_checkpoint, write_checkpoint
-from mcr2.training.config import Feed, TrainingConfig, check_accumulation, learning_rate
+from mcr2.training.config import (
+    Feed,
+    TrainingConfig,
+    check_accumulation,
+    check_shares,
+    learning_rate,
+)
 from mcr2.training.gather import World, synchronized
 from mcr2.training.history import History, TrainingResult, Watch
 from mcr2.training.step import FeaturesNotFiniteError, backpropagate, make_optimizer
@@ -78,7 +84,7 @@ class Encoder(nn.Module):
         return {n: self.objective.embed(raw) if n == "features" else found[n] for n in names}
 
 
-class _SharedEncoder(Encoder):
+class SharedEncoder(Encoder):
     """An encoder whose images are shared out over processes, and their features gathered."""
 
     def __init__(self, encoder: Encoder, world: World) -> None:
@@ -87,11 +93,17 @@ class _SharedEncoder(Encoder):
         self.training = encoder.training
 
     def forward(self, images: Tensor) -> Tensor:
+        """Map float images, the same in every process, to features ``(m, d)`` of all."""
         m = len(images)
+        if m < self.world.size:  # nobody's network is given an empty batch
+            return super().forward(images)
         return self.world.gathered(super().forward(images[self.world.rows(m)]), m)
 
     def layer_features(self, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """Return the outputs ``(m, d_l)`` of stages, of all images."""
         m = len(images)
+        if m < self.world.size:
+            return super().layer_features(images, names)
         own = super().layer_features(images[self.world.rows(m)], names)
         return {name: self.world.gathered(features, m) for name, features in own.items()}
 
@@ -132,9 +144,9 @@ def train(
 
     Raises:
         Interrupted: ``stop`` said so; the same call continues.
-        ValueError: a split of fewer than two samples, or batches of fewer than two a process; a
-            checkpoint of another run; processes that do not see the same; or what
-            :func:`~mcr2.training.check_accumulation` refuses.
+        ValueError: a split of fewer than two samples; a checkpoint of another run; processes that
+            do not see the same; or what :func:`~mcr2.training.check_accumulation` and
+            :func:`~mcr2.training.check_shares` refuse.
 
     Example:
         >>> from mcr2.backbones import BACKBONES
@@ -148,11 +160,8 @@ def train(
     if len(split) < 2:
         raise ValueError(f"training needs at least two samples; the split has {len(split)}")
     world = world or World()
-    check_accumulation(config, objective, world.size)
-    if (least := len(split) // num_batches(len(split), config.batch_size)) < 2 * world.size:
-        raise ValueError(
-            f"{world.size} processes need two samples each in every batch; some have {least}"
-        )
+    check_accumulation(config, objective)
+    check_shares(config, len(split), world.size)
     device = torch.device(device)
     backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     encoder = Encoder(backbone, objective.to(device))
@@ -310,7 +319,7 @@ class _Training:
     def _measures(self, encoder: Encoder) -> Mapping[str, Any]:
         try:
             if self.world.size > 1:
-                encoder = _SharedEncoder(encoder, self.world)
+                encoder = SharedEncoder(encoder, self.world)
             return {} if self.watch.evaluate is None else self.watch.evaluate(encoder)
         except ValueError as error:
             # Loss and weights can be finite and the features in evaluation mode not.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mcr2.data import Batch, num_batches
+from mcr2.data import Batch, mix_seed, num_batches
 from mcr2.objectives import Context, Objective
 from mcr2.rates import class_moments
 from mcr2.training.config import TrainingConfig
@@ -147,7 +147,7 @@ def _score(
     by_moments = objective.knows_moments and world.reducing_pays(m, raw.shape[1], K)
     whole = raw.detach() if by_moments else world.gathered(raw, m)
     leaf = whole.to(wide).requires_grad_()
-    with _tf32(False):
+    with _tf32(False), _same_draws(world, context, raw.device):
         seen = embedded = objective.embed(leaf)
         try:
             if by_moments:
@@ -171,6 +171,18 @@ def _score(
     if gradient is not None and not by_moments:
         gradient = gradient[world.rows(m)]
     return loss.detach(), {name: term.detach() for name, term in terms.items()}, gradient
+
+
+@contextlib.contextmanager
+def _same_draws(world: World, context: Context, device: torch.device) -> Iterator[None]:
+    """Let an objective draw the same from torch's own generators, for dropout, in all processes."""
+    if world.size == 1:
+        yield
+        return
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        epoch = 0 if context.generator is None else context.generator.initial_seed()
+        torch.manual_seed(mix_seed("objective", epoch, context.step))
+        yield
 
 
 def _pull_back(raw: Tensor, gradient: Tensor | None, config: TrainingConfig) -> None:

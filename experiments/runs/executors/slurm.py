@@ -97,6 +97,11 @@ class Slurm:
         per_job, jobs = (1 if n is None else n for n in (options.cells_per_job, options.jobs))
         self.per_job = checks.integer("cells_per_job", per_job, 1)
         self.jobs = checks.integer("jobs", jobs, 1)
+        gpus = self.settings.get("gpus_per_node", "").rpartition(":")[2]
+        if gpus and int(gpus) < machines[0].processes:
+            raise ValueError(
+                f"--processes {machines[0].processes} needs a GPU each; gpus_per_node is {gpus}"
+            )
         if find_spec("submitit") is None:
             raise ValueError(
                 "--executor slurm needs the package submitit, which is not installed; "
