@@ -273,6 +273,7 @@ OTHER_TRAINING = {
     "amp": True,
     "compile": True,
     "tf32": True,
+    "ghost_batches": True,
 }
 FULL = RunSpec(**OTHER, training=TrainingConfig(**OTHER_TRAINING))
 #: Fields that hold others.

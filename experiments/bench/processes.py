@@ -79,7 +79,7 @@ def _steps(
     asked = between_steps()
     config = replace(spec.training, epochs=10**6, evaluate_every=10**6)
     with contextlib.suppress(Interrupted):
-        go = partial(train, stop=lambda: next(asked), world=world)
+        go = partial(train, stop=lambda: next(asked, True), world=world)
         go(encoder.backbone, encoder.objective, data.train, config, feed_for(spec, data))
     first, last = counted
     each = None if first is None or last is None else (last - first) / repeats / world.size
