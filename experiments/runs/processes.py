@@ -51,6 +51,7 @@ def of_torchrun(device: torch.device) -> Iterator[tuple[World, torch.device]]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield World.of_group(), device
+        World.of_group().wait()  # one that left early would be missed as if it had died
     finally:
         leave()
 
