@@ -2,7 +2,7 @@
 
     mcr2 study double_descent
 
-90 runs of the recipe ``quick`` at 100 epochs, about 15 minutes on two cores, after half a minute of
+90 runs of the recipe ``quick`` at 100 epochs, about 7 minutes on two cores, after half a minute of
 least squares on random features. Belkin et al. (2019) say that test error peaks where a model can
 just fit its training labels and falls beyond; Nakkiran et al. (2020) that it does so over width and
 over epochs, the more the more labels are wrong. Expect random ReLU features to peak where there are

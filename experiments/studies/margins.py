@@ -2,7 +2,7 @@
 
     mcr2 study margins
 
-3 trainings of 100 epochs, each continued in seven ways from the moment of separation on, about 8
+3 trainings of 100 epochs, each continued in seven ways from the moment of separation on, about 3
 minutes on two cores. Soudry et al. (2018) show that on separable features the classifier turns, as
 log t, towards the hard-margin SVM; Banburski et al. (2021) that margins of a network go on growing
 past separation and draw together, and that from then on one sample in a hundred trains as well as

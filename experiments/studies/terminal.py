@@ -2,7 +2,7 @@
 
     mcr2 study terminal
 
-48 runs of the recipe ``quick``, 120 epochs each, about 18 minutes on two cores. Papyan et al.
+48 runs of the recipe ``quick``, 120 epochs each, about 8 minutes on two cores. Papyan et al.
 (2020) say that NC1 to NC4 go on falling after the training error is zero, and that test accuracy
 gains meanwhile; Zhu et al. (2022) that cross-entropy, squared error and label smoothing collapse
 alike; Zhu et al. (2021) that a classifier fixed at a simplex frame, and d = K feature dimensions,

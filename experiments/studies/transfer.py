@@ -4,7 +4,7 @@
     mcr2 study transfer --dataset ../shared/data/omniglot-small.npz --set stem_stride=2
 
 18 runs of the recipe ``quick`` (2, 3 and 5 of the ten digits) and 300 episodes a few-shot accuracy,
-about 10 minutes on two cores. Galanti et al. (2022) say that classes which collapse in training are
+about 2 minutes on two cores. Galanti et al. (2022) say that classes which collapse in training are
 also collapsed on test samples and, the more classes there were, on classes never seen, so that a
 few samples of these suffice. Expect CDNV on held-out classes to fall, and few-shot accuracy to
 rise, with the number of source classes; with five of them hardly to collapse at all.
