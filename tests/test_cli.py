@@ -193,7 +193,8 @@ IN_A_STUDY = {
     "--set ratio=0.3": "ratio has an option of its own",
     "--set mcr2.dataset=fine.npz": "dataset has an option of its own",
     # machine
-    "--jobs 0": "jobs is 0; it must be at least 1",
+    "--jobs 0": "jobs is 0; it must be between 1 and 1024",
+    "--jobs 100000000000": "it must be between 1 and 1024",
     "--threads 0": "threads is 0; it must be between 1 and",
     "--device meta": "device 'meta' cannot be used here",
     # the line itself

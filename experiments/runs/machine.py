@@ -71,7 +71,7 @@ class Machine:
     def jobs(self, asked: int | None) -> int:
         """Return how many runs go on at a time: as asked, or as many as fit the processors."""
         if asked is not None:
-            return checks.integer("jobs", asked, 1)
+            return checks.integer("jobs", asked, 1, 1024)
         cores = max(1, (os.cpu_count() or 1) // self.cores)
         return cores if self.torch_device().type == "cpu" else 1
 

@@ -96,7 +96,7 @@ class Slurm:
         self.settings = parse_settings(options.slurm)
         per_job, jobs = (1 if n is None else n for n in (options.cells_per_job, options.jobs))
         self.per_job = checks.integer("cells_per_job", per_job, 1)
-        self.jobs = checks.integer("jobs", jobs, 1)
+        self.jobs = checks.integer("jobs", jobs, 1, 1024)
         gpus = self.settings.get("gpus_per_node", "").rpartition(":")[2]
         if gpus and int(gpus) < machines[0].processes:
             raise ValueError(
