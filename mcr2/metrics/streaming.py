@@ -23,6 +23,7 @@ from mcr2.checks import Array, Labels
 from mcr2.metrics.collapse import collapse_of_moments
 from mcr2.metrics.moments import ClassMoments, unit
 from mcr2.metrics.rank import rank_of_moments
+from mcr2.rates import class_moments, rates_of_moments
 
 try:
     from torchmetrics import Metric
@@ -173,34 +174,21 @@ class RateMetric(_Scalars):
         H, y = checks.samples(features, labels, K)
         checks.floating("features", H, len(H), d, finite=False)
         H, y = H.to(self.products.device), y.to(self.products.device)
-        Z = unit(H.to(torch.promote_types(H.dtype, torch.float32))).double()
-        for k in torch.unique(y).tolist():
-            of_class = Z[y == k]
-            self.products[k] += of_class.T @ of_class
+        Z = unit(H.to(torch.promote_types(H.dtype, torch.float32)))
+        self.products += class_moments(Z, y, num_classes=K)
         self.counts += torch.bincount(y, minlength=K)
 
     def compute(self) -> dict[str, Tensor]:
         """Return ``rate``, ``compressed_rate``, ``reduction`` and ``class_rate_mean``, in nats."""
-        m = int(self.counts.sum())
-        if m == 0:
+        if not bool(self.counts.any()):
             raise ValueError("the metric has seen no sample")
-        present = self.counts > 0
-        sizes = self.counts[present].double()
-        rate = self._rate(self.products.sum(0), sizes.sum())
-        of_classes = self._rate(self.products[present], sizes)
-        compressed = sizes @ of_classes / m
+        _, found = rates_of_moments(self.products, self.counts, eps_sq=self.eps_sq)
         return {
-            "rate": rate,
-            "compressed_rate": compressed,
-            "reduction": rate - compressed,
-            "class_rate_mean": of_classes.mean(),
+            "rate": found.rate,
+            "compressed_rate": found.compressed_rate,
+            "reduction": found.reduction,
+            "class_rate_mean": found.class_rates[self.counts > 0].mean(),
         }
-
-    def _rate(self, products: Tensor, m: Tensor) -> Tensor:
-        """Return ½ logdet(I + d/(m ε²) G) of products G ``(..., d, d)`` of m samples ``(...)``."""
-        values = torch.linalg.eigvalsh(products).clamp(min=0)
-        scale = values.shape[-1] / (m * self.eps_sq)
-        return torch.log1p(scale.unsqueeze(-1) * values).sum(-1) / 2
 
 
 def _pack(moments: ClassMoments) -> Tensor:

@@ -154,32 +154,30 @@ def _device() -> torch.device:
     return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
 
 
+def _summed(own: Tensor) -> Tensor:
+    total = own.clone()
+    dist.all_reduce(total)
+    return total
+
+
 class _Total(Function):
+    """The sum over processes, for a function that all of them compute alike."""
+
     @staticmethod
     def forward(ctx: Any, own: Tensor) -> Tensor:
-        total = own.clone()
-        dist.all_reduce(total)
-        return total
+        return _summed(own)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         return grads[0]
 
 
-class _Exchanged(Function):
-    """The sum over processes of what each of them uses for another function: gradients add up."""
-
-    @staticmethod
-    def forward(ctx: Any, own: Tensor) -> Tensor:
-        total = own.clone()
-        dist.all_reduce(total)
-        return total
+class _Exchanged(_Total):
+    """The sum over processes, of which each makes another function: gradients add up."""
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        total = grads[0].clone()
-        dist.all_reduce(total)
-        return total
+        return _summed(grads[0])
 
 
 class _SynchronizedOnCPU(_BatchNorm):
