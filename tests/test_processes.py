@@ -17,6 +17,8 @@ from experiments.runs.machine import Machine, check_processes
 from experiments.runs.processes import end, together
 from experiments.runs.traffic import sizes_of, step_traffic
 from mcr2.backbones import BACKBONES
+from mcr2.objectives import RateReduction
+from mcr2.training import Encoder
 
 MCR2 = [sys.executable, "-m", "experiments.commands"]
 RUN = [*("train", "--method", "ce", "--ratio", "0.3", "--subset", "300", "--epochs")]
@@ -72,25 +74,32 @@ def children_of(pid):
     return [int(child) for task in tasks for child in task.read_text().split()]
 
 
+def lose_the_other(folder, signum):
+    """What a run of two says when a signal comes to the second one alone, past a checkpoint."""
+    run = begin(folder, 2)
+    wait_for(folder / "checkpoint.safetensors", run)
+    (other,) = children_of(run.pid)
+    os.kill(other, signum)
+    told = run.communicate(timeout=60)[1]
+    assert run.returncode == 1
+    assert "Traceback" not in told
+    return told
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
 def test_a_run_outlives_its_processes(tmp_path):
     """One is killed, then all are stopped, then the first is killed; one process goes on."""
     folder, checkpoint = tmp_path / "run", tmp_path / "run" / "checkpoint.safetensors"
-    run = begin(folder, 2)
-    wait_for(checkpoint, run)
-    (other,) = children_of(run.pid)
-    os.kill(other, signal.SIGKILL)
-    told = run.communicate(timeout=60)[1]
-    assert run.returncode == 1
-    assert "process 1 of 2 was killed by signal 9; the checkpoint is kept" in told
-    assert "Traceback" not in told
+    assert "process 1 of 2 was killed by signal 9; the checkpoint is kept" in lose_the_other(
+        folder, signal.SIGKILL
+    )
 
     run, before = begin(folder, 2), checkpoint.stat().st_mtime_ns
     while checkpoint.stat().st_mtime_ns == before:
         time.sleep(0.2)
     run.terminate()
-    assert run.communicate(timeout=60)
+    run.communicate(timeout=60)
     assert run.returncode == 128 + signal.SIGTERM
 
     run = begin(folder, 2)
@@ -104,7 +113,7 @@ def test_a_run_outlives_its_processes(tmp_path):
     assert not Path(f"/proc/{others[0]}").exists(), "a process outlived the run"
 
     run = begin(folder, 1)
-    assert run.communicate(timeout=300)
+    run.communicate(timeout=300)
     assert run.returncode == 0
     record = record_of(folder)
     assert record["status"] == "finished"
@@ -114,14 +123,8 @@ def test_a_run_outlives_its_processes(tmp_path):
 
 @pytest.mark.slow
 def test_a_process_that_is_stopped_alone_stops_the_run(tmp_path):
-    run = begin(tmp_path / "run", 2)
-    wait_for(tmp_path / "run" / "checkpoint.safetensors", run)
-    (other,) = children_of(run.pid)
-    os.kill(other, signal.SIGTERM)
-    told = run.communicate(timeout=60)[1]
-    assert run.returncode == 1
+    told = lose_the_other(tmp_path / "run", signal.SIGTERM)
     assert "another process was asked to stop; the same command continues" in told
-    assert "Traceback" not in told
 
 
 def test_a_process_that_ends_before_it_joins_is_not_waited_for(monkeypatch, tmp_path):
@@ -178,21 +181,19 @@ def test_processes_share_the_processors(monkeypatch):
 
 def test_what_is_sent_follows_from_the_network():
     net = BACKBONES["resnet8_w8"](in_channels=1, feature_dim=4)
-    found = sizes_of(net)
-    assert found["parameters"] == sum(p.numel() for p in net.parameters())
-    assert found["channels"] == sum(
-        norm.num_features
-        for norm in net.modules()
-        if isinstance(norm, nn.BatchNorm2d | nn.BatchNorm1d)
-    )
-    sizes = {"dim": 512, "num_classes": 1000, **found}
-    alone = step_traffic(samples=4096, processes=1, **sizes)
-    assert alone.total(by_moments=True) == 0
-    eight = step_traffic(samples=4096, processes=8, **sizes)
+    found = sizes_of(Encoder(net, RateReduction(1000)))
+    P = sum(p.numel() for p in net.parameters())
+    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d | nn.BatchNorm1d)]
+    channels = sum(norm.num_features for norm in norms)
+    many = {"num_classes": 1000, "knows_moments": True, "parameters": P, "channels": channels}
+    assert found == many
+    assert step_traffic(samples=4096, dim=512, processes=1, **many).total == 0
+    eight = step_traffic(samples=4096, dim=512, processes=8, **many)
     assert eight.features == 7 / 8 * 4096 * 512 * 4
-    assert eight.gradients == 2 * 7 / 8 * 4 * found["parameters"]
-    assert not eight.reduced  # a thousand classes have more moments than a batch has features
-    few = step_traffic(samples=32768, processes=8, **(sizes | {"dim": 128, "num_classes": 10}))
-    assert few.reduced
-    assert few.moments < few.features
-    assert few.total(by_moments=True) < few.total(by_moments=False)
+    assert eight.gradients == 2 * 7 / 8 * 4 * P
+    assert not eight.by_moments  # a thousand classes have more moments than a batch has features
+    few = {"samples": 32768, "dim": 128, "processes": 8, **many, "num_classes": 10}
+    reduced = step_traffic(**few)
+    gathered = step_traffic(**few | {"knows_moments": False})
+    assert (reduced.by_moments, gathered.by_moments) == (True, False)
+    assert reduced.total < gathered.total

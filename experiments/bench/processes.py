@@ -143,9 +143,8 @@ def measure(options: RecipeBench) -> Iterator[dict[str, Any]]:
                 traffic = step_traffic(
                     samples=min(spec.training.batch_size, len(data.train)),
                     dim=spec.feature_dim,
-                    num_classes=data.sizes.num_classes,
                     processes=size,
-                    **sizes_of(encoder.backbone),
+                    **sizes_of(encoder),
                 )
                 yield {
                     "method": spec.method,
@@ -154,7 +153,7 @@ def measure(options: RecipeBench) -> Iterator[dict[str, Any]]:
                     "seconds": seconds,
                     "ideal": alone / (size * threads),
                     "sent_MB": None if size == 1 or sent is None else sent / 1e6,
-                    "formula_MB": traffic.total(by_moments=spec.method == "mcr2") / 1e6,
+                    "formula_MB": traffic.total / 1e6,
                     "memory_MiB": None if memory is None else memory / 2**20,
                     "local": None if size == 1 else _local(encoder, batch, spec.training, size),
                 }

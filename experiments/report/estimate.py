@@ -68,7 +68,7 @@ def sent(processes: int, groups: Mapping[RunSpec, Sequence[RunEstimate]]) -> lis
         bytes_of = step_traffic(samples=m, dim=d, processes=processes, **group[0].network)
         lines.append(
             f"{spec.method}: each of {processes} processes sends "
-            f"{bytes_of.total(by_moments=False) / 1e6:.1f} MB a step, by formula; the times above "
+            f"{bytes_of.total / 1e6:.1f} MB a step, by formula; the times above "
             "are of one process"
         )
     return lines

@@ -59,7 +59,7 @@ class Probe:
     train: int  # images, those held out among them
     test: int
     needs_epoch_features: bool
-    network: dict[str, int]  # its parameters, normalised channels and classes
+    network: dict[str, Any]  # its parameters, normalised channels and classes
 
 
 class RunEstimate(NamedTuple):
@@ -71,7 +71,7 @@ class RunEstimate(NamedTuple):
     memory: int | None
     disk: int
     checkpoint: int
-    network: dict[str, int]
+    network: dict[str, Any]
 
 
 def run_estimate(planned: PlannedRun, found: Probe) -> RunEstimate:
@@ -183,7 +183,7 @@ class Measurement:
             train=len(data.train) + len(data.held_out),
             test=len(data.test),
             needs_epoch_features=encoder.objective.needs_epoch_features,
-            network=sizes_of(encoder.backbone) | {"num_classes": data.sizes.num_classes},
+            network=sizes_of(encoder),
         )
 
     def _time(self, action: Callable[[], object]) -> float:

@@ -34,6 +34,9 @@ class World:
         rank: of this process, from 0; the first one writes and tells.
         size: processes, which have one ``torch.distributed`` process group.
 
+    Raises:
+        ValueError: a rank that is not in 0 ... size − 1.
+
     Example:
         >>> World().gathered(torch.ones(3, 2), 3).shape, World(1, 2).rows(5)
         (torch.Size([3, 2]), slice(3, 5, None))
